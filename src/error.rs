@@ -1,0 +1,94 @@
+//! What can be wrong with a call: one enum for the whole crate.
+
+use crate::Isa;
+use std::fmt;
+
+/// What was wrong with the arguments of a call, what was expected and what came.
+///
+/// Every function finds its errors before it writes anything: after an `Err` all outputs are as they were.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Error {
+    /// A slice, or the number of channels of an argument, does not fit the shape.
+    Length {
+        /// The argument.
+        argument: &'static str,
+        /// Elements expected.
+        expected: usize,
+        /// Elements that came.
+        actual: usize,
+    },
+    /// The product of a shape's extents, times 8 bytes, passes `isize::MAX`.
+    ShapeOverflow {
+        /// The extents that came.
+        dims: Vec<usize>,
+    },
+    /// eps must be finite and not negative.
+    Eps(f64),
+    /// An exponential momentum must lie in [0, 1].
+    Momentum(f64),
+    /// An unbiased variance needs more than one value per channel.
+    TooFewValues {
+        /// Values per channel that came.
+        count: f64,
+    },
+    /// Statistics over no values cannot normalize anything.
+    EmptyStatistics,
+    /// A count of values must be finite and not negative.
+    Count(f64),
+    /// A variance that is negative, or NaN where it must be a number.
+    Variance {
+        /// The first channel concerned.
+        channel: usize,
+        /// Its variance.
+        value: f64,
+    },
+    /// This machine's CPU lacks the instruction set asked for.
+    UnsupportedIsa {
+        /// What was asked for.
+        isa: Isa,
+        /// The best that this CPU has.
+        best: Isa,
+    },
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Length { argument, expected, actual } => {
+                write!(f, "{argument} has the wrong length: expected {expected} elements, got {actual}")
+            }
+            Self::ShapeOverflow { dims } => {
+                write!(f, "shape {dims:?} is too large: expected at most isize::MAX bytes at 8 bytes an element")
+            }
+            Self::Eps(eps) => write!(f, "eps is out of range: expected a finite number >= 0, got {eps}"),
+            Self::Momentum(m) => write!(f, "momentum is out of range: expected a number in [0, 1], got {m}"),
+            Self::TooFewValues { count } => write!(
+                f,
+                "too few values for an unbiased variance: expected more than 1 value per channel, got {count}"
+            ),
+            Self::EmptyStatistics => {
+                write!(f, "the statistics are empty: expected a count of at least 1 value per channel, got 0")
+            }
+            Self::Count(n) => write!(f, "count is out of range: expected a finite number >= 0, got {n}"),
+            Self::Variance { channel, value } => {
+                write!(f, "variance of channel {channel} is invalid: expected a number >= 0, got {value}")
+            }
+            Self::UnsupportedIsa { isa, best } => {
+                write!(f, "this CPU does not support {isa:?}: expected at most {best:?}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// `Ok` where `actual` is what the argument should have.
+pub(crate) fn check_len(argument: &'static str, expected: usize, actual: usize) -> Result<(), Error> {
+    if expected == actual { Ok(()) } else { Err(Error::Length { argument, expected, actual }) }
+}
+
+/// [`check_len`] of an argument that may be absent.
+pub(crate) fn check_optional<T>(argument: &'static str, expected: usize, actual: Option<&[T]>) -> Result<(), Error> {
+    check_len(argument, expected, actual.map_or(expected, <[T]>::len))
+}

@@ -1,0 +1,108 @@
+//! How a pass is cut into tiles, and the order in which they are walked.
+//!
+//! Positions are cut into *segments*, whose partial results are merged: where the cuts lie decides bits, so they
+//! follow from the shape alone. Channels are cut into *groups*, which are independent of each other.
+
+use crate::Shape;
+use crate::kernels::{MAX_GROUP, Tile};
+use crate::parallel::Threads;
+use std::ops::Range;
+
+/// Elements that a tile should have at least, to be worth a task of its own.
+const TILE: usize = 1 << 17;
+/// A segment of a channel's plane may be smaller where there are few channels: enough to keep many cores busy.
+const SMALLEST_PLANE_SEGMENT: usize = 1 << 14;
+/// Tasks that keep the cores of large machines busy.
+const TASKS: usize = 256;
+/// Bytes of a group of planes: its second sweep should find it in L2.
+const GROUP_BYTES: usize = 1 << 18;
+/// Channels whose coefficients are one task, where they are not computed by the task that uses them.
+const FINISH: usize = 512;
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Grid {
+    channels: usize,
+    /// Positions in all.
+    pub(crate) values: usize,
+    /// Positions in a segment; the last may have fewer.
+    pub(crate) segment: usize,
+    /// Channels in a group; the last may have fewer.
+    group: usize,
+}
+
+impl Grid {
+    /// The cuts of a shape that has elements.
+    pub(crate) fn new(shape: Shape, element_bytes: usize) -> Self {
+        let (channels, inner, values) = (shape.channels(), shape.inner(), shape.values_per_channel());
+        let (segment, group) = if inner == 1 {
+            let segments = values.div_ceil((TILE / channels).max(64)).min(TASKS);
+            let segment = values.div_ceil(segments).next_multiple_of(8);
+            // Whole rows, but where there are few and they are long.
+            let group = (4 * TILE / segment).next_multiple_of(64).max(64);
+            (segment, if group >= channels { channels } else { group })
+        } else {
+            let segments = TASKS.div_ceil(channels).min(values.div_ceil(SMALLEST_PLANE_SEGMENT)).max(1);
+            let segment = values.div_ceil(segments);
+            let segment = segment.next_multiple_of(if inner <= segment { inner } else { 128 });
+            (segment, (GROUP_BYTES / (values * element_bytes)).clamp(1, MAX_GROUP))
+        };
+        Self { channels, values, segment, group }
+    }
+
+    pub(crate) fn segments(&self) -> usize {
+        self.values.div_ceil(self.segment)
+    }
+
+    fn groups(&self) -> usize {
+        self.channels.div_ceil(self.group)
+    }
+
+    fn channels(&self, group: usize) -> Range<usize> {
+        group * self.group..((group + 1) * self.group).min(self.channels)
+    }
+
+    fn tile(&self, group: usize, segment: usize) -> Tile {
+        let positions = segment * self.segment..((segment + 1) * self.segment).min(self.values);
+        Tile { channels: self.channels(group), positions }
+    }
+
+    /// A pass: `reduce` every tile, given with the number of its segment, `finish` every channel, `map` every tile.
+    ///
+    /// Where there are enough groups for all threads, a task takes a group through all three, the map in the opposite
+    /// direction, so that it finds in cache what the reduction left there. Elsewhere each of the three is a parallel
+    /// step.
+    pub(crate) fn walk(
+        &self,
+        threads: (&Threads, usize),
+        reduce: Option<&(dyn Fn(usize, Tile) + Sync)>,
+        finish: &(dyn Fn(Range<usize>) + Sync),
+        map: Option<&(dyn Fn(Tile) + Sync)>,
+    ) {
+        let (threads, count) = threads;
+        let (groups, segments) = (self.groups(), self.segments());
+        if count == 1 || groups >= 4 * count {
+            threads.run(count, groups, &|g| {
+                if let Some(reduce) = reduce {
+                    (0..segments).for_each(|s| reduce(s, self.tile(g, s)));
+                }
+                finish(self.channels(g));
+                if let Some(map) = map {
+                    (0..segments).rev().for_each(|s| map(self.tile(g, s)));
+                }
+            });
+            return;
+        }
+        let tiles = groups * segments;
+        if let Some(reduce) = reduce {
+            threads.run(count, tiles, &|t| reduce(t % segments, self.tile(t / segments, t % segments)));
+        }
+        let chunks = self.channels.div_ceil(FINISH);
+        threads.run(count, chunks, &|k| finish(k * FINISH..((k + 1) * FINISH).min(self.channels)));
+        if let Some(map) = map {
+            threads.run(count, tiles, &|t| {
+                let t = tiles - 1 - t;
+                map(self.tile(t / segments, t % segments));
+            });
+        }
+    }
+}

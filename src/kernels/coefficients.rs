@@ -1,0 +1,292 @@
+//! Per-channel algebra: from statistics and sums, in f64, to the coefficients of a map. Plain loops without branches,
+//! which the compiler vectorizes for the instruction set they are dispatched to.
+
+use super::moments;
+use crate::parallel::Shared;
+use crate::simd::{Kernel, Real, Simd};
+use std::ops::Range;
+
+/// `1/sqrt(var + eps)`, and 0 for 0: a constant channel with eps = 0 has x̂ = 0.
+#[inline(always)]
+pub(crate) fn inv_std(var: f64, eps: f64) -> f64 {
+    let v = var + eps;
+    if v == 0.0 { 0.0 } else { 1.0 / v.sqrt() }
+}
+
+/// The power of two at or below a positive normal number.
+#[inline(always)]
+fn power_of_two(v: f64) -> f64 {
+    f64::from_bits(v.to_bits() & f64::INFINITY.to_bits())
+}
+
+/// A power of two by which x and mean are multiplied, exactly, before they are subtracted, so that a channel whose
+/// values are huge or tiny is computed where lanes neither overflow nor lose bits; 1 for ordinary channels.
+#[inline(always)]
+fn prescale<P: Real>(mean: f64, var: f64, inv_std: f64, scale: f64) -> f64 {
+    let largest = mean.abs().max(var.sqrt());
+    let scale = scale.abs();
+    let ordinary = (largest <= P::LIMIT)
+        & (inv_std <= P::LIMIT)
+        & ((scale == 0.0) | ((scale <= P::LIMIT) & (scale >= 1.0 / P::LIMIT)));
+    const MARGIN: f64 = (1u64 << 20) as f64;
+    let wanted = power_of_two(scale).min(P::LIMIT / power_of_two(largest));
+    let wanted = wanted.clamp(1.0 / (P::LIMIT * MARGIN), P::LIMIT * MARGIN);
+    if ordinary { 1.0 } else { wanted }
+}
+
+/// An f64 as the sum of two lane values.
+#[inline(always)]
+fn split<P: Real>(v: f64) -> (P, P) {
+    let hi = P::from_f64(v);
+    (hi, P::from_f64(v - hi.to_f64()))
+}
+
+/// Partial results of the segments of a batch, two arrays each, to be put together in a tree that the number of
+/// segments alone decides: neighbours, then neighbouring pairs, and so on.
+pub(crate) struct Partials<'a> {
+    pub(crate) slots: &'a Shared<f64>,
+    /// From a slot's first array to its second; twice that from slot to slot.
+    pub(crate) padded: usize,
+    pub(crate) channels: Range<usize>,
+    /// Values of a channel in each segment but the last, and in all.
+    pub(crate) segment: usize,
+    pub(crate) values: usize,
+}
+
+/// How two partial results of the given counts become one.
+pub(crate) trait Merge {
+    fn merge(a_count: f64, a: [&mut [f64]; 2], b_count: f64, b: [&[f64]; 2]);
+}
+
+/// Means and M2.
+pub(crate) struct Chan;
+
+impl Merge for Chan {
+    #[inline(always)]
+    fn merge(a_count: f64, a: [&mut [f64]; 2], b_count: f64, b: [&[f64]; 2]) {
+        moments::merge(a_count, a, b_count, b);
+    }
+}
+
+/// Sums.
+pub(crate) struct Sum;
+
+impl Merge for Sum {
+    #[inline(always)]
+    fn merge(_: f64, a: [&mut [f64]; 2], _: f64, b: [&[f64]; 2]) {
+        for (a, b) in a.into_iter().zip(b) {
+            for (a, b) in a.iter_mut().zip(b) {
+                *a += b;
+            }
+        }
+    }
+}
+
+impl<'a> Partials<'a> {
+    /// # Safety
+    /// Nothing else uses these channels of slot `i` while the slices live.
+    #[inline(always)]
+    unsafe fn slot(&self, i: usize) -> [&'a mut [f64]; 2] {
+        let Range { start, end } = self.channels;
+        let at = 2 * i * self.padded;
+        // SAFETY: slots are as long as `padded` says; the rest is the caller's promise.
+        unsafe {
+            [self.slots.slice(at + start..at + end), self.slots.slice(at + self.padded + start..at + self.padded + end)]
+        }
+    }
+
+    /// Merges all slots into the first and returns it.
+    ///
+    /// # Safety
+    /// Nothing else uses these channels of the slots while the result lives.
+    #[inline(always)]
+    unsafe fn fold<M: Merge>(&self) -> [&'a mut [f64]; 2] {
+        let count = |first: usize, slots: usize| {
+            let end = ((first + slots) * self.segment).min(self.values);
+            (end - first * self.segment) as f64
+        };
+        let slots = self.values.div_ceil(self.segment);
+        let mut step = 1;
+        while step < slots {
+            for i in (0..slots - step).step_by(2 * step) {
+                // SAFETY: the two slots are different ones; the caller's promise.
+                let (a, b) = unsafe { (self.slot(i), self.slot(i + step)) };
+                M::merge(count(i, step), a, count(i + step, step), [&*b[0], &*b[1]]);
+            }
+            step *= 2;
+        }
+        // SAFETY: the caller's promise; the slices made above are gone.
+        unsafe { self.slot(0) }
+    }
+}
+
+/// Partial moments, to mean and biased variance.
+pub(crate) struct Finish<'a> {
+    pub(crate) partials: Partials<'a>,
+    pub(crate) mean: &'a mut [f64],
+    pub(crate) var: &'a mut [f64],
+}
+
+impl Kernel for Finish<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        // SAFETY: whoever makes a `Finish` promises that it alone uses its channels' partials.
+        let [mean, m2] = unsafe { self.partials.fold::<Chan>() };
+        self.mean.copy_from_slice(mean);
+        let count = self.partials.values as f64;
+        for (var, m2) in self.var.iter_mut().zip(m2) {
+            *var = *m2 / count;
+        }
+    }
+}
+
+/// What coefficients are made from: arrays of one length, a channel each.
+#[derive(Clone, Copy)]
+pub(crate) struct Channels<'a, P> {
+    pub(crate) mean: &'a [f64],
+    pub(crate) var: &'a [f64],
+    pub(crate) eps: f64,
+    /// 1 where absent.
+    pub(crate) gamma: Option<&'a [P]>,
+}
+
+impl<P: Real> Channels<'_, P> {
+    /// inv_std, scale = gamma·inv_std and prescale of a channel.
+    #[inline(always)]
+    fn scales(&self, c: usize) -> (f64, f64, f64) {
+        let inv_std = inv_std(self.var[c], self.eps);
+        let scale = self.gamma.map_or(inv_std, |gamma| gamma[c].to_f64() * inv_std);
+        (inv_std, scale, prescale::<P>(self.mean[c], self.var[c], inv_std, scale))
+    }
+}
+
+/// Coefficients of [`Normalize`](super::normalize::Normalize): prescale, mean_hi, mean_lo, scale, shift.
+pub(crate) struct Forward<'a, P> {
+    pub(crate) channels: Channels<'a, P>,
+    /// 0 where absent.
+    pub(crate) beta: Option<&'a [P]>,
+    pub(crate) out: [&'a mut [P]; 5],
+}
+
+impl<P: Real> Kernel for Forward<'_, P> {
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let [prescale, hi, lo, scale, shift] = self.out;
+        for c in 0..self.channels.mean.len() {
+            let (_, s, a) = self.channels.scales(c);
+            prescale[c] = P::from_f64(a);
+            (hi[c], lo[c]) = split(self.channels.mean[c] * a);
+            scale[c] = P::from_f64(s / a);
+            shift[c] = self.beta.map_or(P::from_f64(0.0), |beta| beta[c]);
+        }
+    }
+}
+
+/// Coefficients of [`GradientTerms`](super::gradient_sums::GradientTerms): prescale, mean_hi, mean_lo.
+pub(crate) struct Center<'a, P> {
+    pub(crate) channels: Channels<'a, P>,
+    pub(crate) out: [&'a mut [P]; 3],
+}
+
+impl<P: Real> Kernel for Center<'_, P> {
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let [prescale, hi, lo] = self.out;
+        for c in 0..self.channels.mean.len() {
+            let (_, _, a) = self.channels.scales(c);
+            prescale[c] = P::from_f64(a);
+            (hi[c], lo[c]) = split(self.channels.mean[c] * a);
+        }
+    }
+}
+
+/// Partial sums of [`GradientTerms`](super::gradient_sums::GradientTerms), to sums without its prescale.
+pub(crate) struct FinishSums<'a, P> {
+    pub(crate) partials: Partials<'a>,
+    pub(crate) prescale: &'a [P],
+    pub(crate) g: &'a mut [f64],
+    pub(crate) gx: &'a mut [f64],
+}
+
+impl<P: Real> Kernel for FinishSums<'_, P> {
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        // SAFETY: whoever makes a `FinishSums` promises that it alone uses its channels' partials.
+        let [g, gx] = unsafe { self.partials.fold::<Sum>() };
+        self.g.copy_from_slice(g);
+        for ((out, sum), prescale) in self.gx.iter_mut().zip(gx).zip(self.prescale) {
+            *out = *sum / prescale.to_f64();
+        }
+    }
+}
+
+/// Coefficients of [`InputGradient`](super::input_gradient::InputGradient): prescale, mean_hi, mean_lo, scale, mean of
+/// g, slope.
+pub(crate) struct Backward<'a, P> {
+    pub(crate) channels: Channels<'a, P>,
+    /// Values per channel that the statistics and the sums are over.
+    pub(crate) count: f64,
+    pub(crate) g: &'a [f64],
+    pub(crate) gx: &'a [f64],
+    pub(crate) out: [&'a mut [P]; 6],
+}
+
+impl<P: Real> Kernel for Backward<'_, P> {
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let [prescale, hi, lo, scale, mean_g, slope] = self.out;
+        for c in 0..self.channels.mean.len() {
+            let (inv_std, s, a) = self.channels.scales(c);
+            prescale[c] = P::from_f64(a);
+            (hi[c], lo[c]) = split(self.channels.mean[c] * a);
+            scale[c] = P::from_f64(s);
+            mean_g[c] = P::from_f64(self.g[c] / self.count);
+            // inv_std twice rather than squared: its square leaves the range of f64 for the smallest variances.
+            slope[c] = P::from_f64(-(s * (inv_std * (self.gx[c] / self.count)) * (inv_std / a)));
+        }
+    }
+}
+
+/// Coefficients of [`Normalize`](super::normalize::Normalize) that make it `scale·g`: the input gradient where the
+/// statistics are constants, with x not even read.
+pub(crate) struct Frozen<'a, P> {
+    pub(crate) channels: Channels<'a, P>,
+    pub(crate) out: [&'a mut [P]; 5],
+}
+
+impl<P: Real> Kernel for Frozen<'_, P> {
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let [prescale, hi, lo, scale, shift] = self.out;
+        for c in 0..self.channels.mean.len() {
+            let (_, s, _) = self.channels.scales(c);
+            (prescale[c], scale[c]) = (P::from_f64(1.0), P::from_f64(s));
+            (hi[c], lo[c], shift[c]) = (P::from_f64(0.0), P::from_f64(0.0), P::from_f64(0.0));
+        }
+    }
+}
+
+/// dgamma = inv_std·Σg·(x − mean) and dbeta = Σg, where they are asked for.
+pub(crate) struct ParameterGradients<'a, P> {
+    pub(crate) channels: Channels<'a, P>,
+    pub(crate) g: &'a [f64],
+    pub(crate) gx: &'a [f64],
+    pub(crate) dgamma: Option<&'a mut [P]>,
+    pub(crate) dbeta: Option<&'a mut [P]>,
+}
+
+impl<P: Real> Kernel for ParameterGradients<'_, P> {
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        if let Some(dgamma) = self.dgamma {
+            for ((out, var), gx) in dgamma.iter_mut().zip(self.channels.var).zip(self.gx) {
+                *out = P::from_f64(gx * inv_std(*var, self.channels.eps));
+            }
+        }
+        if let Some(dbeta) = self.dbeta {
+            for (out, g) in dbeta.iter_mut().zip(self.g) {
+                *out = P::from_f64(*g);
+            }
+        }
+    }
+}

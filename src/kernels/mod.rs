@@ -1,0 +1,65 @@
+//! The loops. Each runs on one thread over one [`Tile`] and trusts its caller for lengths.
+//!
+//! There are two walks. **Planes** (`inner > 1`): a channel is a set of contiguous runs, its coefficients are splat.
+//! **Rows** (`inner == 1`): neighbouring elements belong to neighbouring channels, coefficients are loaded. [`reduce`]
+//! has both for passes that sum, [`map`] for passes that write; a pass is one body over vectors handed to them.
+
+pub(crate) mod coefficients;
+pub(crate) mod gradient_sums;
+pub(crate) mod input_gradient;
+pub(crate) mod map;
+pub(crate) mod moments;
+pub(crate) mod normalize;
+pub(crate) mod reduce;
+
+use crate::Shape;
+use std::ops::Range;
+
+/// A part of an activation: some channels at some positions. Position `o * inner + i` is the place of an element
+/// among its channel's values.
+#[derive(Clone, Debug)]
+pub(crate) struct Tile {
+    pub(crate) channels: Range<usize>,
+    pub(crate) positions: Range<usize>,
+}
+
+/// The most channels that a tile of planes may have: their state lives on the stack, in L1.
+pub(crate) const MAX_GROUP: usize = 16;
+
+/// Channels rounded up to whole vectors of any type, so that per-channel arrays are read and written without tails.
+pub(crate) fn padded(channels: usize) -> usize {
+    channels.next_multiple_of(16)
+}
+
+/// The pieces of contiguous positions in a range: `(o, first i, length)`, in order.
+pub(crate) struct Runs {
+    outer: usize,
+    start: usize,
+    left: usize,
+    inner: usize,
+}
+
+impl Runs {
+    #[inline(always)]
+    pub(crate) fn new(shape: Shape, positions: &Range<usize>) -> Self {
+        let inner = shape.inner().max(1);
+        Self { outer: positions.start / inner, start: positions.start % inner, left: positions.len(), inner }
+    }
+}
+
+impl Iterator for Runs {
+    type Item = (usize, usize, usize);
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.left == 0 {
+            return None;
+        }
+        let len = self.left.min(self.inner - self.start);
+        let run = (self.outer, self.start, len);
+        self.left -= len;
+        self.outer += 1;
+        self.start = 0;
+        Some(run)
+    }
+}

@@ -1,0 +1,241 @@
+//! AVX2: two registers a vector, sign-bit masks for partial ones.
+//!
+//! SAFETY, for every block here that only says "AVX2": values of these types are made by kernels that run inside
+//! [`enter`], which only `dispatch` calls, after detection; memory operations pass their caller's promise on.
+
+use super::{Kernel, Simd, Vector};
+use std::arch::x86_64::*;
+
+pub(super) struct Avx2;
+#[derive(Clone, Copy)]
+pub(super) struct F32(__m256, __m256);
+#[derive(Clone, Copy)]
+pub(super) struct F64(__m256d, __m256d);
+
+/// # Safety
+/// The CPU has AVX2.
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn enter<K: Kernel>(kernel: K) {
+    kernel.run::<Avx2>();
+}
+
+impl Simd for Avx2 {
+    type F32 = F32;
+    type F64 = F64;
+
+    #[inline(always)]
+    unsafe fn widen(p: *const f32) -> F64 {
+        // SAFETY: AVX2.
+        unsafe { F64(_mm256_cvtps_pd(_mm_loadu_ps(p)), _mm256_cvtps_pd(_mm_loadu_ps(p.add(4)))) }
+    }
+    #[inline(always)]
+    fn fence() {
+        // SAFETY: SSE is part of x86-64.
+        unsafe { _mm_sfence() }
+    }
+}
+
+/// Ones in the 32-bit lanes of 16 whose index is below `n`.
+#[inline(always)]
+fn mask16(n: usize) -> [__m256i; 2] {
+    // SAFETY: AVX2.
+    unsafe {
+        let n = _mm256_set1_epi32(n.min(16) as i32);
+        [
+            _mm256_cmpgt_epi32(n, _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)),
+            _mm256_cmpgt_epi32(n, _mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15)),
+        ]
+    }
+}
+
+/// Ones in the 64-bit lanes of 8 whose index is below `n`.
+#[inline(always)]
+fn mask8(n: usize) -> [__m256i; 2] {
+    // SAFETY: AVX2.
+    unsafe {
+        let n = _mm256_set1_epi64x(n.min(8) as i64);
+        [_mm256_cmpgt_epi64(n, _mm256_setr_epi64x(0, 1, 2, 3)), _mm256_cmpgt_epi64(n, _mm256_setr_epi64x(4, 5, 6, 7))]
+    }
+}
+
+impl Vector for F32 {
+    type Scalar = f32;
+    type Wide = [F64; 2];
+    const LANES: usize = 16;
+
+    #[inline(always)]
+    fn splat(v: f32) -> Self {
+        // SAFETY: AVX2.
+        unsafe { Self(_mm256_set1_ps(v), _mm256_set1_ps(v)) }
+    }
+    #[inline(always)]
+    fn add(self, rhs: Self) -> Self {
+        // SAFETY: AVX2.
+        unsafe { Self(_mm256_add_ps(self.0, rhs.0), _mm256_add_ps(self.1, rhs.1)) }
+    }
+    #[inline(always)]
+    fn sub(self, rhs: Self) -> Self {
+        // SAFETY: AVX2.
+        unsafe { Self(_mm256_sub_ps(self.0, rhs.0), _mm256_sub_ps(self.1, rhs.1)) }
+    }
+    #[inline(always)]
+    fn mul(self, rhs: Self) -> Self {
+        // SAFETY: AVX2.
+        unsafe { Self(_mm256_mul_ps(self.0, rhs.0), _mm256_mul_ps(self.1, rhs.1)) }
+    }
+    #[inline(always)]
+    fn first(self, n: usize) -> Self {
+        let [a, b] = mask16(n);
+        // SAFETY: AVX2.
+        unsafe { Self(_mm256_and_ps(self.0, _mm256_castsi256_ps(a)), _mm256_and_ps(self.1, _mm256_castsi256_ps(b))) }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self {
+        // SAFETY: AVX2.
+        unsafe { Self(_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))) }
+    }
+    #[inline(always)]
+    unsafe fn load_first(p: *const f32, n: usize) -> Self {
+        let [a, b] = mask16(n);
+        // SAFETY: AVX2; masked lanes are not read, and their addresses are only wrapped to.
+        unsafe { Self(_mm256_maskload_ps(p, a), _mm256_maskload_ps(p.wrapping_add(8), b)) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32) {
+        // SAFETY: AVX2.
+        unsafe {
+            _mm256_storeu_ps(p, self.0);
+            _mm256_storeu_ps(p.add(8), self.1);
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_first(self, p: *mut f32, n: usize) {
+        let [a, b] = mask16(n);
+        // SAFETY: AVX2; masked lanes are not written, and their addresses are only wrapped to.
+        unsafe {
+            _mm256_maskstore_ps(p, a, self.0);
+            _mm256_maskstore_ps(p.wrapping_add(8), b, self.1);
+        }
+    }
+    #[inline(always)]
+    unsafe fn stream(self, p: *mut f32) {
+        // SAFETY: AVX2; kernels fence before they return.
+        unsafe {
+            _mm256_stream_ps(p, self.0);
+            _mm256_stream_ps(p.add(8), self.1);
+        }
+    }
+    #[inline(always)]
+    fn wide_zero() -> [F64; 2] {
+        [F64::splat(0.0); 2]
+    }
+    #[inline(always)]
+    fn accumulate(self, acc: [F64; 2]) -> [F64; 2] {
+        #[inline(always)]
+        fn widen(v: __m256) -> F64 {
+            // SAFETY: AVX2.
+            unsafe { F64(_mm256_cvtps_pd(_mm256_castps256_ps128(v)), _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(v))) }
+        }
+        [acc[0].add(widen(self.0)), acc[1].add(widen(self.1))]
+    }
+    #[inline(always)]
+    unsafe fn wide_load(p: *const f64) -> [F64; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { [F64::load(p), F64::load(p.add(8))] }
+    }
+    #[inline(always)]
+    unsafe fn wide_store(acc: [F64; 2], p: *mut f64) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            acc[0].store(p);
+            acc[1].store(p.add(8));
+        }
+    }
+}
+
+impl Vector for F64 {
+    type Scalar = f64;
+    type Wide = F64;
+    const LANES: usize = 8;
+
+    #[inline(always)]
+    fn splat(v: f64) -> Self {
+        // SAFETY: AVX2.
+        unsafe { Self(_mm256_set1_pd(v), _mm256_set1_pd(v)) }
+    }
+    #[inline(always)]
+    fn add(self, rhs: Self) -> Self {
+        // SAFETY: AVX2.
+        unsafe { Self(_mm256_add_pd(self.0, rhs.0), _mm256_add_pd(self.1, rhs.1)) }
+    }
+    #[inline(always)]
+    fn sub(self, rhs: Self) -> Self {
+        // SAFETY: AVX2.
+        unsafe { Self(_mm256_sub_pd(self.0, rhs.0), _mm256_sub_pd(self.1, rhs.1)) }
+    }
+    #[inline(always)]
+    fn mul(self, rhs: Self) -> Self {
+        // SAFETY: AVX2.
+        unsafe { Self(_mm256_mul_pd(self.0, rhs.0), _mm256_mul_pd(self.1, rhs.1)) }
+    }
+    #[inline(always)]
+    fn first(self, n: usize) -> Self {
+        let [a, b] = mask8(n);
+        // SAFETY: AVX2.
+        unsafe { Self(_mm256_and_pd(self.0, _mm256_castsi256_pd(a)), _mm256_and_pd(self.1, _mm256_castsi256_pd(b))) }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f64) -> Self {
+        // SAFETY: AVX2.
+        unsafe { Self(_mm256_loadu_pd(p), _mm256_loadu_pd(p.add(4))) }
+    }
+    #[inline(always)]
+    unsafe fn load_first(p: *const f64, n: usize) -> Self {
+        let [a, b] = mask8(n);
+        // SAFETY: AVX2; masked lanes are not read, and their addresses are only wrapped to.
+        unsafe { Self(_mm256_maskload_pd(p, a), _mm256_maskload_pd(p.wrapping_add(4), b)) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f64) {
+        // SAFETY: AVX2.
+        unsafe {
+            _mm256_storeu_pd(p, self.0);
+            _mm256_storeu_pd(p.add(4), self.1);
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_first(self, p: *mut f64, n: usize) {
+        let [a, b] = mask8(n);
+        // SAFETY: AVX2; masked lanes are not written, and their addresses are only wrapped to.
+        unsafe {
+            _mm256_maskstore_pd(p, a, self.0);
+            _mm256_maskstore_pd(p.wrapping_add(4), b, self.1);
+        }
+    }
+    #[inline(always)]
+    unsafe fn stream(self, p: *mut f64) {
+        // SAFETY: AVX2; kernels fence before they return.
+        unsafe {
+            _mm256_stream_pd(p, self.0);
+            _mm256_stream_pd(p.add(4), self.1);
+        }
+    }
+    #[inline(always)]
+    fn wide_zero() -> F64 {
+        F64::splat(0.0)
+    }
+    #[inline(always)]
+    fn accumulate(self, acc: F64) -> F64 {
+        acc.add(self)
+    }
+    #[inline(always)]
+    unsafe fn wide_load(p: *const f64) -> F64 {
+        // SAFETY: the caller's promise.
+        unsafe { F64::load(p) }
+    }
+    #[inline(always)]
+    unsafe fn wide_store(acc: F64, p: *mut f64) {
+        // SAFETY: the caller's promise.
+        unsafe { acc.store(p) }
+    }
+}

@@ -1,0 +1,206 @@
+//! AVX-512F: one register a vector, masks for partial ones.
+//!
+//! SAFETY, for every block here that only says "AVX-512F": values of these types are made by kernels that run inside
+//! [`enter`], which only `dispatch` calls, after detection; memory operations pass their caller's promise on.
+
+use super::{Kernel, Simd, Vector};
+use std::arch::x86_64::*;
+
+pub(super) struct Avx512;
+#[derive(Clone, Copy)]
+pub(super) struct F32(__m512);
+#[derive(Clone, Copy)]
+pub(super) struct F64(__m512d);
+
+/// # Safety
+/// The CPU has AVX-512F.
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn enter<K: Kernel>(kernel: K) {
+    kernel.run::<Avx512>();
+}
+
+impl Simd for Avx512 {
+    type F32 = F32;
+    type F64 = F64;
+
+    #[inline(always)]
+    unsafe fn widen(p: *const f32) -> F64 {
+        // SAFETY: AVX-512F.
+        unsafe { F64(_mm512_cvtps_pd(_mm256_loadu_ps(p))) }
+    }
+    #[inline(always)]
+    fn fence() {
+        // SAFETY: SSE is part of x86-64.
+        unsafe { _mm_sfence() }
+    }
+}
+
+/// A mask of the first `n` of 16 lanes.
+#[inline(always)]
+fn mask16(n: usize) -> __mmask16 {
+    if n >= 16 { !0 } else { (1 << n) - 1 }
+}
+
+/// A mask of the first `n` of 8 lanes.
+#[inline(always)]
+fn mask8(n: usize) -> __mmask8 {
+    if n >= 8 { !0 } else { (1 << n) - 1 }
+}
+
+impl Vector for F32 {
+    type Scalar = f32;
+    type Wide = [F64; 2];
+    const LANES: usize = 16;
+
+    #[inline(always)]
+    fn splat(v: f32) -> Self {
+        // SAFETY: AVX-512F.
+        unsafe { Self(_mm512_set1_ps(v)) }
+    }
+    #[inline(always)]
+    fn add(self, rhs: Self) -> Self {
+        // SAFETY: AVX-512F.
+        unsafe { Self(_mm512_add_ps(self.0, rhs.0)) }
+    }
+    #[inline(always)]
+    fn sub(self, rhs: Self) -> Self {
+        // SAFETY: AVX-512F.
+        unsafe { Self(_mm512_sub_ps(self.0, rhs.0)) }
+    }
+    #[inline(always)]
+    fn mul(self, rhs: Self) -> Self {
+        // SAFETY: AVX-512F.
+        unsafe { Self(_mm512_mul_ps(self.0, rhs.0)) }
+    }
+    #[inline(always)]
+    fn first(self, n: usize) -> Self {
+        // SAFETY: AVX-512F.
+        unsafe { Self(_mm512_maskz_mov_ps(mask16(n), self.0)) }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self {
+        // SAFETY: AVX-512F.
+        unsafe { Self(_mm512_loadu_ps(p)) }
+    }
+    #[inline(always)]
+    unsafe fn load_first(p: *const f32, n: usize) -> Self {
+        // SAFETY: AVX-512F; masked lanes are not read.
+        unsafe { Self(_mm512_maskz_loadu_ps(mask16(n), p)) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32) {
+        // SAFETY: AVX-512F.
+        unsafe { _mm512_storeu_ps(p, self.0) }
+    }
+    #[inline(always)]
+    unsafe fn store_first(self, p: *mut f32, n: usize) {
+        // SAFETY: AVX-512F; masked lanes are not written.
+        unsafe { _mm512_mask_storeu_ps(p, mask16(n), self.0) }
+    }
+    #[inline(always)]
+    unsafe fn stream(self, p: *mut f32) {
+        // SAFETY: AVX-512F; kernels fence before they return.
+        unsafe { _mm512_stream_ps(p, self.0) }
+    }
+    #[inline(always)]
+    fn wide_zero() -> [F64; 2] {
+        [F64::splat(0.0); 2]
+    }
+    #[inline(always)]
+    fn accumulate(self, acc: [F64; 2]) -> [F64; 2] {
+        // SAFETY: AVX-512F.
+        unsafe {
+            let low = _mm512_castps512_ps256(self.0);
+            let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(self.0)));
+            [acc[0].add(F64(_mm512_cvtps_pd(low))), acc[1].add(F64(_mm512_cvtps_pd(high)))]
+        }
+    }
+    #[inline(always)]
+    unsafe fn wide_load(p: *const f64) -> [F64; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { [F64::load(p), F64::load(p.add(8))] }
+    }
+    #[inline(always)]
+    unsafe fn wide_store(acc: [F64; 2], p: *mut f64) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            acc[0].store(p);
+            acc[1].store(p.add(8));
+        }
+    }
+}
+
+impl Vector for F64 {
+    type Scalar = f64;
+    type Wide = F64;
+    const LANES: usize = 8;
+
+    #[inline(always)]
+    fn splat(v: f64) -> Self {
+        // SAFETY: AVX-512F.
+        unsafe { Self(_mm512_set1_pd(v)) }
+    }
+    #[inline(always)]
+    fn add(self, rhs: Self) -> Self {
+        // SAFETY: AVX-512F.
+        unsafe { Self(_mm512_add_pd(self.0, rhs.0)) }
+    }
+    #[inline(always)]
+    fn sub(self, rhs: Self) -> Self {
+        // SAFETY: AVX-512F.
+        unsafe { Self(_mm512_sub_pd(self.0, rhs.0)) }
+    }
+    #[inline(always)]
+    fn mul(self, rhs: Self) -> Self {
+        // SAFETY: AVX-512F.
+        unsafe { Self(_mm512_mul_pd(self.0, rhs.0)) }
+    }
+    #[inline(always)]
+    fn first(self, n: usize) -> Self {
+        // SAFETY: AVX-512F.
+        unsafe { Self(_mm512_maskz_mov_pd(mask8(n), self.0)) }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f64) -> Self {
+        // SAFETY: AVX-512F.
+        unsafe { Self(_mm512_loadu_pd(p)) }
+    }
+    #[inline(always)]
+    unsafe fn load_first(p: *const f64, n: usize) -> Self {
+        // SAFETY: AVX-512F; masked lanes are not read.
+        unsafe { Self(_mm512_maskz_loadu_pd(mask8(n), p)) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f64) {
+        // SAFETY: AVX-512F.
+        unsafe { _mm512_storeu_pd(p, self.0) }
+    }
+    #[inline(always)]
+    unsafe fn store_first(self, p: *mut f64, n: usize) {
+        // SAFETY: AVX-512F; masked lanes are not written.
+        unsafe { _mm512_mask_storeu_pd(p, mask8(n), self.0) }
+    }
+    #[inline(always)]
+    unsafe fn stream(self, p: *mut f64) {
+        // SAFETY: AVX-512F; kernels fence before they return.
+        unsafe { _mm512_stream_pd(p, self.0) }
+    }
+    #[inline(always)]
+    fn wide_zero() -> F64 {
+        F64::splat(0.0)
+    }
+    #[inline(always)]
+    fn accumulate(self, acc: F64) -> F64 {
+        acc.add(self)
+    }
+    #[inline(always)]
+    unsafe fn wide_load(p: *const f64) -> F64 {
+        // SAFETY: the caller's promise.
+        unsafe { F64::load(p) }
+    }
+    #[inline(always)]
+    unsafe fn wide_store(acc: F64, p: *mut f64) {
+        // SAFETY: the caller's promise.
+        unsafe { acc.store(p) }
+    }
+}

@@ -1,0 +1,187 @@
+//! The private vector trait, its three tiers, and the one place that enters them.
+//!
+//! A vector is 16 lanes of f32 or 8 of f64 whatever the machine has (`__m512`; two `__m256`; `wide::f32x16`), and only
+//! operations whose result IEEE 754 fixes to the last bit are here. Same lanes, same order, same roundings: kernels
+//! written over [`Vector`] give the same bits on every tier. There is no fused multiply-add: SSE2 and wasm have none.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+use crate::Error;
+
+/// An instruction set that the kernels are compiled for.
+///
+/// The choice changes speed only: results have the same bits on all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Isa {
+    /// The `wide` crate over whatever the crate was compiled for: SSE2, NEON, wasm simd128 or scalar code.
+    Portable,
+    /// 256-bit code for x86-64 with AVX2.
+    Avx2,
+    /// 512-bit code for x86-64 with AVX-512F.
+    Avx512,
+}
+
+impl Isa {
+    /// The instruction sets that this CPU can run, slowest first. Never empty.
+    ///
+    /// ```
+    /// use batchnorm::Isa;
+    /// assert_eq!(Isa::available()[0], Isa::Portable);
+    /// assert_eq!(Isa::available().last(), Some(&Isa::best()));
+    /// ```
+    pub fn available() -> &'static [Isa] {
+        const ALL: [Isa; 3] = [Isa::Portable, Isa::Avx2, Isa::Avx512];
+        &ALL[..=Self::best() as usize]
+    }
+
+    /// The fastest instruction set that this CPU can run.
+    pub fn best() -> Isa {
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2") {
+            // A CPU with AVX-512F has AVX2; `available` relies on that order.
+            return if is_x86_feature_detected!("avx512f") { Isa::Avx512 } else { Isa::Avx2 };
+        }
+        Isa::Portable
+    }
+
+    pub(crate) fn check(self) -> Result<Self, Error> {
+        let best = Self::best();
+        if self <= best { Ok(self) } else { Err(Error::UnsupportedIsa { isa: self, best }) }
+    }
+}
+
+/// A floating-point type that lanes compute in.
+pub trait Real: Copy + Send + Sync + 'static {
+    /// Lanes scaled to stay below this and above its inverse neither overflow nor meet subnormals in a map.
+    const LIMIT: f64;
+    /// To the nearest.
+    fn from_f64(v: f64) -> Self;
+    /// Exact.
+    fn to_f64(self) -> f64;
+}
+
+impl Real for f32 {
+    const LIMIT: f64 = f64::from_bits((1023 + 100) << 52); // 2^100
+    #[inline(always)]
+    fn from_f64(v: f64) -> f32 {
+        v as f32
+    }
+    #[inline(always)]
+    fn to_f64(self) -> f64 {
+        f64::from(self)
+    }
+}
+
+impl Real for f64 {
+    const LIMIT: f64 = f64::from_bits((1023 + 500) << 52); // 2^500
+    #[inline(always)]
+    fn from_f64(v: f64) -> f64 {
+        v
+    }
+    #[inline(always)]
+    fn to_f64(self) -> f64 {
+        self
+    }
+}
+
+/// One virtual vector register. Partial loads and stores touch the first `n` lanes' memory only.
+///
+/// # Safety (of the memory operations)
+/// The caller guarantees that the lanes named can be read or written at `p`; no alignment is needed but for `stream`.
+pub trait Vector: Copy {
+    type Scalar: Real;
+    /// f64 accumulators, one a lane, in lane order.
+    type Wide: Copy;
+    const LANES: usize;
+
+    fn splat(v: Self::Scalar) -> Self;
+    fn add(self, rhs: Self) -> Self;
+    fn sub(self, rhs: Self) -> Self;
+    fn mul(self, rhs: Self) -> Self;
+    /// The first `n` lanes; zero in the others.
+    fn first(self, n: usize) -> Self;
+
+    unsafe fn load(p: *const Self::Scalar) -> Self;
+    /// Zero in the lanes from `n` on.
+    unsafe fn load_first(p: *const Self::Scalar, n: usize) -> Self;
+    unsafe fn store(self, p: *mut Self::Scalar);
+    unsafe fn store_first(self, p: *mut Self::Scalar, n: usize);
+    /// A store that passes the caches by, where the tier has one. `p` must be aligned to [`STREAM_ALIGN`].
+    unsafe fn stream(self, p: *mut Self::Scalar);
+
+    fn wide_zero() -> Self::Wide;
+    /// `acc + self`, lane by lane, in f64.
+    fn accumulate(self, acc: Self::Wide) -> Self::Wide;
+    unsafe fn wide_load(p: *const f64) -> Self::Wide;
+    unsafe fn wide_store(acc: Self::Wide, p: *mut f64);
+}
+
+/// Bytes to which the address of a streaming store must be aligned.
+pub(crate) const STREAM_ALIGN: usize = 64;
+
+/// The sum of a vector's accumulators, in a fixed order: halves onto each other until one is left.
+#[inline(always)]
+pub(crate) fn wide_sum<V: Vector>(acc: V::Wide) -> f64 {
+    let mut lanes = [0.0f64; 16];
+    const { assert!(V::LANES <= 16 && V::LANES.is_power_of_two()) };
+    // SAFETY: `lanes` holds at least V::LANES values.
+    unsafe { V::wide_store(acc, lanes.as_mut_ptr()) };
+    let mut n = V::LANES;
+    while n > 1 {
+        n /= 2;
+        for i in 0..n {
+            lanes[i] += lanes[i + n];
+        }
+    }
+    lanes[0]
+}
+
+/// One instruction set's vectors.
+pub trait Simd: Sized + 'static {
+    type F32: Vector<Scalar = f32>;
+    type F64: Vector<Scalar = f64>;
+
+    /// 8 values of f32 as f64.
+    ///
+    /// # Safety
+    /// 8 values can be read at `p`.
+    unsafe fn widen(p: *const f32) -> Self::F64;
+    /// The first `n` of them; zero in the other lanes.
+    ///
+    /// # Safety
+    /// `n` values can be read at `p`.
+    unsafe fn widen_first(p: *const f32, n: usize) -> Self::F64 {
+        let mut lanes = [0.0f32; 8];
+        // SAFETY: the caller's promise; `n` is cut to the lanes there are.
+        unsafe {
+            std::ptr::copy_nonoverlapping(p, lanes.as_mut_ptr(), n.min(8));
+            Self::widen(lanes.as_ptr())
+        }
+    }
+    /// Orders streaming stores before everything that comes after, as other threads see it.
+    fn fence();
+}
+
+/// Code to run in the context of an instruction set. `run` and all it calls must be `#[inline(always)]`: what is not
+/// inlined into the `#[target_feature]` function is compiled without the feature.
+pub(crate) trait Kernel {
+    fn run<S: Simd>(self);
+}
+
+/// Runs a kernel with the code of `isa`, which must have passed [`Isa::check`].
+pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) {
+    match isa {
+        // SAFETY: every Isa in a plan has passed `Isa::check`, so this CPU has the feature.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => unsafe { avx512::enter(kernel) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { avx2::enter(kernel) },
+        _ => kernel.run::<portable::Portable>(),
+    }
+}

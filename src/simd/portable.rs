@@ -1,0 +1,132 @@
+//! The `wide` crate's vectors: SSE2, NEON, wasm simd128 or scalar code, as the crate was compiled.
+
+use super::{Simd, Vector};
+use wide::{f32x16, f64x8};
+
+pub(super) struct Portable;
+
+impl Simd for Portable {
+    type F32 = f32x16;
+    type F64 = f64x8;
+
+    #[inline(always)]
+    unsafe fn widen(p: *const f32) -> f64x8 {
+        // SAFETY: the caller's promise; an array of f32 has the alignment of f32, or less is asked by `read_unaligned`.
+        let v: [f32; 8] = unsafe { p.cast::<[f32; 8]>().read_unaligned() };
+        f64x8::new(v.map(f64::from))
+    }
+    #[inline(always)]
+    fn fence() {}
+}
+
+macro_rules! portable_vector {
+    ($vector:ty, $scalar:ty, $lanes:literal) => {
+        type Scalar = $scalar;
+        const LANES: usize = $lanes;
+
+        #[inline(always)]
+        fn splat(v: $scalar) -> Self {
+            <$vector>::splat(v)
+        }
+        #[inline(always)]
+        fn add(self, rhs: Self) -> Self {
+            self + rhs
+        }
+        #[inline(always)]
+        fn sub(self, rhs: Self) -> Self {
+            self - rhs
+        }
+        #[inline(always)]
+        fn mul(self, rhs: Self) -> Self {
+            self * rhs
+        }
+        #[inline(always)]
+        fn first(self, n: usize) -> Self {
+            let mut lanes = self.to_array();
+            lanes[n.min($lanes)..].fill(0.0);
+            <$vector>::new(lanes)
+        }
+        #[inline(always)]
+        unsafe fn load(p: *const $scalar) -> Self {
+            // SAFETY: the caller's promise.
+            <$vector>::new(unsafe { p.cast::<[$scalar; $lanes]>().read_unaligned() })
+        }
+        #[inline(always)]
+        unsafe fn load_first(p: *const $scalar, n: usize) -> Self {
+            let mut lanes = [0.0; $lanes];
+            // SAFETY: the caller's promise for `n` values; no more than `lanes` holds are copied.
+            unsafe { std::ptr::copy_nonoverlapping(p, lanes.as_mut_ptr(), n.min($lanes)) };
+            <$vector>::new(lanes)
+        }
+        #[inline(always)]
+        unsafe fn store(self, p: *mut $scalar) {
+            // SAFETY: the caller's promise.
+            unsafe { p.cast::<[$scalar; $lanes]>().write_unaligned(self.to_array()) }
+        }
+        #[inline(always)]
+        unsafe fn store_first(self, p: *mut $scalar, n: usize) {
+            let lanes = self.to_array();
+            // SAFETY: the caller's promise for `n` values; no more than `lanes` holds are copied.
+            unsafe { std::ptr::copy_nonoverlapping(lanes.as_ptr(), p, n.min($lanes)) }
+        }
+        #[inline(always)]
+        unsafe fn stream(self, p: *mut $scalar) {
+            // SAFETY: the caller's promise. `wide` has no streaming store; an ordinary one gives the same memory.
+            unsafe { self.store(p) }
+        }
+    };
+}
+
+impl Vector for f32x16 {
+    type Wide = [f64x8; 2];
+    portable_vector!(f32x16, f32, 16);
+
+    #[inline(always)]
+    fn wide_zero() -> [f64x8; 2] {
+        [f64x8::ZERO; 2]
+    }
+    #[inline(always)]
+    fn accumulate(self, acc: [f64x8; 2]) -> [f64x8; 2] {
+        let v = self.to_array();
+        let low = f64x8::new(std::array::from_fn(|i| f64::from(v[i])));
+        let high = f64x8::new(std::array::from_fn(|i| f64::from(v[i + 8])));
+        [acc[0] + low, acc[1] + high]
+    }
+    #[inline(always)]
+    unsafe fn wide_load(p: *const f64) -> [f64x8; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { [f64x8::load(p), f64x8::load(p.add(8))] }
+    }
+    #[inline(always)]
+    unsafe fn wide_store(acc: [f64x8; 2], p: *mut f64) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            acc[0].store(p);
+            acc[1].store(p.add(8));
+        }
+    }
+}
+
+impl Vector for f64x8 {
+    type Wide = f64x8;
+    portable_vector!(f64x8, f64, 8);
+
+    #[inline(always)]
+    fn wide_zero() -> f64x8 {
+        f64x8::ZERO
+    }
+    #[inline(always)]
+    fn accumulate(self, acc: f64x8) -> f64x8 {
+        acc + self
+    }
+    #[inline(always)]
+    unsafe fn wide_load(p: *const f64) -> f64x8 {
+        // SAFETY: the caller's promise.
+        unsafe { Vector::load(p) }
+    }
+    #[inline(always)]
+    unsafe fn wide_store(acc: f64x8, p: *mut f64) {
+        // SAFETY: the caller's promise.
+        unsafe { Vector::store(acc, p) }
+    }
+}

@@ -1,0 +1,341 @@
+//! What passes learn about a batch, how parts of a batch are put together, and the averages kept for test time.
+
+use crate::error::{Error, check_len};
+use crate::kernels::moments;
+
+/// Mean and biased variance of each channel over `count` values, in f64.
+///
+/// Parts of a batch have statistics of their own; [`merge`](Self::merge) makes those of the whole. An empty
+/// `Statistics` is where merging starts.
+///
+/// ```
+/// use batchnorm::{BatchNorm, Shape, Statistics};
+///
+/// let plan = BatchNorm::new(Shape::nc(2, 1)?);
+/// let mut whole = Statistics::new(1);
+/// for part in [[1.0f32, 3.0], [5.0, 7.0]] {
+///     let mut statistics = Statistics::new(1);
+///     plan.statistics(&part, &mut statistics)?;
+///     whole.merge(&statistics)?;
+/// }
+/// assert_eq!((whole.count(), whole.mean(), whole.var()), (4.0, &[4.0][..], &[5.0][..]));
+/// # Ok::<(), batchnorm::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct Statistics {
+    pub(crate) count: f64,
+    pub(crate) mean: Vec<f64>,
+    pub(crate) var: Vec<f64>,
+}
+
+/// Finds a variance that is negative, or NaN where `nan` is not allowed.
+fn check_var(var: &[f64], nan: bool) -> Result<(), Error> {
+    match var.iter().position(|&v| v < 0.0 || (v.is_nan() && !nan)) {
+        Some(channel) => Err(Error::Variance { channel, value: var[channel] }),
+        None => Ok(()),
+    }
+}
+
+fn check_count(count: f64) -> Result<(), Error> {
+    if count >= 0.0 && count.is_finite() { Ok(()) } else { Err(Error::Count(count)) }
+}
+
+impl Statistics {
+    /// Statistics over no values, for `channels` channels.
+    pub fn new(channels: usize) -> Self {
+        Self { count: 0.0, mean: vec![0.0; channels], var: vec![0.0; channels] }
+    }
+
+    /// Statistics that were computed elsewhere: `count` values per channel, a mean and a biased variance a channel.
+    /// NaN is allowed in both: it is what a channel with NaN or Inf in its data has.
+    ///
+    /// # Errors
+    /// [`Error::Count`] where `count` is negative or not finite, [`Error::Length`] where the lengths differ,
+    /// [`Error::Variance`] where a variance is negative.
+    pub fn from_parts(count: f64, mean: Vec<f64>, var: Vec<f64>) -> Result<Self, Error> {
+        check_count(count)?;
+        check_len("var", mean.len(), var.len())?;
+        check_var(&var, true)?;
+        Ok(Self { count, mean, var })
+    }
+
+    /// Values per channel.
+    pub fn count(&self) -> f64 {
+        self.count
+    }
+
+    /// The mean of each channel.
+    pub fn mean(&self) -> &[f64] {
+        &self.mean
+    }
+
+    /// The biased variance of each channel: the mean squared deviation.
+    pub fn var(&self) -> &[f64] {
+        &self.var
+    }
+
+    /// How many channels there are.
+    pub fn channels(&self) -> usize {
+        self.mean.len()
+    }
+
+    /// Makes this the statistics of its values and those of `other` together.
+    ///
+    /// Chan, Golub, LeVeque, "Algorithms for computing the sample variance" (1983), formula 1.5.
+    ///
+    /// # Errors
+    /// [`Error::Length`] where the numbers of channels differ.
+    pub fn merge(&mut self, other: &Statistics) -> Result<(), Error> {
+        check_len("other", self.channels(), other.channels())?;
+        if other.count == 0.0 {
+            return Ok(());
+        }
+        if self.count == 0.0 {
+            self.clone_from(other);
+            return Ok(());
+        }
+        let n = self.count + other.count;
+        for (c, var) in self.var.iter_mut().enumerate() {
+            let mut m2 = *var * self.count;
+            let other_m2 = other.var[c] * other.count;
+            moments::merge(
+                self.count,
+                [&mut self.mean[c..=c], std::slice::from_mut(&mut m2)],
+                other.count,
+                [&other.mean[c..=c], &[other_m2]],
+            );
+            *var = m2 / n;
+        }
+        self.count = n;
+        Ok(())
+    }
+}
+
+/// Σg and Σg·(x − mean) of each channel, in f64: what the backward pass needs to know of the whole batch.
+///
+/// Sums of parts of a batch, about the same mean, add up by [`merge`](Self::merge).
+#[derive(Clone, Debug, PartialEq)]
+pub struct GradientSums {
+    pub(crate) g: Vec<f64>,
+    pub(crate) gx: Vec<f64>,
+}
+
+impl GradientSums {
+    /// Sums over no values, for `channels` channels.
+    pub fn new(channels: usize) -> Self {
+        Self { g: vec![0.0; channels], gx: vec![0.0; channels] }
+    }
+
+    /// Sums that were computed elsewhere: Σg and Σg·(x − mean), one of each a channel.
+    ///
+    /// # Errors
+    /// [`Error::Length`] where the lengths differ.
+    pub fn from_parts(g: Vec<f64>, gx: Vec<f64>) -> Result<Self, Error> {
+        check_len("gx", g.len(), gx.len())?;
+        Ok(Self { g, gx })
+    }
+
+    /// Σg of each channel, the gradient of beta.
+    pub fn g(&self) -> &[f64] {
+        &self.g
+    }
+
+    /// Σg·(x − mean) of each channel; times inv_std, the gradient of gamma.
+    pub fn gx(&self) -> &[f64] {
+        &self.gx
+    }
+
+    /// How many channels there are.
+    pub fn channels(&self) -> usize {
+        self.g.len()
+    }
+
+    /// Makes these the sums over the values of both.
+    ///
+    /// # Errors
+    /// [`Error::Length`] where the numbers of channels differ.
+    pub fn merge(&mut self, other: &GradientSums) -> Result<(), Error> {
+        check_len("other", self.channels(), other.channels())?;
+        for (a, b) in self.g.iter_mut().zip(&other.g).chain(self.gx.iter_mut().zip(&other.gx)) {
+            *a += b;
+        }
+        Ok(())
+    }
+}
+
+/// How much a new batch counts in [`RunningStatistics`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Momentum {
+    /// `running = (1 − m)·running + m·new`: an exponentially weighted average. m weighs the *new* value, PyTorch's
+    /// convention, and lies in [0, 1].
+    Exponential(f64),
+    /// The plain average over all batches so far.
+    Cumulative,
+}
+
+impl Momentum {
+    /// The momentum of ONNX, Keras and TensorFlow, which weighs the *old* value: `from_decay(0.9)` is
+    /// `Exponential(1 − 0.9)`.
+    pub fn from_decay(decay: f64) -> Self {
+        Self::Exponential(1.0 - decay)
+    }
+}
+
+/// Averages of mean and variance over the batches seen in training, to normalize with at test time, when one example
+/// may come alone.
+///
+/// ```
+/// use batchnorm::{Momentum, RunningStatistics, Statistics};
+///
+/// let mut running = RunningStatistics::new(1);
+/// let batch = Statistics::from_parts(5.0, vec![2.0], vec![4.0])?;
+/// running.update(&batch, Momentum::Exponential(0.1))?;
+/// assert!((running.mean()[0] - 0.2).abs() < 1e-15);
+/// assert!((running.var()[0] - (0.9 + 0.1 * 4.0 * 5.0 / 4.0)).abs() < 1e-15); // unbiased
+/// assert_eq!(running.batches(), 1);
+/// # Ok::<(), batchnorm::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct RunningStatistics {
+    pub(crate) mean: Vec<f64>,
+    pub(crate) var: Vec<f64>,
+    batches: u64,
+    biased: bool,
+}
+
+impl RunningStatistics {
+    /// Mean 0 and variance 1, no batches yet, for `channels` channels; variances are averaged unbiased.
+    pub fn new(channels: usize) -> Self {
+        Self { mean: vec![0.0; channels], var: vec![1.0; channels], batches: 0, biased: false }
+    }
+
+    /// Averages kept elsewhere. They are taken as they are; what cannot be used is found when it is used.
+    ///
+    /// # Errors
+    /// [`Error::Length`] where the lengths differ.
+    pub fn from_parts(mean: Vec<f64>, var: Vec<f64>, batches: u64) -> Result<Self, Error> {
+        check_len("var", mean.len(), var.len())?;
+        Ok(Self { mean, var, batches, biased: false })
+    }
+
+    /// Whether variances are averaged as they normalize the batch (over M, biased) instead of as estimates of the
+    /// population's (over M − 1, unbiased, the default).
+    #[must_use]
+    pub fn biased(mut self, biased: bool) -> Self {
+        self.biased = biased;
+        self
+    }
+
+    /// The running mean of each channel.
+    pub fn mean(&self) -> &[f64] {
+        &self.mean
+    }
+
+    /// The running variance of each channel.
+    pub fn var(&self) -> &[f64] {
+        &self.var
+    }
+
+    /// How many batches were averaged.
+    pub fn batches(&self) -> u64 {
+        self.batches
+    }
+
+    /// How many channels there are.
+    pub fn channels(&self) -> usize {
+        self.mean.len()
+    }
+
+    /// Takes a batch into the averages. An empty batch changes nothing.
+    ///
+    /// # Errors
+    /// [`Error::Momentum`] where the momentum is outside [0, 1] or NaN, [`Error::Length`] where the numbers of
+    /// channels differ, [`Error::TooFewValues`] where an unbiased variance is to be had from one value per channel.
+    pub fn update(&mut self, batch: &Statistics, momentum: Momentum) -> Result<(), Error> {
+        if let Momentum::Exponential(m) = momentum
+            && !(0.0..=1.0).contains(&m)
+        {
+            return Err(Error::Momentum(m));
+        }
+        check_len("batch", self.channels(), batch.channels())?;
+        if batch.count == 0.0 {
+            return Ok(());
+        }
+        if !self.biased && batch.count <= 1.0 {
+            return Err(Error::TooFewValues { count: batch.count });
+        }
+        self.batches = self.batches.saturating_add(1);
+        let m = match momentum {
+            Momentum::Exponential(m) => m,
+            Momentum::Cumulative => 1.0 / self.batches as f64,
+        };
+        // At the ends the other value must not count at all, not even where it is NaN.
+        let average = |old: f64, new: f64| match m {
+            0.0 => old,
+            1.0 => new,
+            _ => (1.0 - m) * old + m * new,
+        };
+        let bessel = |var: f64| if self.biased { var } else { var * batch.count / (batch.count - 1.0) };
+        for (old, &new) in self.mean.iter_mut().zip(&batch.mean) {
+            *old = average(*old, new);
+        }
+        for (old, &new) in self.var.iter_mut().zip(&batch.var) {
+            *old = average(*old, bessel(new));
+        }
+        Ok(())
+    }
+}
+
+/// The mean and variance that a pass normalizes with: a batch's own, or averages from training.
+///
+/// In the backward pass the two differ: a batch's statistics depend on x and gradients flow through them, running ones
+/// are constants. Both convert into a `Source` from a reference.
+#[derive(Clone, Copy, Debug)]
+pub enum Source<'a> {
+    /// Statistics of the batch that x is, or is a part of.
+    Batch(&'a Statistics),
+    /// Frozen averages.
+    Running(&'a RunningStatistics),
+}
+
+impl<'a> From<&'a Statistics> for Source<'a> {
+    fn from(statistics: &'a Statistics) -> Self {
+        Self::Batch(statistics)
+    }
+}
+
+impl<'a> From<&'a RunningStatistics> for Source<'a> {
+    fn from(running: &'a RunningStatistics) -> Self {
+        Self::Running(running)
+    }
+}
+
+impl<'a> Source<'a> {
+    pub(crate) fn mean(self) -> &'a [f64] {
+        match self {
+            Self::Batch(s) => &s.mean,
+            Self::Running(r) => &r.mean,
+        }
+    }
+
+    pub(crate) fn var(self) -> &'a [f64] {
+        match self {
+            Self::Batch(s) => &s.var,
+            Self::Running(r) => &r.var,
+        }
+    }
+
+    /// Whether it can normalize a batch of `channels` channels that has values or, where `empty`, has none.
+    pub(crate) fn check(self, channels: usize, empty: bool) -> Result<(), Error> {
+        match self {
+            Self::Batch(s) => {
+                check_len("statistics", channels, s.channels())?;
+                if s.count == 0.0 && !empty { Err(Error::EmptyStatistics) } else { Ok(()) }
+            }
+            Self::Running(r) => {
+                check_len("running statistics", channels, r.channels())?;
+                check_var(&r.var, false)
+            }
+        }
+    }
+}
