@@ -173,7 +173,7 @@ impl<M: Map, E: Element> Apply<M, E> {
 }
 
 /// Rows that share a load of the coefficients.
-const ROWS: usize = 8;
+const ROWS: usize = 2;
 
 /// A contiguous run of one channel.
 ///
