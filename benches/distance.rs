@@ -25,7 +25,9 @@ fn main() {
         }
         measure(&name, shape);
     }
-    println!("ratios: NCHW forward to a copy, NHWC and NC to a read and a copy; inference to a copy; backward to an add");
+    println!(
+        "ratios: NCHW forward to a copy, NHWC and NC to a read and a copy; inference to a copy; backward to an add"
+    );
 }
 
 /// The layers of ResNet-50 at batch 32 in both layouts, and shapes of fully connected layers.

@@ -19,7 +19,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Outputs of more bytes than this are written past the caches: what is read next would not find them there.
-const STREAM_BYTES: usize = 1 << 24;
+const STREAM_BYTES: usize = 1 << 22;
 
 /// [`Gradients`](crate::Gradients) with dx as a pointer, which may be that of dy.
 pub(crate) struct RawGradients<'a, E: Element> {

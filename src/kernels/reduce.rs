@@ -5,6 +5,7 @@
 //! and each lane is a channel. Chunks are counted from the start of the run or block of rows, so the order of all
 //! additions follows from the shape alone.
 
+use super::AHEAD;
 use crate::element::Load;
 use crate::simd::Vector;
 
@@ -20,6 +21,9 @@ pub(crate) trait Reduce {
     const COEFS: usize;
     fn terms<V: Vector>(coefs: [V; 3], x: [V; 2]) -> [V; 2];
 }
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
 pub(crate) type Inputs<E> = [*const E; 2];
 
@@ -99,7 +103,7 @@ unsafe fn chunk<R: Reduce, L: Load, const PARTIAL: bool>(
     }
 }
 
-/// Adds the terms of `len` contiguous elements of one channel to its accumulators.
+/// Adds the terms of `len` contiguous elements of one channel to its accumulators. `next` is where the walk goes on.
 ///
 /// # Safety
 /// `len` elements can be read at every input used.
@@ -108,6 +112,7 @@ pub(crate) unsafe fn run<R: Reduce, L: Load>(
     coefs: [L::V; 3],
     x: Inputs<L::Element>,
     len: usize,
+    next: Inputs<L::Element>,
     mut acc: [<L::V as Vector>::Wide; 2],
 ) -> [<L::V as Vector>::Wide; 2] {
     let lanes = L::V::LANES;
@@ -115,6 +120,11 @@ pub(crate) unsafe fn run<R: Reduce, L: Load>(
     // SAFETY: every chunk lies within `len`.
     unsafe {
         while len - at >= CHUNK * lanes {
+            for (&x, &next) in x.iter().zip(&next).take(R::INPUTS) {
+                let ahead = at + AHEAD / size_of::<L::Element>();
+                let p = if ahead < len { x.wrapping_add(ahead) } else { next.wrapping_add(ahead - len) };
+                prefetch::<L>(p, CHUNK * lanes);
+            }
             let t = chunk::<R, L, false>(coefs, advance(x, at), lanes, CHUNK, lanes);
             acc = [t[0].accumulate(acc[0]), t[1].accumulate(acc[1])];
             at += CHUNK * lanes;
@@ -133,6 +143,14 @@ pub(crate) unsafe fn run<R: Reduce, L: Load>(
     acc
 }
 
+/// Asks for the cache lines of `n` elements.
+#[inline(always)]
+fn prefetch<L: Load>(p: *const L::Element, n: usize) {
+    for line in 0..(n * size_of::<L::Element>()).div_ceil(LINE) {
+        L::V::prefetch(p.cast::<u8>().wrapping_add(line * LINE));
+    }
+}
+
 /// The sums of a block of rows, one pair a column, with the columns' coefficients.
 pub(crate) struct Rows<S> {
     /// `COEFS` arrays of coefficients, each `padded` long.
@@ -147,8 +165,9 @@ pub(crate) struct Rows<S> {
     pub(crate) stride: usize,
 }
 
-/// Bytes of an input that are walked panel by panel before going on: a quarter of the smallest L1 in use.
-const BLOCK_BYTES: usize = 8192;
+/// Bytes of an input that are walked panel by panel before going on: large enough to keep a column's accumulators in
+/// registers for a while, small enough for L1 to have all of it before the second panel.
+const BLOCK_BYTES: usize = 2048;
 
 /// Adds the terms of `rows` rows to their columns' sums.
 ///
@@ -164,15 +183,17 @@ pub(crate) unsafe fn rows<R: Reduce, L: Load>(r: &Rows<<L::V as Vector>::Scalar>
     while row < rows {
         let block_rows = block.min(rows - row);
         let x = advance(x, row * r.stride);
+        // The block after this is asked for in the order of memory, whatever the order of the panels.
+        let mut next = advance(x, block_rows * r.stride);
         let mut column = 0;
         while column < r.columns {
             let n = r.columns - column;
             // SAFETY: the rows of this block and the lanes below `n` are within the caller's promise.
             unsafe {
                 if n >= L::V::LANES {
-                    column_panel::<R, L, false>(r, advance(x, column), column, block_rows, n);
+                    column_panel::<R, L, false>(r, advance(x, column), column, block_rows, n, &mut next);
                 } else {
-                    column_panel::<R, L, true>(r, advance(x, column), column, block_rows, n);
+                    column_panel::<R, L, true>(r, advance(x, column), column, block_rows, n, &mut next);
                 }
             }
             column += L::V::LANES;
@@ -192,6 +213,7 @@ unsafe fn column_panel<R: Reduce, L: Load, const PARTIAL: bool>(
     column: usize,
     rows: usize,
     n: usize,
+    next: &mut Inputs<L::Element>,
 ) {
     let mut coefs = [L::V::splat(crate::simd::Real::from_f64(0.0)); 3];
     // SAFETY: `column` plus a vector lies within the padded arrays; rows are the caller's promise.
@@ -204,6 +226,10 @@ unsafe fn column_panel<R: Reduce, L: Load, const PARTIAL: bool>(
         let mut row = 0;
         while row < rows {
             let count = CHUNK.min(rows - row);
+            for next in next.iter_mut().take(R::INPUTS) {
+                prefetch::<L>(*next, CHUNK * L::V::LANES);
+                *next = next.wrapping_add(CHUNK * L::V::LANES);
+            }
             let t = chunk::<R, L, PARTIAL>(coefs, advance(x, row * r.stride), r.stride, count, n);
             acc = [t[0].accumulate(acc[0]), t[1].accumulate(acc[1])];
             row += count;

@@ -126,6 +126,11 @@ impl Vector for F32 {
         }
     }
     #[inline(always)]
+    fn prefetch(p: *const u8) {
+        // SAFETY: SSE is part of x86-64, and a prefetch faults at no address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+    #[inline(always)]
     fn wide_zero() -> [F64; 2] {
         [F64::splat(0.0); 2]
     }
@@ -219,6 +224,11 @@ impl Vector for F64 {
             _mm256_stream_pd(p, self.0);
             _mm256_stream_pd(p.add(4), self.1);
         }
+    }
+    #[inline(always)]
+    fn prefetch(p: *const u8) {
+        // SAFETY: SSE is part of x86-64, and a prefetch faults at no address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
     #[inline(always)]
     fn wide_zero() -> F64 {

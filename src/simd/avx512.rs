@@ -103,6 +103,11 @@ impl Vector for F32 {
         unsafe { _mm512_stream_ps(p, self.0) }
     }
     #[inline(always)]
+    fn prefetch(p: *const u8) {
+        // SAFETY: SSE is part of x86-64, and a prefetch faults at no address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+    #[inline(always)]
     fn wide_zero() -> [F64; 2] {
         [F64::splat(0.0); 2]
     }
@@ -184,6 +189,11 @@ impl Vector for F64 {
     unsafe fn stream(self, p: *mut f64) {
         // SAFETY: AVX-512F; kernels fence before they return.
         unsafe { _mm512_stream_pd(p, self.0) }
+    }
+    #[inline(always)]
+    fn prefetch(p: *const u8) {
+        // SAFETY: SSE is part of x86-64, and a prefetch faults at no address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
     #[inline(always)]
     fn wide_zero() -> F64 {

@@ -114,6 +114,9 @@ pub trait Vector: Copy {
     /// A store that passes the caches by, where the tier has one. `p` must be aligned to [`STREAM_ALIGN`].
     unsafe fn stream(self, p: *mut Self::Scalar);
 
+    /// Asks for the cache line at `p`, which may be any address.
+    fn prefetch(p: *const u8);
+
     fn wide_zero() -> Self::Wide;
     /// `acc + self`, lane by lane, in f64.
     fn accumulate(self, acc: Self::Wide) -> Self::Wide;

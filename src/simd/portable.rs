@@ -74,6 +74,8 @@ macro_rules! portable_vector {
             // SAFETY: the caller's promise. `wide` has no streaming store; an ordinary one gives the same memory.
             unsafe { self.store(p) }
         }
+        #[inline(always)]
+        fn prefetch(_: *const u8) {}
     };
 }
 
