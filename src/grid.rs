@@ -31,7 +31,7 @@ pub(crate) struct Grid {
 }
 
 impl Grid {
-    /// The cuts of a shape that has elements.
+    /// The cuts of a shape that has elements, for passes that sum.
     pub(crate) fn new(shape: Shape, element_bytes: usize) -> Self {
         let (channels, inner, values) = (shape.channels(), shape.inner(), shape.values_per_channel());
         let (segment, group) = if inner == 1 {
@@ -47,6 +47,12 @@ impl Grid {
             (segment, (GROUP_BYTES / (values * element_bytes)).clamp(1, MAX_GROUP))
         };
         Self { channels, values, segment, group }
+    }
+
+    /// The cuts for passes that only map: no sums are kept, so a tile may have all channels and be contiguous.
+    pub(crate) fn for_map(shape: Shape) -> Self {
+        let (channels, inner, values) = (shape.channels(), shape.inner(), shape.values_per_channel());
+        Self { channels, values, segment: (TILE / channels).max(1).next_multiple_of(inner), group: channels }
     }
 
     pub(crate) fn segments(&self) -> usize {

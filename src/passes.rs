@@ -155,7 +155,7 @@ impl BatchNorm {
         if self.shape.is_empty() {
             return;
         }
-        let grid = Grid::new(self.shape, size_of::<E>());
+        let grid = Grid::for_map(self.shape);
         let padded = padded(self.shape.channels());
         let mut coefs = self.pool.take(5 * padded);
         let coefs = Coefs::<E::Param>::new(coefs.as_mut_ptr(), padded);

@@ -57,7 +57,6 @@ impl<E: Element> GradientTerms<E> {
         for (o, i, len) in Runs::new(self.shape, &self.tile.positions) {
             for (acc, c) in sums.iter_mut().zip(self.tile.channels.clone()) {
                 let x = reduce::advance(self.x, (o * channels + c) * inner + i);
-                let next = reduce::advance(self.x, self.tile.next_run(self.shape, o, c));
                 // SAFETY: the run lies within the buffers, by the definition of the shape; `c` is below `padded`.
                 unsafe {
                     let coefs = [
@@ -65,7 +64,7 @@ impl<E: Element> GradientTerms<E> {
                         L::V::splat(*self.coefs.add(padded + c)),
                         L::V::splat(*self.coefs.add(2 * padded + c)),
                     ];
-                    *acc = reduce::run::<Terms, L>(coefs, x, len, next, *acc);
+                    *acc = reduce::run::<Terms, L>(coefs, x, len, *acc);
                 }
             }
         }

@@ -4,7 +4,7 @@ use super::{AHEAD, Runs, Tile};
 use crate::Shape;
 use crate::element::{Element, Store};
 use crate::kernels::reduce::{Inputs, advance};
-use crate::kernels::sink::Sink;
+use crate::kernels::sink::{Lines, Sink};
 use crate::simd::{Kernel, Real, Simd, Vector};
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -76,7 +76,8 @@ impl<M: Map, E: Element> Apply<M, E> {
     /// The pointers cover the shape.
     #[inline(always)]
     unsafe fn walk<L: Store<Element = E, V: Vector<Scalar = E::Param>>, const STREAM: bool>(&self) {
-        let mut sink = Sink::<L, STREAM>::new();
+        let mut lines = Lines::new();
+        let mut sink = Sink::<L, STREAM>::new(&mut lines);
         // SAFETY: the caller's promise.
         unsafe {
             if self.shape.inner() == 1 {
@@ -93,7 +94,7 @@ impl<M: Map, E: Element> Apply<M, E> {
     #[inline(always)]
     unsafe fn planes<L: Store<Element = E, V: Vector<Scalar = E::Param>>, const STREAM: bool>(
         &self,
-        sink: &mut Sink<L, STREAM>,
+        sink: &mut Sink<'_, L, STREAM>,
     ) {
         let (channels, inner) = (self.shape.channels(), self.shape.inner());
         for (o, i, len) in Runs::new(self.shape, &self.tile.positions) {
@@ -128,7 +129,7 @@ impl<M: Map, E: Element> Apply<M, E> {
     #[inline(always)]
     unsafe fn rows<L: Store<Element = E, V: Vector<Scalar = E::Param>>, const STREAM: bool>(
         &self,
-        sink: &mut Sink<L, STREAM>,
+        sink: &mut Sink<'_, L, STREAM>,
     ) {
         let Range { start, end } = self.tile.channels;
         for row in self.tile.positions.clone() {

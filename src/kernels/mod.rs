@@ -24,16 +24,6 @@ pub(crate) struct Tile {
     pub(crate) positions: Range<usize>,
 }
 
-impl Tile {
-    /// Where the walk of planes goes after the run of channel `c` in block `o`: to the next channel of the tile, or
-    /// back to its first in the next block.
-    #[inline(always)]
-    fn next_run(&self, shape: Shape, o: usize, c: usize) -> usize {
-        let (o, c) = if c + 1 < self.channels.end { (o, c + 1) } else { (o + 1, self.channels.start) };
-        (o * shape.channels() + c) * shape.inner()
-    }
-}
-
 /// The most channels that a tile of planes may have: their state lives on the stack, in L1.
 pub(crate) const MAX_GROUP: usize = 16;
 
@@ -44,9 +34,9 @@ pub(crate) fn padded(channels: usize) -> usize {
     channels.next_multiple_of(16) + 16
 }
 
-/// Bytes between what is read and what is fetched for later: far enough for memory to answer, near enough to stay in
-/// L1. Hardware prefetchers lose a walk that changes planes or mixes rows; with this the passes over rows take 0.7 to
-/// 0.9 of the time.
+/// Bytes between what a map reads and what it asks for: far enough for memory to answer, near enough to stay in L1.
+/// With it maps from memory take 0.7 to 0.9 of the time. (Asking for the next channel's values while this one's are
+/// mapped gained less than 5 %, not enough for handing out channels in blocks.)
 pub(crate) const AHEAD: usize = 4096;
 
 /// The pieces of contiguous positions in a range: `(o, first i, length)`, in order.

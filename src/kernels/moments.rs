@@ -94,12 +94,12 @@ impl<V: Vector> Channel<V> {
         Self { pivot, acc: [zero; 2], filled: 0, block: 0, count: 0.0, mean: 0.0, m2: 0.0 }
     }
 
-    /// Sums `len` contiguous values; `next` is where the walk goes on.
+    /// Sums `len` contiguous values.
     ///
     /// # Safety
     /// They can be read at `x`.
     #[inline(always)]
-    unsafe fn feed<L: Load<V = V>>(&mut self, mut x: *const L::Element, mut len: usize, next: *const L::Element) {
+    unsafe fn feed<L: Load<V = V>>(&mut self, mut x: *const L::Element, mut len: usize) {
         if self.block == 0 {
             // SAFETY: a run has at least one value.
             unsafe { self.first_pivot::<L>(x, len) };
@@ -109,10 +109,8 @@ impl<V: Vector> Channel<V> {
             let coefs = [V::splat(self.pivot); 3];
             // SAFETY: `take` is at most `len`.
             unsafe {
-                let end = x.add(take);
-                let next = if take < len { end } else { next };
-                self.acc = reduce::run::<Deviations, L>(coefs, [x; 2], take, [next; 2], self.acc);
-                x = end;
+                self.acc = reduce::run::<Deviations, L>(coefs, [x; 2], take, self.acc);
+                x = x.add(take);
             }
             self.filled += take;
             len -= take;
@@ -135,7 +133,7 @@ impl<V: Vector> Channel<V> {
         // SAFETY: there is one value; `first` has room for a vector; the block is within `len`.
         let acc = unsafe {
             L::load_first(x, 1).store(first.as_mut_ptr());
-            reduce::run::<Deviations, L>([V::splat(first[0]); 3], [x; 2], self.block, [x; 2], self.acc)
+            reduce::run::<Deviations, L>([V::splat(first[0]); 3], [x; 2], self.block, self.acc)
         };
         self.pivot = V::Scalar::from_f64(first[0].to_f64() + wide_sum::<V>(acc[0]) / self.block as f64);
     }
@@ -215,9 +213,8 @@ impl<E: Element> Moments<E> {
         let mut states = [Channel::<L::V>::new(); MAX_GROUP];
         for (o, i, len) in Runs::new(self.shape, &self.tile.positions) {
             for (state, c) in states.iter_mut().zip(channels.clone()) {
-                let next = self.x.wrapping_add(self.tile.next_run(self.shape, o, c));
                 // SAFETY: the run lies within the buffer, by the definition of the shape.
-                unsafe { state.feed::<L>(self.x.add((o * count + c) * inner + i), len, next) };
+                unsafe { state.feed::<L>(self.x.add((o * count + c) * inner + i), len) };
             }
         }
         for (state, c) in states.iter_mut().zip(channels) {

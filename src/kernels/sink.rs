@@ -7,37 +7,42 @@
 use crate::element::Store;
 use crate::simd::{STREAM_ALIGN, Vector};
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 
 /// Bytes gathered before they are written.
 const BYTES: usize = 2048;
 
+/// Room for them and for a vector more.
 #[repr(C, align(64))]
-struct Lines([u8; BYTES + 2 * STREAM_ALIGN]);
+pub(crate) struct Lines([MaybeUninit<u8>; BYTES + 2 * STREAM_ALIGN]);
+
+impl Lines {
+    #[inline(always)]
+    pub(crate) fn new() -> Self {
+        Self([MaybeUninit::uninit(); BYTES + 2 * STREAM_ALIGN])
+    }
+}
 
 /// Where a map's outputs go: to memory at once or, where `STREAM`, past the caches.
-pub(crate) struct Sink<L: Store, const STREAM: bool> {
-    lines: std::mem::MaybeUninit<Lines>,
+pub(crate) struct Sink<'a, L: Store, const STREAM: bool> {
+    /// Apart from the other fields, which could not stay in registers beside memory that is written by pointer.
+    buffer: *mut L::Element,
     /// The line in memory that the buffer's first stands for.
     line: *mut L::Element,
     /// Elements of the buffer before `start` are not ours; those from there to `end` wait to be written.
     start: usize,
     end: usize,
-    lanes: PhantomData<L>,
+    lines: PhantomData<&'a mut Lines>,
 }
 
-impl<L: Store, const STREAM: bool> Sink<L, STREAM> {
+impl<'a, L: Store, const STREAM: bool> Sink<'a, L, STREAM> {
     /// Elements in a line.
     const LINE: usize = STREAM_ALIGN / size_of::<L::Element>();
 
     #[inline(always)]
-    pub(crate) fn new() -> Self {
-        let lines = std::mem::MaybeUninit::uninit();
-        Self { lines, line: std::ptr::null_mut(), start: 0, end: 0, lanes: PhantomData }
-    }
-
-    #[inline(always)]
-    fn buffer(&mut self) -> *mut L::Element {
-        self.lines.as_mut_ptr().cast()
+    pub(crate) fn new(lines: &'a mut Lines) -> Self {
+        let buffer = lines.0.as_mut_ptr().cast();
+        Self { buffer, line: std::ptr::null_mut(), start: 0, end: 0, lines: PhantomData }
     }
 
     /// Where the next element goes.
@@ -69,7 +74,7 @@ impl<L: Store, const STREAM: bool> Sink<L, STREAM> {
         // SAFETY: the caller's promise; the buffer has room for a vector more than is gathered.
         unsafe {
             if STREAM {
-                L::store(v, self.buffer().add(self.end));
+                L::store(v, self.buffer.add(self.end));
             } else if PARTIAL {
                 L::store_first(v, self.line.wrapping_add(self.end), n);
             } else {
@@ -89,7 +94,7 @@ impl<L: Store, const STREAM: bool> Sink<L, STREAM> {
     /// What was put may be written.
     #[inline(always)]
     unsafe fn write_lines(&mut self) {
-        let (line, buffer) = (self.line, self.buffer());
+        let (line, buffer) = (self.line, self.buffer);
         let whole = self.end / Self::LINE * Self::LINE;
         let mut at = 0;
         // SAFETY: the caller's promise. `line` is aligned, and so are its multiples.
@@ -123,7 +128,7 @@ impl<L: Store, const STREAM: bool> Sink<L, STREAM> {
             if self.end >= Self::LINE {
                 self.write_lines();
             }
-            let (line, buffer) = (self.line, self.buffer());
+            let (line, buffer) = (self.line, self.buffer);
             line.add(self.start).copy_from_nonoverlapping(buffer.add(self.start), self.end - self.start);
         }
         self.start = self.end;
