@@ -24,8 +24,8 @@ pub(crate) struct Tile {
     pub(crate) positions: Range<usize>,
 }
 
-/// The most channels that a tile of planes may have: their state lives on the stack, in L1.
-pub(crate) const MAX_GROUP: usize = 16;
+/// The most channels that a tile of planes may have: their state lives on the stack.
+pub(crate) const MAX_GROUP: usize = 64;
 
 /// Elements from one per-channel array to the next: whole vectors of any type, so that arrays are read and written
 /// without tails, and a cache line more, or the arrays of a power of two of channels would compete for the same sets
