@@ -47,7 +47,7 @@ impl Grid {
             let segments = TASKS.div_ceil(channels).min(values.div_ceil(SMALLEST_PLANE_SEGMENT)).max(1);
             let segment = values.div_ceil(segments);
             let segment = segment.next_multiple_of(if inner <= segment { inner } else { 128 });
-            let group = (GROUP_BYTES / (values * element_bytes)).min(channels / GROUPS);
+            let group = (GROUP_BYTES / (values * element_bytes)).min((channels / GROUPS).max(TILE / values));
             (segment, group.clamp(1, MAX_GROUP))
         };
         Self { channels, values, segment, group }
