@@ -176,7 +176,8 @@ impl<P: Real> Kernel for Forward<'_, P> {
             let (_, s, a) = self.channels.scales(c);
             prescale[c] = P::from_f64(a);
             (hi[c], lo[c]) = split(self.channels.mean[c] * a);
-            scale[c] = P::from_f64(s / a);
+            // Finite, so that x = mean gives beta even where eps lets inv_std leave the range of lanes.
+            scale[c] = P::from_f64((s / a).clamp(-P::LIMIT, P::LIMIT));
             shift[c] = self.beta.map_or(P::from_f64(0.0), |beta| beta[c]);
         }
     }

@@ -30,7 +30,7 @@ pub(crate) const MAX_GROUP: usize = 64;
 /// Elements from one per-channel array to the next: whole vectors of any type, so that arrays are read and written
 /// without tails, and a cache line more, or the arrays of a power of two of channels would compete for the same sets
 /// of L1.
-pub(crate) fn padded(channels: usize) -> usize {
+pub(crate) const fn padded(channels: usize) -> usize {
     channels.next_multiple_of(16) + 16
 }
 

@@ -254,7 +254,7 @@ impl<E: Element> Moments<E> {
                     continue;
                 }
                 let (width, first) = (m2.len(), start + k * PANEL);
-                let (mut new_mean, mut new_m2, mut scratch) = ([0.0; PANEL], [0.0; PANEL], [0.0; 3 * 16]);
+                let (mut new_mean, mut new_m2, mut scratch) = ([0.0; PANEL], [0.0; PANEL], [0.0; 3 * padded(PANEL)]);
                 let out = [&mut new_mean[..width], &mut new_m2[..width]];
                 self.rows_of::<E::Redo<S>>(first..first + width, out, scratch.as_mut_ptr());
                 for c in 0..width {

@@ -1,0 +1,303 @@
+//! Wrong arguments of every kind: an error that says so, with no output touched, and never a panic.
+#![no_main]
+
+use arbitrary::Arbitrary;
+use batchnorm::{
+    Affine, BatchNorm, Error, GradientSums, Gradients, Isa, Momentum, RunningStatistics, Shape, Source, Statistics,
+};
+use batchnorm_fuzz::{Dims, Float, Place, Value, baseline};
+use libfuzzer_sys::fuzz_target;
+
+#[derive(Arbitrary, Debug)]
+struct Input {
+    extents: [usize; 5],
+    dims: Dims,
+    double: bool,
+    place: Place,
+    eps: Value,
+    /// How much too long an argument is; 0 in most.
+    lengths: Lengths,
+    gamma: bool,
+    beta: bool,
+    source: Averages,
+    call: Call,
+}
+
+#[derive(Arbitrary, Clone, Copy, Debug, Default)]
+struct Lengths {
+    x: Delta,
+    dy: Delta,
+    out: Delta,
+    gamma: Delta,
+    beta: Delta,
+    dgamma: Delta,
+    dbeta: Delta,
+    source: Delta,
+    sums: Delta,
+    statistics: Delta,
+}
+
+/// A length that is right most of the time.
+#[derive(Arbitrary, Clone, Copy, Debug, Default)]
+enum Delta {
+    #[default]
+    Right,
+    AlsoRight,
+    RightToo,
+    Off(i8),
+    Empty,
+}
+
+impl Delta {
+    fn apply(self, n: usize) -> usize {
+        match self {
+            Self::Right | Self::AlsoRight | Self::RightToo => n,
+            Self::Off(by) => n.saturating_add_signed(isize::from(by)),
+            Self::Empty => 0,
+        }
+    }
+}
+
+/// Statistics to normalize with, valid or not.
+#[derive(Arbitrary, Clone, Copy, Debug)]
+enum Averages {
+    Batch { count: Value, mean: Value, var: Value },
+    Running { mean: Value, var: Value, last_var: Value },
+}
+
+#[derive(Arbitrary, Clone, Copy, Debug)]
+enum Call {
+    Statistics,
+    ForwardTraining,
+    ForwardTrainingInPlace,
+    Normalize,
+    NormalizeInPlace,
+    GradientSums,
+    InputGradient,
+    InputGradientInPlace,
+    ParameterGradients,
+    Backward,
+    BackwardInPlace,
+}
+
+fuzz_target!(|input: Input| {
+    shapes(input.extents);
+    settings(&input);
+    if input.double { run::<f64>(&input) } else { run::<f32>(&input) }
+});
+
+/// An error whose message was written, or nothing.
+fn told<T>(result: Result<T, Error>) -> Option<T> {
+    result.map_err(|error| assert!(!error.to_string().is_empty())).ok()
+}
+
+/// A shape exists exactly where its bytes can.
+fn shapes([a, b, c, d, e]: [usize; 5]) {
+    let fits = |dims: &[usize]| {
+        let bytes = dims.iter().try_fold(8u128, |product, &dim| product.checked_mul(dim as u128));
+        bytes.is_some_and(|bytes| bytes <= isize::MAX as u128)
+    };
+    let check = |dims: &[usize], shape: Result<Shape, Error>| {
+        let shape = told(shape);
+        // Where an extent is 0 the product of the others decides.
+        if dims.iter().all(|&dim| dim > 0) {
+            assert_eq!(shape.is_some(), fits(dims), "{dims:?}");
+        }
+        if let Some(shape) = shape {
+            assert_eq!(shape.len() as u128, dims.iter().map(|&dim| dim as u128).product::<u128>());
+            assert_eq!(shape.is_empty(), shape.len() == 0);
+            assert!(shape.channels() == 0 || shape.len() == shape.values_per_channel() * shape.channels());
+        }
+    };
+    check(&[a, b, c], Shape::new(a, b, c));
+    check(&[a, b], Shape::nc(a, b));
+    check(&[a, b, c], Shape::ncl(a, b, c));
+    check(&[a, b, c, d], Shape::nchw(a, b, c, d));
+    check(&[a, b, c, d, e], Shape::ncdhw(a, b, c, d, e));
+    check(&[a, b, c, d], Shape::nhwc(a, b, c, d));
+    check(&[a, b, c, d, e], Shape::ndhwc(a, b, c, d, e));
+    // A plan for any shape is made at once and rejects what is too short for it.
+    if let Some(shape) = told(Shape::new(a, b, c)).filter(|shape| shape.len() > 1) {
+        let mut statistics = Statistics::new(1);
+        let wrong = BatchNorm::new(shape).forward_training(&[0.0f32], Affine::default(), &mut [0.0], &mut statistics);
+        assert_eq!(wrong, Err(Error::Length { argument: "x", expected: shape.len(), actual: 1 }));
+    }
+}
+
+fn settings(input: &Input) {
+    let plan = BatchNorm::new(input.dims.shape());
+    let eps = input.eps.f64();
+    assert_eq!(told(plan.eps(eps)).is_some(), eps >= 0.0 && eps.is_finite(), "eps {eps}");
+    for isa in [Isa::Portable, Isa::Avx2, Isa::Avx512] {
+        let plan = BatchNorm::new(input.dims.shape());
+        assert_eq!(told(plan.isa(isa)).is_some(), Isa::available().contains(&isa), "{isa:?}");
+    }
+}
+
+fn run<E: Float>(input: &Input) {
+    let shape = input.dims.shape();
+    let Some(source) = Owned::new(input.source, input.lengths.source.apply(shape.channels())) else { return };
+    input.place.each_isa(&baseline(shape, 1e-5), |plan, _| {
+        let mut arguments = Arguments::<E>::new(input, shape);
+        let before = arguments.clone();
+        let valid = arguments.valid(input, shape, &source);
+        let result = arguments.call(input.call, plan, &source);
+        assert_eq!(told(result.clone()).is_some(), valid, "{result:?}");
+        if !valid {
+            assert_eq!(before, arguments, "after {result:?}");
+        }
+        arguments.merge();
+    });
+}
+
+enum Owned {
+    Batch(Statistics),
+    Running(RunningStatistics),
+}
+
+impl Owned {
+    fn new(averages: Averages, channels: usize) -> Option<Self> {
+        let all = |v: Value| vec![v.f64(); channels];
+        match averages {
+            Averages::Batch { count, mean, var } => {
+                let statistics = told(Statistics::from_parts(count.f64(), all(mean), all(var)));
+                let valid = count.f64() >= 0.0 && count.f64().is_finite() && !(channels > 0 && var.f64() < 0.0);
+                assert_eq!(statistics.is_some(), valid, "{averages:?}");
+                statistics.map(Self::Batch)
+            }
+            Averages::Running { mean, var, last_var } => {
+                let mut var = all(var);
+                if let Some(last) = var.last_mut() {
+                    *last = last_var.f64();
+                }
+                told(RunningStatistics::from_parts(all(mean), var, 1)).map(Self::Running)
+            }
+        }
+    }
+
+    fn channels(&self) -> usize {
+        match self {
+            Self::Batch(s) => s.channels(),
+            Self::Running(r) => r.channels(),
+        }
+    }
+
+    fn source(&self) -> Source<'_> {
+        match self {
+            Self::Batch(s) => s.into(),
+            Self::Running(r) => r.into(),
+        }
+    }
+}
+
+/// All that a call may read or write.
+#[derive(Clone, Debug, PartialEq)]
+struct Arguments<E> {
+    x: Vec<E>,
+    dy: Vec<E>,
+    out: Vec<E>,
+    gamma: Option<Vec<E>>,
+    beta: Option<Vec<E>>,
+    dgamma: Option<Vec<E>>,
+    dbeta: Option<Vec<E>>,
+    statistics: Statistics,
+    sums: GradientSums,
+}
+
+impl<E: Float> Arguments<E> {
+    fn new(input: &Input, shape: Shape) -> Self {
+        let (lengths, channels) = (input.lengths, shape.channels());
+        let values = |delta: Delta, n| vec![E::of(0.125); delta.apply(n)];
+        let wide = |delta: Delta| vec![0.125; delta.apply(channels)];
+        Self {
+            x: values(lengths.x, shape.len()),
+            dy: values(lengths.dy, shape.len()),
+            out: values(lengths.out, shape.len()),
+            gamma: input.gamma.then(|| values(lengths.gamma, channels)),
+            beta: input.beta.then(|| values(lengths.beta, channels)),
+            dgamma: input.gamma.then(|| values(lengths.dgamma, channels)),
+            dbeta: input.beta.then(|| values(lengths.dbeta, channels)),
+            statistics: Statistics::from_parts(7.0, wide(lengths.statistics), wide(lengths.statistics))
+                .expect("valid parts"),
+            sums: GradientSums::from_parts(wide(lengths.sums), wide(lengths.sums)).expect("equal lengths"),
+        }
+    }
+
+    /// Whether the call should succeed.
+    fn valid(&self, input: &Input, shape: Shape, source: &Owned) -> bool {
+        let (n, channels) = (shape.len(), shape.channels());
+        let fits = |v: &Option<Vec<E>>| v.as_ref().is_none_or(|v| v.len() == channels);
+        let [x, dy, out] = [&self.x, &self.dy, &self.out].map(|v| v.len() == n);
+        let affine = fits(&self.gamma) && fits(&self.beta);
+        let parameters = fits(&self.dgamma) && fits(&self.dbeta);
+        let (statistics, sums) = (self.statistics.channels() == channels, self.sums.channels() == channels);
+        let usable = source.channels() == channels
+            && match source {
+                Owned::Batch(s) => s.count() > 0.0 || n == 0 || matches!(input.call, Call::ParameterGradients),
+                Owned::Running(r) => r.var().iter().all(|&var| var >= 0.0),
+            };
+        match input.call {
+            Call::Statistics => x && statistics,
+            Call::ForwardTraining => x && out && affine && statistics,
+            Call::ForwardTrainingInPlace => x && affine && statistics,
+            Call::Normalize => x && usable && affine && out,
+            Call::NormalizeInPlace => x && usable && affine,
+            Call::GradientSums => x && dy && usable && sums,
+            Call::InputGradient => x && dy && self.given(source, shape) && sums && affine && out,
+            Call::InputGradientInPlace => x && dy && self.given(source, shape) && sums && affine,
+            Call::ParameterGradients => usable && sums && parameters,
+            Call::Backward => x && dy && usable && affine && out && parameters,
+            Call::BackwardInPlace => x && dy && usable && affine && parameters,
+        }
+    }
+
+    /// The statistics of a pass that takes no running ones.
+    fn batch<'a>(&'a self, source: &'a Owned) -> &'a Statistics {
+        match source {
+            Owned::Batch(s) => s,
+            Owned::Running(_) => &self.statistics,
+        }
+    }
+
+    fn given(&self, source: &Owned, shape: Shape) -> bool {
+        let batch = self.batch(source);
+        batch.channels() == shape.channels() && (batch.count() > 0.0 || shape.is_empty())
+    }
+
+    fn call(&mut self, call: Call, plan: &BatchNorm, owned: &Owned) -> Result<(), Error> {
+        let source = owned.source();
+        let batch = self.batch(owned).clone();
+        let affine = Affine { gamma: self.gamma.as_deref(), beta: self.beta.as_deref() };
+        let (x, dy, out) = (&mut self.x, &mut self.dy, &mut self.out);
+        let (dgamma, dbeta) = (self.dgamma.as_deref_mut(), self.dbeta.as_deref_mut());
+        match call {
+            Call::Statistics => plan.statistics(x, &mut self.statistics),
+            Call::ForwardTraining => plan.forward_training(x, affine, out, &mut self.statistics),
+            Call::ForwardTrainingInPlace => plan.forward_training_in_place(x, affine, &mut self.statistics),
+            Call::Normalize => plan.normalize(x, source, affine, out),
+            Call::NormalizeInPlace => plan.normalize_in_place(x, source, affine),
+            Call::GradientSums => plan.gradient_sums(x, dy, source, &mut self.sums),
+            Call::InputGradient => plan.input_gradient(x, dy, &batch, &self.sums, affine, out),
+            Call::InputGradientInPlace => plan.input_gradient_in_place(x, dy, &batch, &self.sums, affine),
+            Call::ParameterGradients => plan.parameter_gradients(source, &self.sums, dgamma, dbeta),
+            Call::Backward => plan.backward(x, dy, source, affine, Gradients { dx: Some(out), dgamma, dbeta }),
+            Call::BackwardInPlace => plan.backward_in_place(x, dy, source, affine, dgamma, dbeta),
+        }
+    }
+
+    /// What is for another number of channels does not merge and changes nothing.
+    fn merge(&self) {
+        let channels = self.statistics.channels();
+        let (mut statistics, mut sums) = (Statistics::new(channels + 1), GradientSums::new(channels + 1));
+        let mut running = RunningStatistics::new(channels + 1);
+        let (statistics_before, sums_before, running_before) = (statistics.clone(), sums.clone(), running.clone());
+        let other_sums = GradientSums::new(channels);
+        assert!(told(statistics.merge(&self.statistics)).is_none());
+        assert!(told(sums.merge(&other_sums)).is_none());
+        assert!(told(running.update(&self.statistics, Momentum::Cumulative)).is_none());
+        assert_eq!((statistics, sums, running), (statistics_before, sums_before, running_before));
+        assert!(told(Statistics::from_parts(1.0, vec![0.0; channels], vec![0.0; channels + 1])).is_none());
+        assert!(told(GradientSums::from_parts(vec![0.0; channels], vec![0.0; channels + 1])).is_none());
+        assert!(told(RunningStatistics::from_parts(vec![0.0; channels], vec![0.0; channels + 1], 0)).is_none());
+    }
+}

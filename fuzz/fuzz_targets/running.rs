@@ -1,0 +1,162 @@
+//! Running averages, and the merging of statistics and of gradient sums.
+#![no_main]
+
+use arbitrary::Arbitrary;
+use batchnorm::{BatchNorm, GradientSums, Momentum, RunningStatistics, Shape, Statistics, reference};
+use batchnorm_fuzz::{Case, Data, Float, Value, baseline, channels, same, widen, within};
+use libfuzzer_sys::fuzz_target;
+
+#[derive(Arbitrary, Debug)]
+struct Input {
+    case: Case,
+    /// Where the batch is cut into parts.
+    cuts: [u8; 3],
+    running: [(Value, Value); 3],
+    batches: u64,
+    biased: bool,
+    updates: [Update; 3],
+}
+
+#[derive(Arbitrary, Clone, Copy, Debug)]
+enum Update {
+    Cumulative,
+    Old,
+    New,
+    Exponential(Value),
+    Decay(f32),
+}
+
+impl Update {
+    fn momentum(self) -> Momentum {
+        match self {
+            Self::Cumulative => Momentum::Cumulative,
+            Self::Old => Momentum::Exponential(0.0),
+            Self::New => Momentum::Exponential(1.0),
+            Self::Exponential(v) => Momentum::Exponential(v.f64()),
+            Self::Decay(v) => Momentum::from_decay(f64::from(v)),
+        }
+    }
+}
+
+fuzz_target!(|input: Input| if input.case.double { run::<f64>(&input) } else { run::<f32>(&input) });
+
+fn run<E: Float>(input: &Input) {
+    let data = input.case.data::<E>();
+    let parts = parts(&data, input.cuts);
+    let whole = merge_statistics(&data, &parts);
+    merge_sums(&data, &parts, &whole);
+    update(input, &[&whole, &parts[0].1, &parts[1].1]);
+}
+
+/// A part of a batch: the plan for it, where it lies, and its statistics.
+type Part = (BatchNorm, Statistics, std::ops::Range<usize>);
+
+/// Cuts a batch into four parts along its outer extent; some may be empty.
+fn parts<E: Float>(data: &Data<E>, cuts: [u8; 3]) -> Vec<Part> {
+    let shape = data.shape;
+    let mut at = cuts.map(|cut| usize::from(cut) % (shape.outer() + 1));
+    at.sort_unstable();
+    let ends = at.into_iter().chain([shape.outer()]);
+    let starts = [0].into_iter().chain(at);
+    let part = |(start, end): (usize, usize)| {
+        let plan = baseline(Shape::new(end - start, shape.channels(), shape.inner()).expect("a part"), data.eps);
+        let stride = shape.channels() * shape.inner();
+        let range = start * stride..end * stride;
+        let mut statistics = Statistics::new(shape.channels());
+        plan.statistics(&data.x[range.clone()], &mut statistics).expect("valid arguments");
+        (plan, statistics, range)
+    };
+    starts.zip(ends).map(part).collect()
+}
+
+/// Merged parts are the whole, in either order.
+fn merge_statistics<E: Float>(data: &Data<E>, parts: &[Part]) -> Statistics {
+    let exact = channels::<E>(data.shape, &widen(&data.x));
+    let merge = |parts: &mut dyn Iterator<Item = &Part>| {
+        let mut whole = Statistics::new(data.shape.channels());
+        parts.for_each(|(_, part, _)| whole.merge(part).expect("equal numbers of channels"));
+        whole
+    };
+    let whole = merge(&mut parts.iter());
+    for merged in [&whole, &merge(&mut parts.iter().rev())] {
+        assert_eq!(merged.count(), data.shape.values_per_channel() as f64);
+        for (c, exact) in exact.iter().enumerate() {
+            let (mean, var) = (merged.mean()[c], merged.var()[c]);
+            if exact.constant {
+                assert_eq!((mean, var), (exact.mean, 0.0), "constant channel {c}, merged");
+            } else if exact.promised {
+                within("merged mean", c, exact, exact.mean, mean, exact.mean_bound::<E>());
+                within("merged var", c, exact, exact.var, var, exact.var_bound::<E>());
+            } else if !exact.finite {
+                assert!(var.is_nan(), "var of channel {c} with NaN or Inf is {var}");
+            }
+        }
+    }
+    let mut same_again = whole.clone();
+    same_again.merge(&Statistics::new(data.shape.channels())).expect("equal numbers of channels");
+    same("mean merged with nothing", batchnorm::Isa::Portable, whole.mean(), same_again.mean());
+    same("var merged with nothing", batchnorm::Isa::Portable, whole.var(), same_again.var());
+    whole
+}
+
+/// Gradient sums of the parts, about the mean of the whole, are those of the whole.
+fn merge_sums<E: Float>(data: &Data<E>, parts: &[Part], whole: &Statistics) {
+    let sums = |plan: &BatchNorm, range: std::ops::Range<usize>| {
+        let mut sums = GradientSums::new(data.shape.channels());
+        let (x, dy) = (&data.x[range.clone()], &data.dy[range]);
+        plan.gradient_sums(x, dy, whole, &mut sums).expect("valid arguments");
+        sums
+    };
+    let expected = sums(&baseline(data.shape, data.eps), 0..data.x.len());
+    let mut merged = GradientSums::new(data.shape.channels());
+    parts.iter().for_each(|(plan, _, range)| merged.merge(&sums(plan, range.clone())).expect("equal channels"));
+    for (c, exact) in channels::<E>(data.shape, &widen(&data.x)).iter().enumerate() {
+        let (mut g, mut gx) = (0.0, 0.0);
+        for k in reference::indices(data.shape, c) {
+            let (dy, x) = (data.dy[k].f64().abs(), data.x[k].f64());
+            g += dy;
+            gx += dy * (x - whole.mean()[c]).abs();
+        }
+        if exact.promised && g <= E::MAX && gx <= E::MAX {
+            // Both may be off by the bound of one sum.
+            let relative = 2.0 * exact.relative::<E>();
+            let floor = E::U * E::U * exact.mean.abs() * g + 2.0 * exact.values * E::MIN_POSITIVE;
+            within("merged Σg", c, exact, expected.g()[c], merged.g()[c], relative * g);
+            within("merged Σg·(x − mean)", c, exact, expected.gx()[c], merged.gx()[c], relative * gx + 2.0 * floor);
+        }
+    }
+}
+
+/// Updates follow their formula, bit by bit, or are errors that change nothing.
+fn update(input: &Input, batches: &[&Statistics]) {
+    let channels = batches[0].channels();
+    let (mean, var): (Vec<f64>, Vec<f64>) =
+        (0..channels).map(|c| input.running[c % 3]).map(|(mean, var)| (mean.f64(), var.f64())).unzip();
+    let mut running = RunningStatistics::from_parts(mean, var, input.batches).expect("equal lengths");
+    running = running.biased(input.biased);
+    for (batch, update) in batches.iter().zip(input.updates) {
+        let (before, momentum) = (running.clone(), update.momentum());
+        let result = running.update(batch, momentum);
+        let bad_momentum = matches!(momentum, Momentum::Exponential(m) if m.is_nan() || m < 0.0 || m > 1.0);
+        let too_few = !input.biased && batch.count() == 1.0;
+        assert_eq!(result.is_err(), bad_momentum || too_few, "{momentum:?} of {batch:?}: {result:?}");
+        let unchanged = result.is_err() || batch.count() == 0.0;
+        let count = if unchanged { before.batches() } else { before.batches().saturating_add(1) };
+        assert_eq!(running.batches(), count);
+        let weight = match momentum {
+            Momentum::Exponential(m) => m,
+            Momentum::Cumulative => 1.0 / count as f64,
+        };
+        let n = batch.count();
+        let average = |old: f64, new: f64| match weight {
+            _ if unchanged || weight == 0.0 => old,
+            1.0 => new,
+            _ => (1.0 - weight) * old + weight * new,
+        };
+        for c in 0..channels {
+            let new = if input.biased { batch.var()[c] } else { batch.var()[c] * n / (n - 1.0) };
+            assert_eq!(running.mean()[c].bits(), average(before.mean()[c], batch.mean()[c]).bits(), "mean of {c}");
+            assert_eq!(running.var()[c].bits(), average(before.var()[c], new).bits(), "var of {c}");
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! From bytes to shapes, values and settings.
+
+use crate::Float;
+use arbitrary::Arbitrary;
+use batchnorm::{Affine, Shape, reference};
+
+/// A value, most of them of the kind that breaks things.
+#[derive(Arbitrary, Clone, Copy, Debug)]
+pub enum Value {
+    Zero,
+    NegativeZero,
+    One,
+    Three,
+    Milli,
+    Thousand,
+    TenMillion,
+    Subnormal,
+    SmallestNormal,
+    Tiny,
+    Huge,
+    Largest,
+    Infinity,
+    Nan,
+    Any(f32),
+    Wide(f64),
+}
+
+impl Value {
+    pub fn f64(self) -> f64 {
+        match self {
+            Self::Zero => 0.0,
+            Self::NegativeZero => -0.0,
+            Self::One => 1.0,
+            Self::Three => -3.0,
+            Self::Milli => 1e-3,
+            Self::Thousand => 1e3,
+            Self::TenMillion => 1e7,
+            Self::Subnormal => 1e-41,
+            Self::SmallestNormal => f64::from(f32::MIN_POSITIVE),
+            Self::Tiny => 1e-25,
+            Self::Huge => 1e20,
+            Self::Largest => 3e38,
+            Self::Infinity => f64::INFINITY,
+            Self::Nan => f64::NAN,
+            Self::Any(v) => f64::from(v),
+            Self::Wide(v) => v,
+        }
+    }
+
+    /// 1 instead of NaN and Inf, and what passes the largest value of `E` cut to it.
+    pub fn finite<E: Float>(self) -> f64 {
+        finite::<E>(if self.f64().is_finite() { self.f64() } else { 1.0 })
+    }
+}
+
+fn finite<E: Float>(v: f64) -> f64 {
+    E::of(v.clamp(-E::MAX, E::MAX)).f64()
+}
+
+/// The values of a channel: `offset + scale·f(k)`.
+#[derive(Arbitrary, Clone, Copy, Debug)]
+struct Fill {
+    pattern: Pattern,
+    offset: Value,
+    scale: Value,
+    seed: u8,
+}
+
+#[derive(Arbitrary, Clone, Copy, Debug)]
+enum Pattern {
+    Constant,
+    Alternating,
+    Ramp,
+    Noise,
+    /// Noise with a few values far out.
+    Heavy,
+}
+
+impl Fill {
+    /// The value at position `k` of `m`.
+    fn at<E: Float>(self, k: usize, m: usize) -> f64 {
+        let noise = noise(self.seed, k);
+        let f = match self.pattern {
+            Pattern::Constant => 0.0,
+            Pattern::Alternating => 1.0 - 2.0 * (k % 2) as f64,
+            Pattern::Ramp => k as f64 / m as f64,
+            Pattern::Noise => noise,
+            Pattern::Heavy => 0.1 / (noise.abs() + 1e-4) * noise.signum(),
+        };
+        finite::<E>(self.offset.finite::<E>() + self.scale.finite::<E>() * f)
+    }
+}
+
+/// Uniform in [-1, 1): the finalizer of SplitMix64.
+fn noise(seed: u8, k: usize) -> f64 {
+    let mut z = (k as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ u64::from(seed) << 56;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 52) as f64 - 1.0
+}
+
+/// Extents, cut to a size that keeps thousands of executions a second; large ones are split over threads.
+#[derive(Arbitrary, Clone, Copy, Debug)]
+pub struct Dims {
+    outer: u16,
+    channels: u16,
+    inner: u16,
+    /// Channels last.
+    rows: bool,
+    size: u8,
+}
+
+impl Dims {
+    pub fn shape(self) -> Shape {
+        let (limit, channels) = match self.size {
+            0..220 => (1 << 10, 80),
+            // More channels than a group of rows has.
+            220..250 => (1 << 14, 10_000),
+            // Enough for several threads, and for several segments of a channel.
+            _ => (1 << 18, 80),
+        };
+        let below = |v: u16, n: usize| usize::from(v) % (n + 1);
+        let channels = below(self.channels, channels);
+        let left = limit / channels.max(1);
+        let inner = if self.rows { 1 } else { below(self.inner, left) };
+        let outer = below(self.outer, left / inner.max(1));
+        Shape::new(outer, channels, inner).expect("a small shape")
+    }
+}
+
+/// One element that is set apart.
+#[derive(Arbitrary, Clone, Copy, Debug)]
+struct Point {
+    at: u32,
+    value: Value,
+}
+
+/// The input of a target. Fills and parameters are repeated over the channels.
+#[derive(Arbitrary, Debug)]
+pub struct Case {
+    pub dims: Dims,
+    /// f64 instead of f32.
+    pub double: bool,
+    eps: Value,
+    x: [Fill; 3],
+    x_points: [Option<Point>; 3],
+    dy: [Fill; 2],
+    dy_points: [Option<Point>; 2],
+    gamma: Option<[Value; 3]>,
+    beta: Option<[Value; 3]>,
+}
+
+/// A case in an element type.
+pub struct Data<E> {
+    pub shape: Shape,
+    pub eps: f64,
+    pub x: Vec<E>,
+    pub dy: Vec<E>,
+    pub gamma: Option<Vec<E>>,
+    pub beta: Option<Vec<E>>,
+}
+
+pub fn widen<E: Float>(v: &[E]) -> Vec<f64> {
+    v.iter().map(|v| v.f64()).collect()
+}
+
+fn fill<E: Float>(shape: Shape, fills: &[Fill], points: &[Option<Point>]) -> Vec<E> {
+    let mut out = vec![E::of(0.0); shape.len()];
+    let m = shape.values_per_channel();
+    for c in 0..shape.channels() {
+        for (k, at) in reference::indices(shape, c).enumerate() {
+            out[at] = E::of(fills[c % fills.len()].at::<E>(k, m));
+        }
+    }
+    for point in points.iter().flatten().filter(|_| !shape.is_empty()) {
+        out[point.at as usize % shape.len()] = E::of(point.value.f64());
+    }
+    out
+}
+
+impl Case {
+    pub fn data<E: Float>(&self) -> Data<E> {
+        let shape = self.dims.shape();
+        let params = |values: &Option<[Value; 3]>| {
+            values.map(|v| (0..shape.channels()).map(|c| E::of(v[c % 3].finite::<E>())).collect())
+        };
+        Data {
+            shape,
+            eps: self.eps.finite::<f64>().abs(),
+            x: fill(shape, &self.x, &self.x_points),
+            dy: fill(shape, &self.dy, &self.dy_points),
+            gamma: params(&self.gamma),
+            beta: params(&self.beta),
+        }
+    }
+}
+
+impl<E: Float> Data<E> {
+    pub fn affine(&self) -> Affine<'_, E> {
+        Affine { gamma: self.gamma.as_deref(), beta: self.beta.as_deref() }
+    }
+
+    /// gamma and beta in f64, for the reference, with what absent ones stand for.
+    pub fn params(&self) -> (Vec<f64>, Vec<f64>) {
+        let wide = |p: &Option<Vec<E>>, absent| p.as_deref().map_or(vec![absent; self.shape.channels()], widen);
+        (wide(&self.gamma, 1.0), wide(&self.beta, 0.0))
+    }
+}

@@ -1,0 +1,101 @@
+//! Where a pass runs and where its buffers lie: what must not change a bit.
+
+use arbitrary::Arbitrary;
+use batchnorm::{BatchNorm, Executor, Isa, Shape, Threads};
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, LazyLock};
+
+/// The threads of a pass. Most of them are executors, not all well behaved.
+#[derive(Arbitrary, Clone, Copy, Debug)]
+pub enum Runner {
+    Sequential,
+    Rayon,
+    /// Two threads, even and odd indices.
+    Pair,
+    Backwards,
+    /// Each index twice.
+    Repeating,
+    /// No index at all.
+    Forgetful,
+    /// A good executor that claims to have threads without number.
+    Boundless,
+}
+
+impl Executor for Runner {
+    fn threads(&self) -> usize {
+        if matches!(self, Self::Boundless) { usize::MAX } else { 3 }
+    }
+
+    fn parallel_for(&self, n: usize, task: &(dyn Fn(usize) + Sync)) {
+        match self {
+            Self::Pair => std::thread::scope(|scope| {
+                scope.spawn(|| (0..n).step_by(2).for_each(task));
+                (1..n).step_by(2).for_each(task);
+            }),
+            Self::Backwards => (0..n).rev().for_each(task),
+            Self::Repeating => (0..n).chain(0..n).for_each(task),
+            Self::Forgetful => {}
+            _ => (0..n).for_each(task),
+        }
+    }
+}
+
+static POOL: LazyLock<rayon::ThreadPool> =
+    LazyLock::new(|| rayon::ThreadPoolBuilder::new().num_threads(3).build().expect("three threads"));
+
+/// A way to run a pass.
+#[derive(Arbitrary, Clone, Copy, Debug)]
+pub struct Place {
+    pub runner: Runner,
+    /// Elements by which buffers are off their allocation's alignment.
+    offset: u8,
+    pub in_place: bool,
+    pub halves: bool,
+}
+
+/// The plan that the others are compared with.
+pub fn baseline(shape: Shape, eps: f64) -> BatchNorm {
+    let plan = BatchNorm::new(shape).eps(eps).expect("a valid eps");
+    plan.isa(Isa::Portable).expect("every machine has it").threads(Threads::Sequential)
+}
+
+impl Place {
+    /// Runs `f` with a plan like `plan` on each instruction set.
+    pub fn each_isa(self, plan: &BatchNorm, f: impl Fn(&BatchNorm, Isa) + Sync) {
+        for &isa in Isa::available() {
+            let plan = plan.clone().isa(isa).expect("an available Isa");
+            match self.runner {
+                Runner::Sequential => f(&plan, isa),
+                Runner::Rayon => POOL.install(|| f(&plan.threads(Threads::Rayon), isa)),
+                runner => f(&plan.threads(Threads::Executor(Arc::new(runner))), isa),
+            }
+        }
+    }
+
+    pub fn buffer<E: Copy>(self, values: &[E]) -> Buffer<E> {
+        let offset = usize::from(self.offset % 17);
+        let padding = values.first().map(|&v| vec![v; offset]).unwrap_or_default();
+        let start = padding.len();
+        Buffer { memory: [&padding, values].concat().into_boxed_slice(), start }
+    }
+}
+
+/// Values whose allocation ends right behind them, where a sanitizer sees every access outside.
+pub struct Buffer<E> {
+    memory: Box<[E]>,
+    start: usize,
+}
+
+impl<E> Deref for Buffer<E> {
+    type Target = [E];
+
+    fn deref(&self) -> &[E] {
+        &self.memory[self.start..]
+    }
+}
+
+impl<E> DerefMut for Buffer<E> {
+    fn deref_mut(&mut self) -> &mut [E] {
+        &mut self.memory[self.start..]
+    }
+}
