@@ -28,25 +28,25 @@ fn compare<T: Float>(
         if running.is_none() {
             let rounding = f64::EPSILON / 2.0 * mean[c].abs();
             let error = (out.statistics.mean()[c] - mean[c]).abs();
-            ledger.note("mean", error, f.mean * var[c].sqrt() + rounding, context);
-            ledger.note("var", (out.statistics.var()[c] - var[c]).abs(), f.var * var[c], context);
+            ledger.note::<T>("mean", error, f.mean * var[c].sqrt() + rounding, context);
+            ledger.note::<T>("var", (out.statistics.var()[c] - var[c]).abs(), f.var * var[c], context);
         }
         let scale = gamma[c] * reference::inv_std(var[c], p.eps);
         let channel = || reference::indices(shape, c);
         let size = channel().map(|k| dy[k].abs()).sum::<f64>();
         let size_x_hat = channel().map(|k| (dy[k] * x_hat[k]).abs()).sum::<f64>();
-        ledger.note("dbeta", (out.dbeta[c].to_f64() - dbeta[c]).abs(), f.sums * size, context);
-        ledger.note("dgamma", (out.dgamma[c].to_f64() - dgamma[c]).abs(), f.sums * size_x_hat, context);
+        ledger.note::<T>("dbeta", (out.dbeta[c].to_f64() - dbeta[c]).abs(), f.sums * size, context);
+        ledger.note::<T>("dgamma", (out.dgamma[c].to_f64() - dgamma[c]).abs(), f.sums * size_x_hat, context);
         let [mean_g, mean_g_x_hat] = if running.is_some() { [0.0; 2] } else { [dbeta[c] / m, dgamma[c] / m] };
         // The errors that the sums may have, as they reach dx.
         let of_sums = if running.is_some() { [0.0; 2] } else { [f.sums * size / m, f.sums * size_x_hat / m] };
         for k in channel() {
             let bound = f.y * (gamma[c].abs() * (1.0 + x_hat[k].abs()) + beta[c].abs()) + T::SMALLEST_SUBNORMAL;
-            ledger.note("y", (out.y[k].to_f64() - y[k]).abs(), bound, context);
+            ledger.note::<T>("y", (out.y[k].to_f64() - y[k]).abs(), bound, context);
             let size = dy[k].abs() + mean_g.abs() + (x_hat[k] * mean_g_x_hat).abs();
             let size = f.dx * size + of_sums[0] + x_hat[k].abs() * of_sums[1];
             let bound = scale.abs() * size + T::SMALLEST_SUBNORMAL;
-            ledger.note("dx", (out.dx[k].to_f64() - dx[k]).abs(), bound, context);
+            ledger.note::<T>("dx", (out.dx[k].to_f64() - dx[k]).abs(), bound, context);
         }
     }
 }

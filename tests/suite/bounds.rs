@@ -14,7 +14,7 @@ fn outlier(i: usize, at: usize, size: f64, random: &mut Random) -> f64 {
 }
 
 /// One channel each. The names of the first say κ.
-const FAMILIES: [Family; 29] = [
+const FAMILIES: [Family; 30] = [
     ("mean 0", |_, _, r| r.normal()),
     ("kappa 10", |_, _, r| 10.0 + r.normal()),
     ("kappa 1e2", |_, _, r| -1e2 + r.normal()),
@@ -41,6 +41,7 @@ const FAMILIES: [Family; 29] = [
     ("outlier at 2^64 in the middle", |i, m, r| outlier(i, m / 2, -1.9e19, r)),
     ("subnormal in f32", |_, _, r| 1e-40 * r.normal()),
     ("subnormal squares in f32", |_, _, r| 1e-19 * r.normal()),
+    ("1e-25", |_, _, r| 1e-25 * (3.0 + r.normal())),
     ("1e20", |_, _, r| 1e20 * (1.0 + r.normal())),
     ("up to 3e38", |_, _, r| 3e38 * (2.0 * r.uniform() - 1.0)),
     ("nearly constant", |i, _, _| if i % 97 == 5 { 1.000_001 } else { 1.0 }),

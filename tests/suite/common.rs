@@ -1,7 +1,7 @@
 //! What the tests share: element types, inputs, misaligned buffers, every way to run a pass, comparison by bits.
 
 use batchnorm::{
-    Affine, BatchNorm, Element, GradientSums, Gradients, Isa, RunningStatistics, Shape, Source, Statistics,
+    Affine, BatchNorm, Element, GradientSums, Gradients, Isa, RunningStatistics, Shape, Statistics,
 };
 use std::fmt::Debug;
 use std::ops::{Deref, DerefMut};
@@ -14,6 +14,7 @@ pub(crate) trait Float: Element<Param = Self> + Copy + Debug + Default + Partial
     /// Half an ulp at 1.
     const U: f64;
     const SMALLEST_SUBNORMAL: f64;
+    const LARGEST: f64;
     const NAN: Self;
     fn of(v: f64) -> Self;
     fn to_f64(self) -> f64;
@@ -26,6 +27,7 @@ impl Float for f32 {
     const LANES: usize = 16;
     const U: f64 = f32::EPSILON as f64 / 2.0;
     const SMALLEST_SUBNORMAL: f64 = 1.0 / (1u128 << 127) as f64 / (1u64 << 22) as f64;
+    const LARGEST: f64 = f32::MAX as f64;
     const NAN: Self = f32::NAN;
     fn of(v: f64) -> Self {
         v as f32
@@ -43,6 +45,7 @@ impl Float for f64 {
     const LANES: usize = 8;
     const U: f64 = f64::EPSILON / 2.0;
     const SMALLEST_SUBNORMAL: f64 = f64::from_bits(1);
+    const LARGEST: f64 = f64::MAX;
     const NAN: Self = f64::NAN;
     fn of(v: f64) -> Self {
         v

@@ -18,7 +18,7 @@ struct Pages {
     page: usize,
 }
 
-const ROOM: usize = 1 << 16;
+const ROOM: usize = 1 << 17;
 
 impl Pages {
     fn new() -> Self {
