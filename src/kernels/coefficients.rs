@@ -20,7 +20,7 @@ fn power_of_two(v: f64) -> f64 {
 }
 
 /// By how much a prescale may pass the limit of lanes.
-const MARGIN: f64 = (1u64 << 20) as f64;
+const MARGIN: f64 = (1u64 << 26) as f64;
 
 /// A power of two by which x and mean are multiplied, exactly, before they are subtracted, so that a channel whose
 /// values are huge or tiny is computed where lanes neither overflow nor lose bits; 1 for ordinary channels.
@@ -36,15 +36,15 @@ fn prescale<P: Real>(mean: f64, var: f64, inv_std: f64, scale: f64) -> f64 {
     if ordinary { 1.0 } else { wanted }
 }
 
-/// As [`prescale`], for the gradients. They multiply deviations by each other's reciprocal squares, so that lanes leave
-/// their range earlier; deviations are then brought to about 1.
+/// As [`prescale`], for the gradients: deviations are multiplied by g and by inv_std squared, so that lanes leave their
+/// range earlier; they are then brought to about 1.
 #[inline(always)]
-fn gradient_prescale<P: Real>(mean: f64, var: f64, scale: f64) -> f64 {
-    let (std, scale) = (var.sqrt(), scale.abs());
-    let ordinary = |v: f64| (v == 0.0) | ((v <= P::CUBE_LIMIT) & (v >= 1.0 / P::CUBE_LIMIT));
+fn gradient_prescale<P: Real>(mean: f64, var: f64) -> f64 {
+    let std = var.sqrt();
+    let ordinary = (std == 0.0) | ((std <= P::SQUARE_LIMIT) & (std >= 1.0 / P::SQUARE_LIMIT));
     let wanted = power_of_two(1.0 / std).min(P::LIMIT / power_of_two(mean.abs().max(std)));
     let wanted = wanted.clamp(1.0 / (P::LIMIT * MARGIN), P::LIMIT * MARGIN);
-    if ordinary(std) & ordinary(scale) { 1.0 } else { wanted }
+    if ordinary { 1.0 } else { wanted }
 }
 
 /// An f64 as the sum of two lane values.
@@ -206,8 +206,7 @@ impl<P: Real> Kernel for Center<'_, P> {
     fn run<S: Simd>(self) {
         let [prescale, hi, lo] = self.out;
         for c in 0..self.channels.mean.len() {
-            let (_, s) = self.channels.scales(c);
-            let a = gradient_prescale::<P>(self.channels.mean[c], self.channels.var[c], s);
+            let a = gradient_prescale::<P>(self.channels.mean[c], self.channels.var[c]);
             prescale[c] = P::from_f64(a);
             (hi[c], lo[c]) = split(self.channels.mean[c] * a);
         }
@@ -251,13 +250,13 @@ impl<P: Real> Kernel for Backward<'_, P> {
         let [prescale, hi, lo, scale, mean_g, slope] = self.out;
         for c in 0..self.channels.mean.len() {
             let (inv_std, s) = self.channels.scales(c);
-            let a = gradient_prescale::<P>(self.channels.mean[c], self.channels.var[c], s);
+            let a = gradient_prescale::<P>(self.channels.mean[c], self.channels.var[c]);
             prescale[c] = P::from_f64(a);
             (hi[c], lo[c]) = split(self.channels.mean[c] * a);
             scale[c] = P::from_f64(s);
             mean_g[c] = P::from_f64(self.g[c] / self.count);
             // inv_std twice rather than squared: its square leaves the range of f64 for the smallest variances.
-            slope[c] = P::from_f64(-(s * (inv_std * (self.gx[c] / self.count)) * (inv_std / a)));
+            slope[c] = P::from_f64(-(inv_std * (self.gx[c] / self.count)) * (inv_std / a));
         }
     }
 }
