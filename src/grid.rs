@@ -90,7 +90,7 @@ impl Grid {
     ) {
         let (threads, count) = threads;
         let (groups, segments) = (self.groups(), self.segments());
-        if count == 1 || groups >= 4 * count {
+        if count == 1 || groups >= count.saturating_mul(4) {
             threads.run(count, groups, &|g| {
                 if let Some(reduce) = reduce {
                     (0..segments).for_each(|s| reduce(s, self.tile(g, s)));

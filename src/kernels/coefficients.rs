@@ -19,6 +19,9 @@ fn power_of_two(v: f64) -> f64 {
     f64::from_bits(v.to_bits() & f64::INFINITY.to_bits())
 }
 
+/// By how much a prescale may pass the limit of lanes.
+const MARGIN: f64 = (1u64 << 26) as f64;
+
 /// A power of two by which x and mean are multiplied, exactly, before they are subtracted, so that a channel whose
 /// values are huge or tiny is computed where lanes neither overflow nor lose bits; 1 for ordinary channels.
 #[inline(always)]
@@ -28,8 +31,18 @@ fn prescale<P: Real>(mean: f64, var: f64, inv_std: f64, scale: f64) -> f64 {
     let ordinary = (largest <= P::LIMIT)
         & (inv_std <= P::LIMIT)
         & ((scale == 0.0) | ((scale <= P::LIMIT) & (scale >= 1.0 / P::LIMIT)));
-    const MARGIN: f64 = (1u64 << 20) as f64;
     let wanted = power_of_two(scale).min(P::LIMIT / power_of_two(largest));
+    let wanted = wanted.clamp(1.0 / (P::LIMIT * MARGIN), P::LIMIT * MARGIN);
+    if ordinary { 1.0 } else { wanted }
+}
+
+/// As [`prescale`], for the gradients: deviations are multiplied by g and by inv_std squared, so that lanes leave their
+/// range earlier; they are then brought to about 1.
+#[inline(always)]
+fn gradient_prescale<P: Real>(mean: f64, var: f64) -> f64 {
+    let std = var.sqrt();
+    let ordinary = (std == 0.0) | ((std <= P::SQUARE_LIMIT) & (std >= 1.0 / P::SQUARE_LIMIT));
+    let wanted = power_of_two(1.0 / std).min(P::LIMIT / power_of_two(mean.abs().max(std)));
     let wanted = wanted.clamp(1.0 / (P::LIMIT * MARGIN), P::LIMIT * MARGIN);
     if ordinary { 1.0 } else { wanted }
 }
@@ -151,12 +164,11 @@ pub(crate) struct Channels<'a, P> {
 }
 
 impl<P: Real> Channels<'_, P> {
-    /// inv_std, scale = gamma·inv_std and prescale of a channel.
+    /// inv_std and scale = gamma·inv_std of a channel.
     #[inline(always)]
-    fn scales(&self, c: usize) -> (f64, f64, f64) {
+    fn scales(&self, c: usize) -> (f64, f64) {
         let inv_std = inv_std(self.var[c], self.eps);
-        let scale = self.gamma.map_or(inv_std, |gamma| gamma[c].to_f64() * inv_std);
-        (inv_std, scale, prescale::<P>(self.mean[c], self.var[c], inv_std, scale))
+        (inv_std, self.gamma.map_or(inv_std, |gamma| gamma[c].to_f64() * inv_std))
     }
 }
 
@@ -171,10 +183,11 @@ pub(crate) struct Forward<'a, P> {
 impl<P: Real> Kernel for Forward<'_, P> {
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let [prescale, hi, lo, scale, shift] = self.out;
+        let [prescales, hi, lo, scale, shift] = self.out;
         for c in 0..self.channels.mean.len() {
-            let (_, s, a) = self.channels.scales(c);
-            prescale[c] = P::from_f64(a);
+            let (inv_std, s) = self.channels.scales(c);
+            let a = prescale::<P>(self.channels.mean[c], self.channels.var[c], inv_std, s);
+            prescales[c] = P::from_f64(a);
             (hi[c], lo[c]) = split(self.channels.mean[c] * a);
             // Finite, so that x = mean gives beta even where eps lets inv_std leave the range of lanes.
             scale[c] = P::from_f64((s / a).clamp(-P::LIMIT, P::LIMIT));
@@ -194,7 +207,7 @@ impl<P: Real> Kernel for Center<'_, P> {
     fn run<S: Simd>(self) {
         let [prescale, hi, lo] = self.out;
         for c in 0..self.channels.mean.len() {
-            let (_, _, a) = self.channels.scales(c);
+            let a = gradient_prescale::<P>(self.channels.mean[c], self.channels.var[c]);
             prescale[c] = P::from_f64(a);
             (hi[c], lo[c]) = split(self.channels.mean[c] * a);
         }
@@ -237,13 +250,14 @@ impl<P: Real> Kernel for Backward<'_, P> {
     fn run<S: Simd>(self) {
         let [prescale, hi, lo, scale, mean_g, slope] = self.out;
         for c in 0..self.channels.mean.len() {
-            let (inv_std, s, a) = self.channels.scales(c);
+            let (inv_std, s) = self.channels.scales(c);
+            let a = gradient_prescale::<P>(self.channels.mean[c], self.channels.var[c]);
             prescale[c] = P::from_f64(a);
             (hi[c], lo[c]) = split(self.channels.mean[c] * a);
             scale[c] = P::from_f64(s);
             mean_g[c] = P::from_f64(self.g[c] / self.count);
             // inv_std twice rather than squared: its square leaves the range of f64 for the smallest variances.
-            slope[c] = P::from_f64(-(s * (inv_std * (self.gx[c] / self.count)) * (inv_std / a)));
+            slope[c] = P::from_f64(-(inv_std * (self.gx[c] / self.count)) * (inv_std / a));
         }
     }
 }
@@ -258,10 +272,12 @@ pub(crate) struct Frozen<'a, P> {
 impl<P: Real> Kernel for Frozen<'_, P> {
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let [prescale, hi, lo, scale, shift] = self.out;
+        let [prescales, hi, lo, scale, shift] = self.out;
         for c in 0..self.channels.mean.len() {
-            let (_, s, _) = self.channels.scales(c);
-            (prescale[c], scale[c]) = (P::from_f64(1.0), P::from_f64(s));
+            let (_, s) = self.channels.scales(c);
+            // In two factors, since one may be beyond the range of lanes where the product is not.
+            let a = prescale::<P>(0.0, 0.0, 0.0, s);
+            (prescales[c], scale[c]) = (P::from_f64(a), P::from_f64(s / a));
             (hi[c], lo[c], shift[c]) = (P::from_f64(0.0), P::from_f64(0.0), P::from_f64(0.0));
         }
     }

@@ -1,4 +1,6 @@
-//! `dx = (g − mean(g))·scale + (x − mean)·slope`, where `slope = −scale·inv_std²·mean(g·(x − mean))`.
+//! `dx = (g − mean(g) + (x − mean)·slope)·scale`, where `slope = −inv_std²·mean(g·(x − mean))`.
+//!
+//! The scale comes last, so that it alone decides whether dx is beyond the range of lanes.
 
 use super::map::{MAX_COEFS, Map};
 use super::normalize::center;
@@ -12,6 +14,6 @@ impl Map for InputGradient {
     const COEFS: usize = 6;
     #[inline(always)]
     fn apply<V: Vector>([prescale, mean_hi, mean_lo, scale, mean_g, slope]: [V; MAX_COEFS], [g, x]: [V; 2]) -> V {
-        g.sub(mean_g).mul(scale).add(center(x, prescale, mean_hi, mean_lo).mul(slope))
+        g.sub(mean_g).add(center(x, prescale, mean_hi, mean_lo).mul(slope)).mul(scale)
     }
 }

@@ -59,6 +59,8 @@ impl Isa {
 pub trait Real: Copy + Send + Sync + 'static {
     /// Lanes scaled to stay below this and above its inverse neither overflow nor meet subnormals in a map.
     const LIMIT: f64;
+    /// As [`LIMIT`](Self::LIMIT), for the squares of such values, with room for what they are multiplied by.
+    const SQUARE_LIMIT: f64;
     /// To the nearest.
     fn from_f64(v: f64) -> Self;
     /// Exact.
@@ -67,6 +69,7 @@ pub trait Real: Copy + Send + Sync + 'static {
 
 impl Real for f32 {
     const LIMIT: f64 = f64::from_bits((1023 + 100) << 52); // 2^100
+    const SQUARE_LIMIT: f64 = (1u64 << 40) as f64;
     #[inline(always)]
     fn from_f64(v: f64) -> f32 {
         v as f32
@@ -79,6 +82,7 @@ impl Real for f32 {
 
 impl Real for f64 {
     const LIMIT: f64 = f64::from_bits((1023 + 500) << 52); // 2^500
+    const SQUARE_LIMIT: f64 = f64::from_bits((1023 + 300) << 52); // 2^300
     #[inline(always)]
     fn from_f64(v: f64) -> f64 {
         v

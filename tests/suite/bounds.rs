@@ -1,0 +1,201 @@
+//! Do mean, variance, outputs and gradients stay within the bounds of docs/numerics.md on data made to break them?
+
+use crate::common::*;
+use crate::oracle::{self, Ledger};
+use batchnorm::reference::indices;
+use batchnorm::{Isa, Shape};
+
+/// Value `i` of `m` of a channel.
+type Family = (&'static str, fn(usize, usize, &mut Random) -> f64);
+
+/// Where a channel has one value that is far from the others.
+fn outlier(i: usize, at: usize, size: f64, random: &mut Random) -> f64 {
+    if i == at { size } else { 1.0 + random.normal() }
+}
+
+/// One channel each. The names of the first say κ.
+const FAMILIES: [Family; 30] = [
+    ("mean 0", |_, _, r| r.normal()),
+    ("kappa 10", |_, _, r| 10.0 + r.normal()),
+    ("kappa 1e2", |_, _, r| -1e2 + r.normal()),
+    ("kappa 1e3", |_, _, r| 1e3 + r.normal()),
+    ("kappa 1e4", |_, _, r| 1e3 + 0.1 * r.normal()),
+    ("kappa 1e5", |_, _, r| -1e5 + r.normal()),
+    ("kappa 1e6", |_, _, r| 0.999e6 + r.normal()),
+    ("kappa 1e6, small", |_, _, r| 0.999e3 + 1e-3 * r.normal()),
+    ("uniform", |_, _, r| r.uniform()),
+    ("alternating about 0", |i, _, _| if i % 2 == 0 { 1.1 } else { -1.1 }),
+    ("alternating about 1e4", |i, _, _| if i % 2 == 0 { 1e4 + 0.3 } else { 1e4 - 0.7 }),
+    ("ramp", |i, m, _| i as f64 / m as f64),
+    ("falling ramp, kappa 1e4", |i, m, _| 1e4 - 3.3 * i as f64 / m as f64),
+    ("step", |i, m, _| if 2 * i < m { 0.1 } else { 1.7 }),
+    ("noisy step", |i, m, r| if 2 * i < m { 1e-3 * r.normal() } else { 1.7 + 1e-3 * r.normal() }),
+    ("first values apart", |i, _, _| if i < 128 { 0.0 } else { 1.3 }),
+    ("slow wave", |i, m, _| (i as f64 * 20.0 / m as f64).sin()),
+    ("heavy tails", |_, _, r| r.normal() / r.normal()),
+    ("very heavy tails", |_, _, r| (4.0 * r.normal()).exp()),
+    ("outlier first", |i, _, r| outlier(i, 0, 1e6, r)),
+    ("outlier in the middle", |i, m, r| outlier(i, m / 2, -1e6, r)),
+    ("outlier last", |i, m, r| outlier(i, m - 1, 1e6, r)),
+    ("huge outlier first", |i, _, r| outlier(i, 0, 3e38, r)),
+    ("outlier at 2^64 in the middle", |i, m, r| outlier(i, m / 2, -1.9e19, r)),
+    ("subnormal in f32", |_, _, r| 1e-40 * r.normal()),
+    ("subnormal squares in f32", |_, _, r| 1e-19 * r.normal()),
+    ("1e-25", |_, _, r| 1e-25 * (3.0 + r.normal())),
+    ("1e20", |_, _, r| 1e20 * (1.0 + r.normal())),
+    ("up to 3e38", |_, _, r| 3e38 * (2.0 * r.uniform() - 1.0)),
+    ("nearly constant", |i, _, _| if i % 97 == 5 { 1.000_001 } else { 1.0 }),
+];
+
+/// All families as the channels of one problem, so that each also has the others for neighbours.
+fn families<T: Float>(outer: usize, inner: usize, eps: f64) -> Problem<T> {
+    let shape = Shape::new(outer, FAMILIES.len(), inner).unwrap();
+    let m = shape.values_per_channel();
+    let mut p = Problem::<T>::random(shape, m as u64);
+    for (c, (_, family)) in FAMILIES.iter().enumerate() {
+        let mut random = Random(c as u64);
+        for (i, k) in indices(shape, c).enumerate() {
+            p.x[k] = T::of(family(i, m, &mut random));
+        }
+    }
+    p.eps = eps;
+    p
+}
+
+fn check<T: Float>(ledger: &mut Ledger, p: &Problem<T>, isas: &[Isa]) {
+    let exact = oracle::statistics(p.shape, &p.x);
+    let m = p.shape.values_per_channel() as f64;
+    let mut seen: Option<Outputs<T>> = None;
+    for &isa in isas {
+        let context = (T::NAME, isa, p.shape, p.eps);
+        let out = train(&p.plan().isa(isa).unwrap(), p, Way::Fused, 0);
+        // The oracle is slow, and what has the bits of what was checked is checked.
+        if let Some(seen) = &seen {
+            assert_same_bits(seen, &out, &context);
+            continue;
+        }
+        oracle::check_forward(ledger, p, &exact, &out, &context);
+        let statistics = (out.statistics.mean(), out.statistics.var());
+        oracle::check_gradients(ledger, p, statistics, Some(m), &out, &context);
+        let running = batchnorm::RunningStatistics::from_parts(statistics.0.into(), statistics.1.into(), 1).unwrap();
+        let frozen = train_frozen(&p.plan().isa(isa).unwrap(), p, &running, Way::Fused, 0);
+        oracle::check_gradients(ledger, p, statistics, None, &frozen, &(context, "frozen"));
+        seen = Some(out);
+    }
+}
+
+/// Both walks for M values in a channel; planes of several images where M divides.
+fn check_walks<T: Float>(ledger: &mut Ledger, m: usize, isas: &[Isa]) {
+    let images = [8, 3, 1].into_iter().find(|&n| m % n == 0 && m / n > 1);
+    for eps in [1e-5, 0.0] {
+        if let Some(images) = images {
+            check(ledger, &families::<T>(images, m / images, eps), isas);
+        }
+        check(ledger, &families::<T>(m, 1, eps), isas);
+    }
+}
+
+#[test]
+fn few_values() {
+    let mut ledger = Ledger::default();
+    for m in [1, 2, 3, 4, 7, 15, 16, 17, 31, 100] {
+        check_walks::<f32>(&mut ledger, m, Isa::available());
+        check_walks::<f64>(&mut ledger, m, Isa::available());
+    }
+    ledger.close("few values", 10_000);
+}
+
+#[test]
+fn up_to_ten_thousand_values() {
+    let mut ledger = Ledger::default();
+    for m in [127, 128, 129, 255, 256, 257, 384, 1000, 1024, 4099, 10_000] {
+        check_walks::<f32>(&mut ledger, m, Isa::available());
+        check_walks::<f64>(&mut ledger, m, Isa::available());
+    }
+    ledger.close("up to 1e4 values", 100_000);
+}
+
+#[test]
+fn a_hundred_thousand_values() {
+    let mut ledger = Ledger::default();
+    for (outer, inner) in [(1, 100_003), (33, 3001), (100_003, 1)] {
+        check(&mut ledger, &families::<f32>(outer, inner, 1e-5), Isa::available());
+    }
+    ledger.close("1e5 values", 100_000);
+}
+
+/// Mean, variance and y of channels of mean κ and standard deviation 1.
+fn check_many(outer: usize, inner: usize) {
+    let kappas = [0.0, 1e3, 0.999e6];
+    let shape = Shape::new(outer, kappas.len(), inner).unwrap();
+    let mut random = Random(15);
+    let mut p = Problem { shape, eps: 1e-5, x: vec![0.0f32; shape.len()], dy: vec![], gamma: None, beta: None };
+    for (c, kappa) in kappas.into_iter().enumerate() {
+        for k in indices(shape, c) {
+            // The sum of two uniforms is smooth enough, and quickly made.
+            p.x[k] = (kappa + 2.45 * (random.uniform() + random.uniform() - 1.0)) as f32;
+        }
+    }
+    let mut statistics = batchnorm::Statistics::new(kappas.len());
+    let mut y = vec![f32::NAN; shape.len()];
+    p.plan().forward_training(&p.x, p.affine(), &mut y, &mut statistics).unwrap();
+    let sums = batchnorm::GradientSums::new(kappas.len());
+    let out = Outputs { statistics, sums, y, dx: vec![], dgamma: vec![], dbeta: vec![] };
+    let mut ledger = Ledger::default();
+    oracle::check_forward(&mut ledger, &p, &oracle::statistics(shape, &p.x), &out, &shape);
+    ledger.close(&format!("{} values", shape.values_per_channel()), shape.len());
+}
+
+#[test]
+fn ten_million_values_in_planes() {
+    check_many(10, 1_000_000);
+}
+
+#[test]
+fn ten_million_values_in_rows() {
+    check_many(10_000_000, 1);
+}
+
+/// Integers about c: pivots, deviations, squares and their sums have few enough bits to be exact in any order.
+#[test]
+fn exact_data_is_exact() {
+    fn check<T: Float>(m: usize, value: impl Fn(usize) -> f64, (mean, var): (f64, f64)) {
+        for (outer, inner) in [(m, 1), (1, m), (4, m / 4)] {
+            let shape = Shape::new(outer, 1, inner).unwrap();
+            let mut p = Problem::<T>::random(shape, 16);
+            p.x = (0..m).map(|i| T::of(value(i))).collect();
+            (p.eps, p.gamma, p.beta) = (0.0, None, None);
+            every_isa(|isa| {
+                let out = train(&p.plan().isa(isa).unwrap(), &p, Way::Fused, 0);
+                assert_eq!(
+                    (out.statistics.mean(), out.statistics.var()),
+                    (&[mean][..], &[var][..]),
+                    "{shape:?} {isa:?}"
+                );
+                let std = var.sqrt();
+                assert!(
+                    p.x.iter().zip(&out.y).all(|(x, y)| y.to_f64() == (x.to_f64() - mean) / std),
+                    "{shape:?} {isa:?}"
+                );
+            });
+        }
+    }
+    fn both(m: usize, value: impl Fn(usize) -> f64, moments: (f64, f64)) {
+        check::<f32>(m, &value, moments);
+        check::<f64>(m, &value, moments);
+    }
+    for m in [8, 64, 128, 512, 4096, 65_536] {
+        both(m, |i| if i % 2 == 0 { 3.0 } else { -1.0 }, (1.0, 4.0));
+        both(m, |i| 65_537.0 + [1.0, -1.0, -1.0, 1.0][i % 4], (65_537.0, 1.0));
+        both(m, |_| 0.1f32.into(), (0.1f32.into(), 0.0));
+    }
+    // Half of each, in any order.
+    for m in [8, 64, 256, 512] {
+        let mut order: Vec<usize> = (0..m).collect();
+        let mut random = Random(17);
+        for i in (1..m).rev() {
+            order.swap(i, random.below(i + 1));
+        }
+        both(m, |i| if order[i] % 2 == 0 { 1001.0 } else { 999.0 }, (1000.0, 1.0));
+    }
+}

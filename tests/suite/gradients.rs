@@ -1,0 +1,118 @@
+//! Do the gradients agree with finite differences of the forward pass?
+//!
+//! The forward pass is the reference's, in f64. For the loss L = Σ w·y, dL/dy = w, and central differences of L with a
+//! step h miss the gradient by h²/6 of its third derivative and by the rounding of L over h.
+
+use crate::common::*;
+use batchnorm::{RunningStatistics, Shape, Statistics, reference};
+
+/// The loss, where `running` is given with its statistics, else with the batch's own.
+fn loss(p: &Problem<f64>, x: &[f64], gamma: &[f64], beta: &[f64], running: Option<&RunningStatistics>) -> f64 {
+    let own = reference::statistics(p.shape, x);
+    let source = running.map_or((&own.0[..], &own.1[..]), |r| (r.mean(), r.var()));
+    let y = reference::normalize(p.shape, x, source, p.eps, gamma, beta);
+    y.iter().zip(&p.dy).map(|(y, w)| y * w).sum()
+}
+
+/// The central difference of `f` by each element of `at`.
+fn differences(at: &[f64], f: impl Fn(&[f64]) -> f64) -> Vec<f64> {
+    let side = |k: usize, h: f64| {
+        let mut moved = at.to_vec();
+        moved[k] += h;
+        f(&moved)
+    };
+    (0..at.len()).map(|k| (side(k, STEP) - side(k, -STEP)) / (2.0 * STEP)).collect()
+}
+
+/// The rounding of a loss of size 10 to 100 over this, and its square, are both about 1e-10.
+const STEP: f64 = 1e-5;
+
+/// Ten times the larger of both.
+const TOLERANCE: f64 = 1e-9;
+
+fn check(p: &Problem<f64>, running: Option<&RunningStatistics>) {
+    let (gamma, beta) = (p.gamma_f64(), p.beta_f64());
+    let expected = [
+        ("dx", differences(&p.x, |x| loss(p, x, &gamma, &beta, running))),
+        ("dgamma", differences(&gamma, |gamma| loss(p, &p.x, gamma, &beta, running))),
+        ("dbeta", differences(&beta, |beta| loss(p, &p.x, &gamma, beta, running))),
+    ];
+    every_isa(|isa| {
+        for way in WAYS {
+            let plan = p.plan().isa(isa).unwrap();
+            let out = match running {
+                None => train(&plan, p, way, 0),
+                Some(running) => train_frozen(&plan, p, running, way, 0),
+            };
+            for ((name, expected), actual) in expected.iter().zip([&out.dx, &out.dgamma, &out.dbeta]) {
+                for (k, (expected, actual)) in expected.iter().zip(actual).enumerate() {
+                    let close = (expected - actual).abs() <= TOLERANCE * (1.0 + expected.abs());
+                    assert!(
+                        close,
+                        "{name}[{k}]: {expected} by differences, {actual} by {way:?}, {:?} {isa:?}",
+                        p.shape
+                    );
+                }
+            }
+        }
+    });
+}
+
+fn shapes() -> [Shape; 4] {
+    [Shape::ncl(3, 2, 7), Shape::ncl(2, 3, 19), Shape::nc(21, 2), Shape::nc(5, 9)].map(Result::unwrap)
+}
+
+#[test]
+fn through_the_batch_statistics() {
+    for shape in shapes() {
+        check(&Problem::random(shape, 21), None);
+    }
+}
+
+#[test]
+fn with_frozen_statistics() {
+    for shape in shapes() {
+        let p = Problem::random(shape, 22);
+        check(&p, Some(&p.running()));
+    }
+}
+
+#[test]
+fn without_gamma_or_beta() {
+    for shape in shapes() {
+        let p = Problem::random(shape, 23);
+        for p in [Problem { gamma: None, ..p.clone() }, Problem { beta: None, ..p.clone() }] {
+            check(&p, None);
+            check(&p, Some(&p.running()));
+        }
+        check(&Problem { gamma: None, beta: None, ..p }, None);
+    }
+}
+
+/// Where the batch's statistics are those of the whole that merging gave, so are the gradients.
+#[test]
+fn of_a_batch_in_parts() {
+    let p = Problem::<f64>::random(Shape::nc(12, 3).unwrap(), 24);
+    let (gamma, beta) = (p.gamma_f64(), p.beta_f64());
+    let expected = differences(&p.x, |x| loss(&p, x, &gamma, &beta, None));
+    let part = batchnorm::BatchNorm::new(Shape::nc(4, 3).unwrap());
+    let parts = || (0..3).map(|k| k * 12..(k + 1) * 12);
+    let (mut whole, mut sums) = (Statistics::new(3), batchnorm::GradientSums::new(3));
+    for range in parts() {
+        let mut own = Statistics::new(3);
+        part.statistics(&p.x[range], &mut own).unwrap();
+        whole.merge(&own).unwrap();
+    }
+    for range in parts() {
+        let mut own = batchnorm::GradientSums::new(3);
+        part.gradient_sums(&p.x[range.clone()], &p.dy[range], &whole, &mut own).unwrap();
+        sums.merge(&own).unwrap();
+    }
+    let mut dx = vec![f64::NAN; p.x.len()];
+    for r in parts() {
+        part.input_gradient(&p.x[r.clone()], &p.dy[r.clone()], &whole, &sums, p.affine(), &mut dx[r]).unwrap();
+    }
+    for (expected, actual) in expected.iter().zip(dx) {
+        assert!((expected - actual).abs() <= TOLERANCE * (1.0 + expected.abs()), "{expected} {actual}");
+    }
+}

@@ -1,0 +1,139 @@
+//! Does any pass read or write outside of its buffers? Each lies directly before or behind an inaccessible page, so
+//! that one byte too far is a crash.
+
+use crate::common::*;
+use batchnorm::{GradientSums, Gradients, Statistics};
+use std::ptr::NonNull;
+
+/// On which side of a buffer the inaccessible page is.
+#[derive(Clone, Copy, Debug)]
+enum Guard {
+    Before,
+    Behind,
+}
+
+/// Memory of its own between two inaccessible pages, with room for any buffer of these tests.
+struct Pages {
+    base: NonNull<u8>,
+    page: usize,
+}
+
+const ROOM: usize = 1 << 17;
+
+impl Pages {
+    fn new() -> Self {
+        // SAFETY: sysconf has no preconditions; the mapping is fresh, and the two pages protected are its own.
+        unsafe {
+            let page = usize::try_from(libc::sysconf(libc::_SC_PAGESIZE)).unwrap();
+            assert!(ROOM.is_multiple_of(page), "pages of {page} bytes");
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+            let map =
+                libc::mmap(std::ptr::null_mut(), ROOM + 2 * page, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0);
+            assert_ne!(map, libc::MAP_FAILED);
+            for guard in [map, map.byte_add(page + ROOM)] {
+                assert_eq!(libc::mprotect(guard, page, libc::PROT_NONE), 0);
+            }
+            Self { base: NonNull::new(map.cast()).unwrap(), page }
+        }
+    }
+
+    /// A copy of `values` that ends or starts at the edge.
+    fn place<T: Float>(&mut self, values: &[T], guard: Guard) -> &mut [T] {
+        let bytes = size_of_val(values);
+        assert!(bytes <= ROOM);
+        let at = self.page + if matches!(guard, Guard::Before) { 0 } else { ROOM - bytes };
+        // SAFETY: the range lies between the guards, is aligned since `bytes` is a multiple of the element's size, and
+        // is borrowed mutably with `self`.
+        let slice = unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr().add(at).cast::<T>(), values.len()) };
+        slice.copy_from_slice(values);
+        slice
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        // SAFETY: this is the whole mapping, and nobody borrows it any more.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), ROOM + 2 * self.page) };
+    }
+}
+
+/// All passes with every buffer at a guard, for each shape around a boundary.
+fn check<T: Float>() {
+    let mut pages: [Pages; 8] = std::array::from_fn(|_| Pages::new());
+    let [x, dy, y, dx, gamma, beta, dgamma, dbeta] = &mut pages;
+    for (i, shape) in boundary_shapes(T::LANES).into_iter().enumerate() {
+        let p = Problem::<T>::random(shape, i as u64);
+        let (len, channels) = (shape.len(), shape.channels());
+        let (nan, channel_nan) = (vec![T::NAN; len], vec![T::NAN; channels]);
+        let running = p.running();
+        let expected = train(&p.plan(), &p, Way::Fused, 0);
+        let frozen = train_frozen(&p.plan(), &p, &running, Way::Fused, 0);
+        every_isa(|isa| {
+            for guard in [Guard::Before, Guard::Behind] {
+                let plan = p.plan().isa(isa).unwrap();
+                let (mut statistics, mut sums) = (Statistics::new(channels), GradientSums::new(channels));
+                let x = x.place(&p.x, guard);
+                let dy = &*dy.place(&p.dy, guard);
+                let y = y.place(&nan, guard);
+                let dx = dx.place(&nan, guard);
+                let gamma = &*gamma.place(p.gamma.as_ref().unwrap(), guard);
+                let beta = &*beta.place(p.beta.as_ref().unwrap(), guard);
+                let affine = batchnorm::Affine::new(gamma, beta);
+                let dgamma = dgamma.place(&channel_nan, guard);
+                let dbeta = dbeta.place(&channel_nan, guard);
+
+                plan.forward_training(x, affine, y, &mut statistics).unwrap();
+                assert!(same(y, &expected.y));
+                plan.statistics(x, &mut statistics).unwrap();
+                plan.normalize(x, &running, affine, y).unwrap();
+                assert!(same(y, &frozen.y));
+                plan.gradient_sums(x, dy, &statistics, &mut sums).unwrap();
+                plan.parameter_gradients(&statistics, &sums, Some(dgamma), Some(dbeta)).unwrap();
+                plan.input_gradient(x, dy, &statistics, &sums, affine, dx).unwrap();
+                assert!(same(dx, &expected.dx));
+                let gradients = Gradients { dx: Some(&mut *dx), dgamma: Some(&mut *dgamma), dbeta: Some(&mut *dbeta) };
+                plan.backward(x, dy, &statistics, affine, gradients).unwrap();
+                assert!(same(dx, &expected.dx) && same(dgamma, &expected.dgamma) && same(dbeta, &expected.dbeta));
+                let gradients = Gradients { dx: Some(&mut *dx), ..Gradients::default() };
+                plan.backward(x, dy, &running, affine, gradients).unwrap();
+                assert!(same(dx, &frozen.dx));
+                dx.copy_from_slice(dy);
+                plan.backward_in_place(x, dx, &statistics, affine, Some(dgamma), Some(dbeta)).unwrap();
+                assert!(same(dx, &expected.dx) && same(dgamma, &expected.dgamma) && same(dbeta, &expected.dbeta));
+                plan.forward_training_in_place(x, affine, &mut statistics).unwrap();
+                assert!(same(x, &expected.y));
+                x.copy_from_slice(&p.x);
+                plan.normalize_in_place(x, &running, affine).unwrap();
+                assert!(same(x, &frozen.y));
+            }
+        });
+    }
+}
+
+#[test]
+fn f32_buffers() {
+    check::<f32>();
+}
+
+#[test]
+fn f64_buffers() {
+    check::<f64>();
+}
+
+/// f32 channels that are summed again in f64 are read by other code.
+#[test]
+fn channels_summed_again() {
+    let mut pages = Pages::new();
+    for shape in boundary_shapes(f32::LANES) {
+        let mut p = Problem::<f32>::random(shape, 31);
+        p.x.iter_mut().for_each(|x| *x *= 1e-42);
+        let expected = train(&p.plan(), &p, Way::Fused, 0);
+        every_isa(|isa| {
+            for guard in [Guard::Before, Guard::Behind] {
+                let mut statistics = Statistics::new(shape.channels());
+                p.plan().isa(isa).unwrap().statistics(pages.place(&p.x, guard), &mut statistics).unwrap();
+                assert_eq!(statistics, expected.statistics);
+            }
+        });
+    }
+}

@@ -1,0 +1,337 @@
+//! What do the hard cases get? One test for each row of the table in docs/numerics.md.
+
+use crate::common::*;
+use crate::oracle::{self, Ledger};
+use batchnorm::*;
+
+/// Both walks, for 5 channels of 24 values.
+fn walks() -> [Shape; 2] {
+    [Shape::ncl(3, 5, 8).unwrap(), Shape::nc(24, 5).unwrap()]
+}
+
+/// A problem whose channel 2 holds what `value` gives for 0, 1, 2..
+fn with_channel<T: Float>(shape: Shape, value: impl Fn(usize) -> f64) -> Problem<T> {
+    let mut p = Problem::random(shape, 51);
+    for (i, k) in reference::indices(shape, 2).enumerate() {
+        p.x[k] = T::of(value(i));
+    }
+    p
+}
+
+fn channel<T: Copy>(shape: Shape, c: usize, values: &[T]) -> Vec<T> {
+    reference::indices(shape, c).map(|k| values[k]).collect()
+}
+
+fn zero_variance_gives_beta<T: Float>(constants: &[f64]) {
+    for shape in walks() {
+        for &constant in constants {
+            for eps in [0.0, 1e-5] {
+                let p = Problem::<T> { eps, ..with_channel(shape, |_| constant) };
+                every_isa(|isa| {
+                    let out = train(&p.plan().isa(isa).unwrap(), &p, Way::Fused, 0);
+                    let context = (T::NAME, shape, constant, eps, isa);
+                    assert_eq!(out.statistics.mean()[2], T::of(constant).to_f64(), "{context:?}");
+                    assert_eq!(out.statistics.var()[2], 0.0, "{context:?}");
+                    let beta = p.beta.as_ref().unwrap()[2];
+                    assert!(channel(shape, 2, &out.y).iter().all(|&y| y == beta), "{context:?}");
+                    assert_eq!(out.dgamma[2].to_f64(), 0.0, "{context:?}");
+                    let dx = channel(shape, 2, &out.dx);
+                    assert!(dx.iter().all(|dx| if eps == 0.0 { dx.to_f64() == 0.0 } else { dx.to_f64().is_finite() }));
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn zero_variance() {
+    let common = [0.0, -0.0, 1.0, -1.0, 0.1, 1.0 / 3.0, 16_777_217.0, 1e-40, -1e-45, 1e-38, 1e20, -3e38];
+    zero_variance_gives_beta::<f32>(&common);
+    zero_variance_gives_beta::<f32>(&[f32::MAX.into(), f32::MIN_POSITIVE.into()]);
+    zero_variance_gives_beta::<f64>(&common);
+    zero_variance_gives_beta::<f64>(&[1e-310, 1e150, f64::MIN_POSITIVE]);
+}
+
+#[test]
+fn zero_running_variance_without_eps() {
+    for shape in walks() {
+        let p = Problem::<f32> { eps: 0.0, ..Problem::random(shape, 52) };
+        let running = RunningStatistics::from_parts(vec![0.5; 5], vec![0.0; 5], 1).unwrap();
+        let out = train_frozen(&p.plan(), &p, &running, Way::Fused, 0);
+        for c in 0..5 {
+            assert!(channel(shape, c, &out.y).iter().all(|&y| y == p.beta.as_ref().unwrap()[c]));
+        }
+        assert!(out.dx.iter().all(|&dx| dx == 0.0));
+    }
+}
+
+#[test]
+fn one_value_per_channel() {
+    for shape in [Shape::nc(1, 3).unwrap(), Shape::nchw(1, 3, 1, 1).unwrap()] {
+        let p = Problem::<f32>::random(shape, 53);
+        let out = train(&p.plan(), &p, Way::Fused, 0);
+        assert_eq!((out.statistics.count(), out.statistics.var()), (1.0, &[0.0; 3][..]));
+        assert_eq!(out.statistics.mean(), to_f64(&p.x));
+        assert!(same(&out.y, p.beta.as_ref().unwrap()));
+
+        let mut running = RunningStatistics::new(3);
+        let error = running.update(&out.statistics, Momentum::Exponential(0.1));
+        assert_eq!(error, Err(Error::TooFewValues { count: 1.0 }));
+        assert_eq!(running, RunningStatistics::new(3));
+        assert_eq!(
+            error.unwrap_err().to_string(),
+            "too few values for an unbiased variance: expected more than 1 value per channel, got 1"
+        );
+        let mut biased = RunningStatistics::new(3).biased(true);
+        biased.update(&out.statistics, Momentum::Exponential(1.0)).unwrap();
+        assert_eq!((biased.mean(), biased.var()), (out.statistics.mean(), out.statistics.var()));
+    }
+}
+
+#[test]
+fn empty_batch() {
+    for shape in [Shape::nc(0, 3), Shape::nchw(0, 3, 2, 2), Shape::nchw(2, 3, 0, 5), Shape::nhwc(2, 0, 5, 3)] {
+        let plan = BatchNorm::new(shape.unwrap());
+        let (none, mut y) = (&[][..], [0.0f32; 0]);
+        let mut statistics = Statistics::from_parts(9.0, vec![7.0; 3], vec![7.0; 3]).unwrap();
+        plan.forward_training(none, Affine::default(), &mut y, &mut statistics).unwrap();
+        assert_eq!(statistics, Statistics::new(3));
+        plan.normalize(none, &statistics, Affine::default(), &mut y).unwrap();
+
+        let (mut dx, mut dgamma, mut dbeta) = ([0.0; 0], [7.0; 3], [7.0; 3]);
+        let gradients = Gradients { dx: Some(&mut dx), dgamma: Some(&mut dgamma), dbeta: Some(&mut dbeta) };
+        plan.backward(none, none, &statistics, Affine::default(), gradients).unwrap();
+        assert_eq!((dgamma, dbeta), ([0.0; 3], [0.0; 3]));
+        let mut sums = GradientSums::from_parts(vec![7.0; 3], vec![7.0; 3]).unwrap();
+        plan.gradient_sums(none, none, &statistics, &mut sums).unwrap();
+        assert_eq!(sums, GradientSums::new(3));
+        plan.input_gradient(none, none, &statistics, &sums, Affine::default(), &mut dx).unwrap();
+
+        let mut running = RunningStatistics::new(3);
+        running.update(&statistics, Momentum::Exponential(0.1)).unwrap();
+        running.update(&statistics, Momentum::Cumulative).unwrap();
+        assert_eq!(running, RunningStatistics::new(3));
+        let gradients = Gradients { dx: Some(&mut dx), dgamma: Some(&mut dgamma), dbeta: Some(&mut dbeta) };
+        plan.backward(none, none, &running, Affine::default(), gradients).unwrap();
+        assert_eq!((dgamma, dbeta), ([0.0; 3], [0.0; 3]));
+    }
+}
+
+#[test]
+fn zero_channels() {
+    for shape in [Shape::nc(4, 0), Shape::nchw(4, 0, 3, 3)] {
+        let p = Problem::<f32>::random(shape.unwrap(), 54);
+        let out = train(&p.plan(), &p, Way::Fused, 0);
+        assert_eq!(
+            (out.statistics.channels(), out.statistics.count()),
+            (0, p.shape.values_per_channel() as f64)
+        );
+        train_frozen(&p.plan(), &p, &RunningStatistics::new(0), Way::Fused, 0);
+        RunningStatistics::new(0).update(&out.statistics, Momentum::Exponential(0.1)).unwrap();
+    }
+}
+
+#[test]
+fn nan_and_infinity_stay_in_their_channel() {
+    fn check<T: Float>(shape: Shape, poison: f64, at: usize, in_dy: bool) {
+        let clean = Problem::<T>::random(shape, 55);
+        let mut bad = clean.clone();
+        let place = reference::indices(shape, 2).nth(at).unwrap();
+        if in_dy {
+            bad.dy[place] = T::of(poison)
+        } else {
+            bad.x[place] = T::of(poison)
+        }
+        every_isa(|isa| {
+            let run = |p: &Problem<T>| train(&p.plan().isa(isa).unwrap(), p, Way::Fused, 0);
+            let (clean, bad) = (run(&clean), run(&bad));
+            let context = (T::NAME, shape, poison, at, in_dy, isa);
+            let mut running = [RunningStatistics::new(5), RunningStatistics::new(5)];
+            for (running, out) in running.iter_mut().zip([&clean, &bad]) {
+                running.update(&out.statistics, Momentum::Exponential(0.1)).unwrap();
+            }
+            for c in [0, 1, 3, 4] {
+                let kept = |values: fn(&Outputs<T>) -> &[T]| {
+                    same(&channel(shape, c, values(&clean)), &channel(shape, c, values(&bad)))
+                };
+                assert!(kept(|o| &o.y) && kept(|o| &o.dx), "channel {c}: {context:?}");
+                let of_channel = |o: &Outputs<T>, r: &RunningStatistics| {
+                    let parameters = [o.dgamma[c].bits(), o.dbeta[c].bits()];
+                    (parameters, [r.mean()[c].to_bits(), r.var()[c].to_bits()])
+                };
+                assert_eq!(of_channel(&clean, &running[0]), of_channel(&bad, &running[1]), "channel {c}: {context:?}");
+            }
+            let concerned = if in_dy { bad.dbeta[2].to_f64() } else { bad.statistics.var()[2] };
+            assert!(!concerned.is_finite(), "{context:?}");
+        });
+    }
+    for shape in walks() {
+        for poison in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            for at in [0, 7, 23] {
+                for in_dy in [false, true] {
+                    check::<f32>(shape, poison, at, in_dy);
+                    check::<f64>(shape, poison, at, in_dy);
+                }
+            }
+        }
+    }
+}
+
+/// Mean, variance, y and gradients by the bounds, for channels of values times `scale`.
+fn check_scale(scales: &[f64], eps: f64, gamma: Option<f64>) {
+    let mut ledger = Ledger::default();
+    for shape in walks() {
+        for &scale in scales {
+            let mut random = Random(56);
+            let values: Vec<f64> = (0..24).map(|_| random.normal().clamp(-3.0, 3.0) * scale).collect();
+            let mut p = Problem::<f32> { eps, ..with_channel(shape, |i| values[i]) };
+            if let (Some(gamma), Some(p)) = (gamma, &mut p.gamma) {
+                p[2] = gamma as f32;
+            }
+            every_isa(|isa| {
+                let out = train(&p.plan().isa(isa).unwrap(), &p, Way::Fused, 0);
+                let context = (shape, scale, eps, gamma, isa);
+                oracle::check_forward(&mut ledger, &p, &oracle::statistics(shape, &p.x), &out, &context);
+                let statistics = (out.statistics.mean(), out.statistics.var());
+                oracle::check_gradients(&mut ledger, &p, statistics, Some(24.0), &out, &context);
+            });
+        }
+    }
+    ledger.close("scales", 1000);
+}
+
+#[test]
+fn subnormal_and_tiny_values() {
+    check_scale(&[1e-45, 1e-44, 1e-42, 1e-40, 1e-38, 1e-36, 1e-30, 1e-25, 1e-20, 1e-18, 1e-15], 1e-5, None);
+}
+
+#[test]
+fn tiny_values_without_eps() {
+    check_scale(&[1e-36, 1e-33, 1e-30, 1e-27, 1e-25, 1e-20, 1e-19, 1e-18, 1e-15, 1e-10], 0.0, None);
+}
+
+/// gamma·inv_std passes the largest f32 here, the gradients need not.
+#[test]
+fn subnormal_values_without_eps() {
+    check_scale(&[1e-44, 1e-42, 1e-40, 1e-38], 0.0, None);
+}
+
+#[test]
+fn huge_values() {
+    check_scale(&[1e10, 1e15, 1e18, 1e19, 1e20, 1e25, 1e30, 1e35, 1e38], 1e-5, None);
+}
+
+#[test]
+fn gammas_of_any_size() {
+    for gamma in [0.0, 1e-44, 1e-38, 1e-30, 1e-20, 1e-10, 1e10, 1e20, 1e30] {
+        check_scale(&[1e-3, 1.0, 1e3, 1e6], 1e-5, Some(gamma));
+        check_scale(&[1e20], 1e-5, Some(gamma));
+        check_scale(&[1e-10], 0.0, Some(gamma));
+    }
+}
+
+#[test]
+fn signed_zeros() {
+    for shape in walks() {
+        let p = with_channel::<f32>(shape, |i| if i % 2 == 0 { 0.0 } else { -0.0 });
+        let out = train(&p.plan(), &p, Way::Fused, 0);
+        assert_eq!((out.statistics.mean()[2], out.statistics.var()[2]), (0.0, 0.0));
+        assert!(channel(shape, 2, &out.y).iter().all(|&y| y == p.beta.as_ref().unwrap()[2]));
+    }
+}
+
+/// Subnormal data is summed twice, not more: its time is measured by the benches; here, that the results of its
+/// neighbours keep their bits.
+#[test]
+fn a_subnormal_channel_leaves_its_neighbours_alone() {
+    for shape in walks() {
+        let (clean, subnormal) = (Problem::<f32>::random(shape, 51), with_channel(shape, |i| i as f64 * 1e-41));
+        let [clean, subnormal] = [clean, subnormal].map(|p| train(&p.plan(), &p, Way::Fused, 0));
+        for c in [0, 1, 3, 4] {
+            assert!(same(&channel(shape, c, &clean.y), &channel(shape, c, &subnormal.y)), "channel {c} of {shape:?}");
+        }
+    }
+}
+
+#[test]
+fn momentum_zero_and_one() {
+    let batch = Statistics::from_parts(5.0, vec![3.0; 4], vec![2.0; 4]).unwrap();
+    let old = [f64::NAN, f64::INFINITY, -0.0, 1e-310];
+    let running = || RunningStatistics::from_parts(old.into(), old.into(), 3).unwrap();
+    let bits = |values: &[f64]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+
+    let mut kept = running();
+    kept.update(&batch, Momentum::Exponential(0.0)).unwrap();
+    assert_eq!((bits(kept.mean()), bits(kept.var())), (bits(&old), bits(&old)));
+    assert_eq!(kept.batches(), 4);
+    let mut replaced = running();
+    replaced.update(&batch, Momentum::Exponential(1.0)).unwrap();
+    assert_eq!((replaced.mean(), replaced.var()), (&[3.0; 4][..], &[2.5; 4][..]));
+    let nan = Statistics::from_parts(5.0, vec![f64::NAN], vec![f64::NAN]).unwrap();
+    let mut kept = RunningStatistics::new(1);
+    kept.update(&nan, Momentum::Exponential(0.0)).unwrap();
+    assert_eq!((kept.mean(), kept.var()), (&[0.0][..], &[1.0][..]));
+}
+
+#[test]
+fn cumulative_momentum_over_very_many_batches() {
+    let mut running = RunningStatistics::new(1);
+    for k in 0..1000 {
+        let batch = Statistics::from_parts(2.0, vec![f64::from(k)], vec![f64::from(k)]).unwrap();
+        running.update(&batch, Momentum::Cumulative).unwrap();
+    }
+    assert_eq!(running.batches(), 1000);
+    assert!((running.mean()[0] - 499.5).abs() < 1e-10, "{running:?}");
+    assert!((running.var()[0] - 999.0).abs() < 1e-10, "{running:?}");
+
+    // Beyond 2^53 a count in floating point would no longer grow.
+    let batches = (1 << 53) + 1;
+    let mut running = RunningStatistics::from_parts(vec![1.0], vec![1.0], batches).unwrap();
+    let batch = Statistics::from_parts(2.0, vec![2.0], vec![1.0]).unwrap();
+    running.update(&batch, Momentum::Cumulative).unwrap();
+    assert_eq!(running.batches(), batches + 1);
+    let mut running = RunningStatistics::from_parts(vec![1.0], vec![1.0], u64::MAX).unwrap();
+    running.update(&batch, Momentum::Cumulative).unwrap();
+    assert_eq!(running.batches(), u64::MAX);
+}
+
+/// 2^24 + 1 ones and one value apart: a count, or a sum of ones, in f32 would stop at 2^24.
+#[test]
+fn more_than_2_to_the_24_values() {
+    for (outer, inner) in [(1 << 24 | 2, 1), (1, 1 << 24 | 2)] {
+        let shape = Shape::new(outer, 1, inner).unwrap();
+        let mut x = vec![1.0f32; shape.len()];
+        x[shape.len() - 1] = 3.0;
+        let mut statistics = Statistics::new(1);
+        BatchNorm::new(shape).statistics(&x, &mut statistics).unwrap();
+        let m = shape.len() as f64;
+        let (mean, var) = (1.0 + 2.0 / m, 4.0 / m * (1.0 - 1.0 / m));
+        assert_eq!(statistics.count(), m);
+        assert!((statistics.mean()[0] - mean).abs() <= 4.0 * f32::U * var.sqrt(), "{statistics:?}");
+        assert!((statistics.var()[0] - var).abs() <= 8.0 * f32::U * var, "{statistics:?}");
+    }
+}
+
+/// Counts are f64, exact to 2^53.
+#[test]
+fn merged_counts_beyond_2_to_the_32() {
+    let mut whole = Statistics::new(1);
+    for _ in 0..4 {
+        let part = Statistics::from_parts(f64::from(u32::MAX), vec![1.0], vec![2.0]).unwrap();
+        whole.merge(&part).unwrap();
+    }
+    assert_eq!((whole.count(), whole.mean(), whole.var()), (4.0 * f64::from(u32::MAX), &[1.0][..], &[2.0][..]));
+    whole.merge(&Statistics::from_parts(1.0, vec![1.0], vec![2.0]).unwrap()).unwrap();
+    assert_eq!(whole.count(), 4.0 * f64::from(u32::MAX) + 1.0);
+}
+
+/// Not f32: what leaves the range of f64's own squares is documented to be out of bounds, but must not go unnoticed.
+#[test]
+fn f64_squares_that_overflow_are_not_finite() {
+    for shape in walks() {
+        let p = with_channel::<f64>(shape, |i| if i % 2 == 0 { 1e200 } else { -1e200 });
+        let out = train(&p.plan(), &p, Way::Fused, 0);
+        assert_eq!(out.statistics.mean()[2], 0.0);
+        assert_eq!(out.statistics.var()[2], f64::INFINITY);
+    }
+}

@@ -1,0 +1,14 @@
+//! The integration tests, one binary: kernels are compiled into the crate that calls them, so every further binary
+//! would compile all of them again. Each module answers one question; `cargo test --test suite bounds::` asks it alone.
+
+mod against_reference;
+mod bounds;
+mod broke_others;
+mod common;
+mod gradients;
+#[cfg(unix)]
+mod guard_pages;
+mod hard_cases;
+mod misuse;
+mod oracle;
+mod same_bits;
