@@ -1,8 +1,8 @@
 //! From pointers and lengths to slices: every array of a call is checked on its own, then all of them for overlap, and
 //! only then is one of them made a slice.
 
-use crate::descriptors::{bn_doubles, bn_slice, bn_slice_mut};
-use crate::status::{BN_ERROR_ALIGNMENT, BN_ERROR_LENGTH, BN_ERROR_NULL, BN_ERROR_OVERLAP, Status, fail};
+use super::descriptors::{bn_doubles, bn_slice, bn_slice_mut};
+use super::status::{BN_ERROR_ALIGNMENT, BN_ERROR_LENGTH, BN_ERROR_NULL, BN_ERROR_OVERLAP, Status, fail};
 
 /// Whether a call writes an array.
 #[derive(Clone, Copy, PartialEq)]
@@ -103,7 +103,7 @@ impl Arrays {
         self.add(name, array.data, array.len, len, access)
     }
 
-    /// A struct that a call writes to, which [`read`](crate::descriptors::read) has checked.
+    /// A struct that a call writes to, which [`read`](super::descriptors::read) has checked.
     pub(crate) fn written_struct<T>(&mut self, name: &'static str, p: *mut T) -> Result<(), Status> {
         self.add(name, p, 1, 1, Access::Write).map(|_| ())
     }

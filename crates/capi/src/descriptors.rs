@@ -1,7 +1,7 @@
 //! The structs and constants of the header, and how a struct is read.
 
-use crate::plan::bn_plan;
-use crate::status::{BN_ERROR_ALIGNMENT, BN_ERROR_ENUM, BN_ERROR_NULL, BN_ERROR_STRUCT_SIZE, Status, fail};
+use super::plan::bn_plan;
+use super::status::{BN_ERROR_ALIGNMENT, BN_ERROR_ENUM, BN_ERROR_NULL, BN_ERROR_STRUCT_SIZE, Status, fail};
 use std::ffi::c_void;
 
 /// float.

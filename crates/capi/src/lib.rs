@@ -5,7 +5,8 @@
 //! the handle and [`threads`] where it runs, [`passes`] and [`statistics`] the calls.
 //!
 //! Public items have the names that C sees. What a call asks of its pointers is the same for all of them and stands once,
-//! at the top of the header.
+//! at the top of the header. Modules name each other by `super`: the library is not one that Rust links, so tests, benches
+//! and fuzz targets have this file as a module of theirs.
 
 #![allow(non_camel_case_types)]
 #![allow(clippy::missing_safety_doc)]
@@ -41,11 +42,9 @@ pub extern "C" fn bn_version() -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
     #[test]
     fn the_version_is_that_of_the_package() {
-        let version = format!("{BN_VERSION_MAJOR}.{BN_VERSION_MINOR}.{BN_VERSION_PATCH}");
+        let version = format!("{}.{}.{}", super::BN_VERSION_MAJOR, super::BN_VERSION_MINOR, super::BN_VERSION_PATCH);
         assert_eq!(version, env!("CARGO_PKG_VERSION"));
     }
 }

@@ -1,13 +1,13 @@
 //! The passes: one function generic over the element type each, and the call that chooses the type.
 
-use crate::arrays::{Access, Array, Arrays};
-use crate::descriptors::{
+use super::arrays::{Access, Array, Arrays};
+use super::descriptors::{
     Descriptor, bn_backward_args, bn_forward_training_args, bn_gradient_sums_args, bn_input_gradient_args,
     bn_normalize_args, bn_parameter_gradients_args, bn_statistics_args, plan, read,
 };
-use crate::plan::{Element as PlanElement, Workspace, bn_plan};
-use crate::statistics::{STATISTICS, SUMS, SourceView, StatisticsView, SumsView};
-use crate::status::{Status, guard};
+use super::plan::{Element as PlanElement, Workspace, bn_plan};
+use super::statistics::{STATISTICS, SUMS, SourceView, StatisticsView, SumsView};
+use super::status::{Status, guard};
 use batchnorm::{Affine, Element, Gradients};
 
 /// # Safety

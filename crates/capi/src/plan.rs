@@ -1,8 +1,8 @@
 //! The handle, and the memory in which calls keep statistics while the core works on them.
 
-use crate::descriptors::{bn_plan_desc, check_pointer, check_reserved, choose, read};
-use crate::status::{BN_ERROR_OUT_OF_MEMORY, Status, fail, guard};
-use crate::threads::threads;
+use super::descriptors::{BN_ISA_PORTABLE, bn_plan_desc, check_pointer, check_reserved, choose, read};
+use super::status::{BN_ERROR_OUT_OF_MEMORY, Status, fail, guard};
+use super::threads::threads;
 use batchnorm::{BatchNorm, GradientSums, Isa, RunningStatistics, Shape, Statistics};
 use std::sync::{Mutex, PoisonError};
 
@@ -10,7 +10,9 @@ use std::sync::{Mutex, PoisonError};
 pub struct bn_plan {
     pub(crate) batch_norm: BatchNorm,
     pub(crate) element: Element,
-    workspaces: Mutex<Vec<Workspace>>,
+    /// Boxed, so that a loan moves a pointer.
+    #[allow(clippy::vec_box)]
+    workspaces: Mutex<Vec<Box<Workspace>>>,
 }
 
 /// The element types of `BN_ELEMENT_`.
@@ -30,7 +32,7 @@ pub(crate) struct Workspace {
 }
 
 impl Workspace {
-    fn new(channels: usize) -> Result<Self, Status> {
+    fn new(channels: usize) -> Result<Box<Self>, Status> {
         let zeros = || {
             let mut zeros = Vec::new();
             zeros.try_reserve_exact(channels).map_err(|e| {
@@ -39,13 +41,13 @@ impl Workspace {
             zeros.resize(channels, 0.0);
             Ok::<_, Status>(zeros)
         };
-        Ok(Self {
+        Ok(Box::new(Self {
             statistics: Statistics::from_parts(0.0, zeros()?, zeros()?)?,
             other_statistics: Statistics::from_parts(0.0, zeros()?, zeros()?)?,
             running: RunningStatistics::from_parts(zeros()?, zeros()?, 0)?,
             sums: GradientSums::from_parts(zeros()?, zeros()?)?,
             other_sums: GradientSums::from_parts(zeros()?, zeros()?)?,
-        })
+        }))
     }
 }
 
@@ -107,7 +109,7 @@ pub unsafe extern "C" fn bn_plan_destroy(plan: *mut bn_plan) -> i32 {
 pub unsafe extern "C" fn bn_best_isa(isa: *mut i32) -> i32 {
     guard(|| {
         check_pointer("isa", isa)?;
-        let best = crate::descriptors::BN_ISA_PORTABLE + Isa::best() as i32;
+        let best = BN_ISA_PORTABLE + Isa::best() as i32;
         // SAFETY: the caller has room for an int32_t there, which is not null and is aligned.
         unsafe { isa.write(best) };
         Ok(())

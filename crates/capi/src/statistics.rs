@@ -1,12 +1,12 @@
 //! Statistics, averages and sums as a caller keeps them, and the calls that need no activation.
 
-use crate::arrays::{Access, Array, Arrays};
-use crate::descriptors::{
+use super::arrays::{Access, Array, Arrays};
+use super::descriptors::{
     BN_AVERAGE_CUMULATIVE, BN_AVERAGE_EXPONENTIAL, bn_gradient_sums, bn_running_statistics, bn_statistics,
     check_reserved, choose, plan, read,
 };
-use crate::plan::bn_plan;
-use crate::status::{BN_ERROR_SOURCE, Status, fail, guard};
+use super::plan::bn_plan;
+use super::status::{BN_ERROR_SOURCE, Status, fail, guard};
 use batchnorm::{GradientSums, Momentum, RunningStatistics, Source, Statistics};
 
 /// A caller's [`bn_statistics`], checked.

@@ -1,7 +1,7 @@
 //! Where a plan's passes run.
 
-use crate::descriptors::{BN_MAX_POOL_THREADS, bn_parallel_for, bn_plan_desc, bn_task, choose};
-use crate::status::{BN_ERROR_NULL, BN_ERROR_THREADS, Status, fail};
+use super::descriptors::{BN_MAX_POOL_THREADS, bn_parallel_for, bn_plan_desc, bn_task, choose};
+use super::status::{BN_ERROR_NULL, BN_ERROR_THREADS, Status, fail};
 use batchnorm::{Executor, Threads};
 use std::any::Any;
 use std::ffi::c_void;
