@@ -59,6 +59,21 @@ impl Statistics {
         Ok(Self { count, mean, var })
     }
 
+    /// [`from_parts`](Self::from_parts) into the memory that these have, for as many channels as they have.
+    ///
+    /// # Errors
+    /// As there, and nothing is changed.
+    pub fn set_parts(&mut self, count: f64, mean: &[f64], var: &[f64]) -> Result<(), Error> {
+        check_count(count)?;
+        check_len("mean", self.channels(), mean.len())?;
+        check_len("var", self.channels(), var.len())?;
+        check_var(var, true)?;
+        self.count = count;
+        self.mean.copy_from_slice(mean);
+        self.var.copy_from_slice(var);
+        Ok(())
+    }
+
     /// Values per channel.
     pub fn count(&self) -> f64 {
         self.count
@@ -133,6 +148,18 @@ impl GradientSums {
     pub fn from_parts(g: Vec<f64>, gx: Vec<f64>) -> Result<Self, Error> {
         check_len("gx", g.len(), gx.len())?;
         Ok(Self { g, gx })
+    }
+
+    /// [`from_parts`](Self::from_parts) into the memory that these have, for as many channels as they have.
+    ///
+    /// # Errors
+    /// As there, and nothing is changed.
+    pub fn set_parts(&mut self, g: &[f64], gx: &[f64]) -> Result<(), Error> {
+        check_len("g", self.channels(), g.len())?;
+        check_len("gx", self.channels(), gx.len())?;
+        self.g.copy_from_slice(g);
+        self.gx.copy_from_slice(gx);
+        Ok(())
     }
 
     /// Σg of each channel, the gradient of beta.
@@ -216,6 +243,20 @@ impl RunningStatistics {
     pub fn from_parts(mean: Vec<f64>, var: Vec<f64>, batches: u64) -> Result<Self, Error> {
         check_len("var", mean.len(), var.len())?;
         Ok(Self { mean, var, batches, biased: false })
+    }
+
+    /// [`from_parts`](Self::from_parts) into the memory that these have, for as many channels as they have; whether
+    /// variances are biased stays as it is.
+    ///
+    /// # Errors
+    /// As there, and nothing is changed.
+    pub fn set_parts(&mut self, mean: &[f64], var: &[f64], batches: u64) -> Result<(), Error> {
+        check_len("mean", self.channels(), mean.len())?;
+        check_len("var", self.channels(), var.len())?;
+        self.mean.copy_from_slice(mean);
+        self.var.copy_from_slice(var);
+        self.batches = batches;
+        Ok(())
     }
 
     /// Whether variances are averaged as they normalize the batch (over M, biased) instead of as estimates of the
@@ -337,5 +378,45 @@ impl<'a> Source<'a> {
                 check_var(&r.var, false)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn set_parts_is_from_parts() -> Result<(), Error> {
+        let (a, b) = ([1.0, f64::NAN], [4.0, 5.0]);
+        let mut statistics = Statistics::new(2);
+        statistics.set_parts(3.0, &b, &a)?;
+        assert_eq!((statistics.count(), statistics.mean()), (3.0, &b[..]));
+        assert!(statistics.var()[0] == 1.0 && statistics.var()[1].is_nan());
+        let mut sums = GradientSums::new(2);
+        sums.set_parts(&b, &[6.0, 7.0])?;
+        assert_eq!(sums, GradientSums::from_parts(b.to_vec(), vec![6.0, 7.0])?);
+        let mut running = RunningStatistics::new(2);
+        running.set_parts(&b, &[-6.0, 7.0], 8)?;
+        assert_eq!(running, RunningStatistics::from_parts(b.to_vec(), vec![-6.0, 7.0], 8)?);
+        Ok(())
+    }
+
+    #[test]
+    fn set_parts_changes_nothing_on_error() {
+        let two = [1.0, 2.0];
+        let (mut statistics, mut sums, mut running) =
+            (Statistics::new(2), GradientSums::new(2), RunningStatistics::new(2));
+        let length = |argument, actual| Err(Error::Length { argument, expected: 2, actual });
+        assert_eq!(statistics.set_parts(-1.0, &two, &two), Err(Error::Count(-1.0)));
+        assert_eq!(statistics.set_parts(1.0, &two[1..], &two), length("mean", 1));
+        assert_eq!(statistics.set_parts(1.0, &two, &[0.0; 3]), length("var", 3));
+        assert_eq!(statistics.set_parts(1.0, &two, &[0.0, -2.0]), Err(Error::Variance { channel: 1, value: -2.0 }));
+        assert_eq!(sums.set_parts(&two[1..], &two), length("g", 1));
+        assert_eq!(sums.set_parts(&two, &[]), length("gx", 0));
+        assert_eq!(running.set_parts(&two[1..], &two, 1), length("mean", 1));
+        assert_eq!(running.set_parts(&two, &[], 1), length("var", 0));
+        assert_eq!(statistics, Statistics::new(2));
+        assert_eq!(sums, GradientSums::new(2));
+        assert_eq!(running, RunningStatistics::new(2));
     }
 }

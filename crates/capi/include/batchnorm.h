@@ -1,0 +1,435 @@
+// batchnorm: SIMD batch normalization kernels for CPUs.
+//
+// Made by cbindgen from crates/capi/src; UPDATE_HEADER=1 cargo test -p batchnorm-capi --test header writes it anew.
+//
+// Conventions
+// - Every call returns a status, BN_OK or a BN_ERROR_ code. Errors are found before anything is written: after one, all
+//   outputs are as they were. bn_status_name names a status, bn_last_error_message says more about the last one.
+// - Structs begin with struct_size, to be set to sizeof the struct. Zero the rest and set what is needed; what is absent
+//   is {NULL, 0}. Fields named reserved must be 0.
+// - Enums travel as int32_t; where a field says BN_SOMETHING_, the macros that begin so are its values.
+// - Every array travels with its length, in elements. NULL is an error but for an array of length 0 and where it says
+//   "or absent". A pointer that is not aligned for its type is an error.
+// - An output may be exactly the input that the pass names as replaceable; any other overlap of an output with another
+//   array is an error.
+// - Activations (x, y, dy, dx) have the element type of the plan and outer * channels * inner elements; element
+//   (o, c, i) lives at (o * channels + c) * inner + i. NCHW is {N, C, H * W}; NHWC is {N * H * W, C, 1}. Per-channel
+//   arrays have `channels` elements: gamma, beta and their gradients in the element type of the plan, statistics and
+//   sums in double.
+// - A plan can be used by several threads at once. Results have the same bits for any threads and any instruction set.
+// - After a plan's first calls have warmed up its scratch memory, which grows with the channels and not with the batch,
+//   calls do not allocate; only BN_THREADS_POOL allocates a little where it wakes its threads.
+
+
+#ifndef BATCHNORM_H
+#define BATCHNORM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+// The major version of this header.
+#define BN_VERSION_MAJOR 0
+
+// The minor version of this header; before 1.0 a new one may break what was linked to an old one.
+#define BN_VERSION_MINOR 1
+
+// The patch version of this header.
+#define BN_VERSION_PATCH 0
+
+// The version of this header as one number, to compare with bn_version().
+#define BN_VERSION (((BN_VERSION_MAJOR * 10000) + (BN_VERSION_MINOR * 100)) + BN_VERSION_PATCH)
+
+// The call did what it is for.
+#define BN_OK 0
+
+// A pointer is NULL that must not be.
+#define BN_ERROR_NULL 1
+
+// A struct_size is not the size of its struct.
+#define BN_ERROR_STRUCT_SIZE 2
+
+// An integer is none of its enum's values, or a reserved field is not 0.
+#define BN_ERROR_ENUM 3
+
+// A pointer is not aligned for its type.
+#define BN_ERROR_ALIGNMENT 4
+
+// An output overlaps another array.
+#define BN_ERROR_OVERLAP 5
+
+// An array has the wrong length, or passes the end of the address space.
+#define BN_ERROR_LENGTH 6
+
+// A shape is too large to address.
+#define BN_ERROR_SHAPE 7
+
+// eps is negative or not finite.
+#define BN_ERROR_EPS 8
+
+// A momentum lies outside [0, 1].
+#define BN_ERROR_MOMENTUM 9
+
+// A count of values is negative or not finite.
+#define BN_ERROR_COUNT 10
+
+// A variance is negative, or NaN in running statistics.
+#define BN_ERROR_VARIANCE 11
+
+// An unbiased variance was to be had from one value per channel.
+#define BN_ERROR_TOO_FEW_VALUES 12
+
+// The statistics are over no values, but the batch has some.
+#define BN_ERROR_EMPTY_STATISTICS 13
+
+// Not exactly one of statistics and running statistics was given.
+#define BN_ERROR_SOURCE 14
+
+// This CPU lacks the instruction set asked for.
+#define BN_ERROR_UNSUPPORTED_ISA 15
+
+// The number of threads or the parallel_for does not fit the kind of threads, or threads could not be started.
+#define BN_ERROR_THREADS 16
+
+// There is not enough memory for the plan.
+#define BN_ERROR_OUT_OF_MEMORY 17
+
+// A fault of the library itself; outputs may have been written.
+#define BN_ERROR_INTERNAL 18
+
+// float.
+#define BN_ELEMENT_F32 0
+
+// double.
+#define BN_ELEMENT_F64 1
+
+// The fastest instruction set of this CPU.
+#define BN_ISA_BEST 0
+
+// What the library was compiled for.
+#define BN_ISA_PORTABLE 1
+
+// 256-bit code for x86-64 with AVX2.
+#define BN_ISA_AVX2 2
+
+// 512-bit code for x86-64 with AVX-512F.
+#define BN_ISA_AVX512 3
+
+// The thread that calls.
+#define BN_THREADS_SEQUENTIAL 0
+
+// Threads that belong to the plan and end with it.
+#define BN_THREADS_POOL 1
+
+// Those of the caller, by a bn_parallel_for.
+#define BN_THREADS_CALLER 2
+
+// The most threads that a plan can own.
+#define BN_MAX_POOL_THREADS 1024
+
+// running = (1 - momentum) * running + momentum * batch: the momentum weighs the new value.
+#define BN_AVERAGE_EXPONENTIAL 0
+
+// The plain average over all batches so far; momentum is not used.
+#define BN_AVERAGE_CUMULATIVE 1
+
+// Running variances estimate the population's, over M - 1.
+#define BN_VARIANCE_UNBIASED 0
+
+// Running variances are those that batches are normalized with, over M.
+#define BN_VARIANCE_BIASED 1
+
+// A plan: a shape, how to normalize it and where to run. It does not change once it is made.
+typedef struct bn_plan bn_plan;
+
+// A part of a pass, to be called with an index and the arg that came with it.
+typedef void (*bn_task)(void *arg, size_t index);
+
+// The caller's own threads: calls task(arg, 0) to task(arg, n - 1), each once, on any threads and in any order, and
+// returns when all of them have returned. ctx is that of the plan. It must not throw or leave by longjmp, and may be
+// called by several threads at once where the plan is used so.
+//
+// Indices that it leaves out or repeats are made good for; a task that starts after it has returned is not.
+typedef void (*bn_parallel_for)(void *ctx, size_t n, bn_task task, void *arg);
+
+// What a plan is made from.
+typedef struct bn_plan_desc {
+    // sizeof(bn_plan_desc).
+    size_t struct_size;
+    // Blocks of channels: images, or pixels where channels come last.
+    size_t outer;
+    // Channels, each with statistics of its own.
+    size_t channels;
+    // Neighbouring elements of one channel: the size of a plane; 1 where channels come last.
+    size_t inner;
+    // Added to the variance before its root is taken, >= 0; 1e-5 is usual.
+    double eps;
+    // BN_ELEMENT_
+    int32_t element;
+    // BN_ISA_
+    int32_t isa;
+    // BN_THREADS_
+    int32_t threads;
+    // 0.
+    int32_t reserved;
+    // 0 for BN_THREADS_SEQUENTIAL; up to BN_MAX_POOL_THREADS for BN_THREADS_POOL, the calling thread among them, or 0
+    // for one a core; at least 1 for BN_THREADS_CALLER: how many parallel_for works on. With 1 nothing is split.
+    size_t thread_count;
+    // For BN_THREADS_CALLER only.
+    bn_parallel_for parallel_for;
+    // Passed on to parallel_for.
+    void *parallel_for_ctx;
+} bn_plan_desc;
+
+// An array that is read: the element type is that of the plan.
+typedef struct bn_slice {
+    // The first element.
+    const void *data;
+    // Elements, not bytes.
+    size_t len;
+} bn_slice;
+
+// An array of double, one a channel. It is only read where the struct that it is in is passed as const.
+typedef struct bn_doubles {
+    // The first element.
+    double *data;
+    // Elements, not bytes.
+    size_t len;
+} bn_doubles;
+
+// Mean and biased variance of each channel over count values: what a pass learns about a batch, or a part of one.
+typedef struct bn_statistics {
+    // sizeof(bn_statistics).
+    size_t struct_size;
+    // Values per channel.
+    double count;
+    // The mean of each channel.
+    struct bn_doubles mean;
+    // The mean squared deviation of each channel.
+    struct bn_doubles var;
+} bn_statistics;
+
+// Arguments of bn_compute_statistics.
+typedef struct bn_statistics_args {
+    // sizeof(bn_statistics_args).
+    size_t struct_size;
+    // Input.
+    struct bn_slice x;
+    // Output.
+    struct bn_statistics *statistics;
+} bn_statistics_args;
+
+// An array that is written: the element type is that of the plan.
+typedef struct bn_slice_mut {
+    // The first element.
+    void *data;
+    // Elements, not bytes.
+    size_t len;
+} bn_slice_mut;
+
+// Arguments of bn_forward_training.
+typedef struct bn_forward_training_args {
+    // sizeof(bn_forward_training_args).
+    size_t struct_size;
+    // Input.
+    struct bn_slice x;
+    // Per channel, or absent for 1.
+    struct bn_slice gamma;
+    // Per channel, or absent for 0.
+    struct bn_slice beta;
+    // Output; may replace x.
+    struct bn_slice_mut y;
+    // Output: those of the batch.
+    struct bn_statistics *statistics;
+} bn_forward_training_args;
+
+// Averages of mean and variance over the batches seen in training, for test time. They start with 0, 1 and no batches.
+typedef struct bn_running_statistics {
+    // sizeof(bn_running_statistics).
+    size_t struct_size;
+    // How many batches were averaged.
+    uint64_t batches;
+    // The running mean of each channel.
+    struct bn_doubles mean;
+    // The running variance of each channel.
+    struct bn_doubles var;
+    // BN_VARIANCE_
+    int32_t variance;
+    // 0.
+    int32_t reserved;
+} bn_running_statistics;
+
+// Arguments of bn_normalize.
+typedef struct bn_normalize_args {
+    // sizeof(bn_normalize_args).
+    size_t struct_size;
+    // Input.
+    struct bn_slice x;
+    // Those of the batch that x is, or is a part of: this or running, the other NULL.
+    const struct bn_statistics *statistics;
+    // Averages from training.
+    const struct bn_running_statistics *running;
+    // Per channel, or absent for 1.
+    struct bn_slice gamma;
+    // Per channel, or absent for 0.
+    struct bn_slice beta;
+    // Output; may replace x.
+    struct bn_slice_mut y;
+} bn_normalize_args;
+
+// Sums over g, the gradient dy, of a batch or a part of one: what the backward pass needs to know of the whole.
+typedef struct bn_gradient_sums {
+    // sizeof(bn_gradient_sums).
+    size_t struct_size;
+    // The sum of g of each channel.
+    struct bn_doubles g;
+    // The sum of g * (x - mean) of each channel.
+    struct bn_doubles gx;
+} bn_gradient_sums;
+
+// Arguments of bn_compute_gradient_sums.
+typedef struct bn_gradient_sums_args {
+    // sizeof(bn_gradient_sums_args).
+    size_t struct_size;
+    // Input.
+    struct bn_slice x;
+    // Input: the gradient of y.
+    struct bn_slice dy;
+    // Those of the batch that x is, or is a part of: this or running, the other NULL.
+    const struct bn_statistics *statistics;
+    // Averages from training.
+    const struct bn_running_statistics *running;
+    // Output.
+    struct bn_gradient_sums *sums;
+} bn_gradient_sums_args;
+
+// Arguments of bn_input_gradient.
+typedef struct bn_input_gradient_args {
+    // sizeof(bn_input_gradient_args).
+    size_t struct_size;
+    // Input.
+    struct bn_slice x;
+    // Input: the gradient of y.
+    struct bn_slice dy;
+    // Those of the whole batch.
+    const struct bn_statistics *statistics;
+    // Those of the whole batch.
+    const struct bn_gradient_sums *sums;
+    // Per channel, or absent for 1.
+    struct bn_slice gamma;
+    // Output: the gradient of x; may replace dy.
+    struct bn_slice_mut dx;
+} bn_input_gradient_args;
+
+// Arguments of bn_parameter_gradients.
+typedef struct bn_parameter_gradients_args {
+    // sizeof(bn_parameter_gradients_args).
+    size_t struct_size;
+    // Those that the sums were computed with: this or running, the other NULL.
+    const struct bn_statistics *statistics;
+    // Averages from training.
+    const struct bn_running_statistics *running;
+    // Input.
+    const struct bn_gradient_sums *sums;
+    // Output per channel, or absent.
+    struct bn_slice_mut dgamma;
+    // Output per channel, or absent.
+    struct bn_slice_mut dbeta;
+} bn_parameter_gradients_args;
+
+// Arguments of bn_backward.
+typedef struct bn_backward_args {
+    // sizeof(bn_backward_args).
+    size_t struct_size;
+    // Input.
+    struct bn_slice x;
+    // Input: the gradient of y.
+    struct bn_slice dy;
+    // Those of the batch, through which gradients flow: this or running, the other NULL.
+    const struct bn_statistics *statistics;
+    // Averages from training, which are constants.
+    const struct bn_running_statistics *running;
+    // Per channel, or absent for 1.
+    struct bn_slice gamma;
+    // Output: the gradient of x, or absent; may replace dy.
+    struct bn_slice_mut dx;
+    // Output per channel, or absent.
+    struct bn_slice_mut dgamma;
+    // Output per channel, or absent.
+    struct bn_slice_mut dbeta;
+} bn_backward_args;
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+// The version of the library: BN_VERSION of the header that it was built with.
+uint32_t bn_version(void);
+
+// The name of a status, such as "BN_ERROR_NULL"; "unknown status" for an integer that is none.
+const char *bn_status_name(int32_t status);
+
+// What was wrong with this thread's last call, what was expected and what came; "" after BN_OK. The string is valid
+// until the next call in this thread.
+const char *bn_last_error_message(void);
+
+// Makes a plan, and where desc is wrong leaves *plan as it is.
+//
+// desc and what it points to are not needed any more once this has returned, but for parallel_for and its ctx.
+int32_t bn_plan_create(const struct bn_plan_desc *desc,
+                       struct bn_plan **plan);
+
+// Ends a plan and the threads that it owns. NULL is fine.
+int32_t bn_plan_destroy(struct bn_plan *plan);
+
+// The fastest instruction set of this CPU, one of BN_ISA_. It can run those with smaller numbers too.
+int32_t bn_best_isa(int32_t *isa);
+
+// Mean and variance of each channel of x: the first half of a forward pass in training.
+int32_t bn_compute_statistics(const struct bn_plan *plan, const struct bn_statistics_args *args);
+
+// y = gamma * (x - mean) / sqrt(var + eps) + beta with the batch's own statistics, which are returned too.
+int32_t bn_forward_training(const struct bn_plan *plan, const struct bn_forward_training_args *args);
+
+// y = gamma * (x - mean) / sqrt(var + eps) + beta with given statistics: running ones for inference, the batch's for
+// the second half of a forward pass in training.
+int32_t bn_normalize(const struct bn_plan *plan,
+                     const struct bn_normalize_args *args);
+
+// The sums of dy and of dy * (x - mean) of each channel: the first half of the backward pass.
+int32_t bn_compute_gradient_sums(const struct bn_plan *plan, const struct bn_gradient_sums_args *args);
+
+// dx from the statistics and sums of the whole batch, of which x and dy may be a part: the second half of the backward
+// pass.
+int32_t bn_input_gradient(const struct bn_plan *plan,
+                          const struct bn_input_gradient_args *args);
+
+// The gradients of gamma and beta from the sums, those that are asked for.
+int32_t bn_parameter_gradients(const struct bn_plan *plan, const struct bn_parameter_gradients_args *args);
+
+// The gradients of x, gamma and beta, those that are asked for.
+//
+// With a batch's statistics they flow through mean and variance; with running ones these are constants.
+int32_t bn_backward(const struct bn_plan *plan, const struct bn_backward_args *args);
+
+// Makes into the statistics of its values and those of other together. A count of 0 is where merging starts.
+int32_t bn_merge_statistics(const struct bn_plan *plan,
+                            struct bn_statistics *into,
+                            const struct bn_statistics *other);
+
+// Adds other to into: sums of parts of a batch, about the same mean, become those of the whole.
+int32_t bn_merge_gradient_sums(const struct bn_plan *plan,
+                               struct bn_gradient_sums *into,
+                               const struct bn_gradient_sums *other);
+
+// Takes the statistics of a batch into the averages. average is one of BN_AVERAGE_. An empty batch changes nothing.
+int32_t bn_update_running_statistics(const struct bn_plan *plan,
+                                     struct bn_running_statistics *running,
+                                     const struct bn_statistics *statistics,
+                                     int32_t average,
+                                     double momentum);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+#endif  /* BATCHNORM_H */

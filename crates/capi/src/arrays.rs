@@ -1,0 +1,165 @@
+//! From pointers and lengths to slices: every array of a call is checked on its own, then all of them for overlap, and
+//! only then is one of them made a slice.
+
+use super::descriptors::{bn_doubles, bn_slice, bn_slice_mut};
+use super::status::{BN_ERROR_ALIGNMENT, BN_ERROR_LENGTH, BN_ERROR_NULL, BN_ERROR_OVERLAP, Status, fail};
+
+/// Whether a call writes an array.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Access {
+    Read,
+    Write,
+}
+
+/// An array that was checked on its own.
+#[derive(Clone, Copy)]
+pub(crate) struct Array<T> {
+    data: *mut T,
+    len: usize,
+}
+
+impl<T> Array<T> {
+    /// # Safety
+    /// The caller of the library has kept its promise of `len` elements, which nothing writes while the slice lives.
+    pub(crate) unsafe fn slice<'a>(self) -> &'a [T] {
+        // SAFETY: the array is not null, is aligned and does not pass the end of the address space; the rest is the
+        // caller's promise.
+        if self.len == 0 { &[] } else { unsafe { std::slice::from_raw_parts(self.data, self.len) } }
+    }
+
+    /// # Safety
+    /// As [`slice`](Self::slice), and nothing else reads them either.
+    pub(crate) unsafe fn slice_mut<'a>(self) -> &'a mut [T] {
+        // SAFETY: as there.
+        if self.len == 0 { &mut [] } else { unsafe { std::slice::from_raw_parts_mut(self.data, self.len) } }
+    }
+}
+
+/// The bytes of an array.
+#[derive(Clone, Copy)]
+struct Span {
+    name: &'static str,
+    start: usize,
+    end: usize,
+    access: Access,
+}
+
+/// The most arrays that a call has.
+const MOST: usize = 12;
+
+/// The arrays of one call.
+pub(crate) struct Arrays {
+    spans: [Span; MOST],
+    len: usize,
+}
+
+impl Arrays {
+    pub(crate) fn new() -> Self {
+        Self { spans: [Span { name: "", start: 0, end: 0, access: Access::Read }; MOST], len: 0 }
+    }
+
+    pub(crate) fn input<T>(&mut self, name: &'static str, array: bn_slice, len: usize) -> Result<Array<T>, Status> {
+        self.add(name, array.data.cast_mut().cast(), array.len, len, Access::Read)
+    }
+
+    pub(crate) fn output<T>(
+        &mut self,
+        name: &'static str,
+        array: bn_slice_mut,
+        len: usize,
+    ) -> Result<Array<T>, Status> {
+        self.add(name, array.data.cast(), array.len, len, Access::Write)
+    }
+
+    /// None where the array is `{NULL, 0}`.
+    pub(crate) fn input_or_absent<T>(
+        &mut self,
+        name: &'static str,
+        array: bn_slice,
+        len: usize,
+    ) -> Result<Option<Array<T>>, Status> {
+        let absent = array.data.is_null() && array.len == 0;
+        (!absent).then(|| self.input(name, array, len)).transpose()
+    }
+
+    /// None where the array is `{NULL, 0}`.
+    pub(crate) fn output_or_absent<T>(
+        &mut self,
+        name: &'static str,
+        array: bn_slice_mut,
+        len: usize,
+    ) -> Result<Option<Array<T>>, Status> {
+        let absent = array.data.is_null() && array.len == 0;
+        (!absent).then(|| self.output(name, array, len)).transpose()
+    }
+
+    pub(crate) fn doubles(
+        &mut self,
+        name: &'static str,
+        array: bn_doubles,
+        len: usize,
+        access: Access,
+    ) -> Result<Array<f64>, Status> {
+        self.add(name, array.data, array.len, len, access)
+    }
+
+    /// A struct that a call writes to, which [`read`](super::descriptors::read) has checked.
+    pub(crate) fn written_struct<T>(&mut self, name: &'static str, p: *mut T) -> Result<(), Status> {
+        self.add(name, p, 1, 1, Access::Write).map(|_| ())
+    }
+
+    fn add<T>(
+        &mut self,
+        name: &'static str,
+        data: *mut T,
+        len: usize,
+        expected: usize,
+        access: Access,
+    ) -> Result<Array<T>, Status> {
+        if data.is_null() && expected > 0 {
+            return Err(fail(BN_ERROR_NULL, format_args!("{name} is NULL: expected {expected} elements")));
+        }
+        if !data.is_aligned() {
+            let align = align_of::<T>();
+            let message = format_args!("{name} is misaligned: expected a multiple of {align}, got {data:p}");
+            return Err(fail(BN_ERROR_ALIGNMENT, message));
+        }
+        if len != expected {
+            let message = format_args!("{name} has the wrong length: expected {expected} elements, got {len}");
+            return Err(fail(BN_ERROR_LENGTH, message));
+        }
+        let start = data.addr();
+        let end = len.checked_mul(size_of::<T>()).and_then(|bytes| start.checked_add(bytes));
+        let Some(end) = end else {
+            let message = format_args!("{name} passes the end of the address space: {len} elements at {data:p}");
+            return Err(fail(BN_ERROR_LENGTH, message));
+        };
+        if start < end {
+            self.spans[self.len] = Span { name, start, end, access };
+            self.len += 1;
+        }
+        Ok(Array { data, len })
+    }
+
+    /// That no array that is written overlaps another, but for `replaceable`, an input and the output that may be
+    /// exactly there; whether it is.
+    pub(crate) fn check_overlap(&self, replaceable: Option<[&str; 2]>) -> Result<bool, Status> {
+        let mut in_place = false;
+        let spans = &self.spans[..self.len];
+        for (i, b) in spans.iter().enumerate() {
+            for a in &spans[..i] {
+                let written = a.access == Access::Write || b.access == Access::Write;
+                if !written || a.end <= b.start || b.end <= a.start {
+                    continue;
+                }
+                if (a.start, a.end) == (b.start, b.end) && replaceable == Some([a.name, b.name]) {
+                    in_place = true;
+                    continue;
+                }
+                let (a, b, bytes) = (a.name, b.name, a.end.min(b.end) - a.start.max(b.start));
+                return Err(fail(BN_ERROR_OVERLAP, format_args!("{a} and {b} overlap by {bytes} bytes")));
+            }
+        }
+        Ok(in_place)
+    }
+}

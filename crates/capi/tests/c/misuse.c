@@ -1,0 +1,488 @@
+// Every function called wrong in every way that the header can express: the status, a message, and nothing written.
+
+#include "test.h"
+
+enum { OUTER = 2, CHANNELS = 3, INNER = 4, LEN = OUTER * CHANNELS * INNER };
+
+// All that a call may read or write, so that what it wrote is found by comparing bytes. Arrays have room for either
+// element type, and for one element more.
+typedef struct world {
+    double x[LEN + 1], dy[LEN + 1], y[LEN + 1], dx[LEN + 1];
+    double gamma[CHANNELS + 1], beta[CHANNELS + 1], dgamma[CHANNELS + 1], dbeta[CHANNELS + 1];
+    double mean[CHANNELS + 1], var[CHANNELS + 1], other_mean[CHANNELS + 1], other_var[CHANNELS + 1];
+    double running_mean[CHANNELS + 1], running_var[CHANNELS + 1];
+    double g[CHANNELS + 1], gx[CHANNELS + 1], other_g[CHANNELS + 1], other_gx[CHANNELS + 1];
+    bn_statistics statistics, other;
+    bn_running_statistics running;
+    bn_gradient_sums sums, other_sums;
+    bn_statistics_args only;
+    bn_forward_training_args training;
+    bn_normalize_args normalize;
+    bn_gradient_sums_args first;
+    bn_input_gradient_args second;
+    bn_parameter_gradients_args parameters;
+    bn_backward_args backward;
+    bn_statistics *into, *from;
+    bn_gradient_sums *into_sums, *from_sums;
+    bn_running_statistics *averages;
+    int32_t average;
+    double momentum;
+    bn_plan_desc desc;
+    bn_plan *made;
+    int32_t isa[2];
+} world;
+
+static world w, before;
+static bn_plan *plan;
+static int32_t element;
+static long misuses;
+
+static void parallel_for(void *ctx, size_t n, bn_task task, void *arg) {
+    (void)ctx;
+    for (size_t i = 0; i < n; i++) {
+        task(arg, i);
+    }
+}
+
+// A world in which every call is right.
+static void put_right(void) {
+    memset(&w, 0, sizeof w);
+    for (size_t i = 0; i < LEN; i++) {
+        set(element, w.x, i, (double)(i * i % 7));
+        set(element, w.dy, i, (double)(i * i % 5));
+    }
+    for (size_t c = 0; c < CHANNELS; c++) {
+        w.mean[c] = w.other_mean[c] = w.running_mean[c] = w.g[c] = w.gx[c] = w.other_g[c] = w.other_gx[c] = 1;
+        w.var[c] = w.other_var[c] = w.running_var[c] = 2;
+        set(element, w.gamma, c, 3);
+    }
+    INIT(w.statistics), INIT(w.other), INIT(w.running), INIT(w.sums), INIT(w.other_sums);
+    w.statistics.count = w.other.count = OUTER * INNER;
+    w.statistics.mean = doubles(w.mean, CHANNELS), w.statistics.var = doubles(w.var, CHANNELS);
+    w.other.mean = doubles(w.other_mean, CHANNELS), w.other.var = doubles(w.other_var, CHANNELS);
+    w.running.mean = doubles(w.running_mean, CHANNELS), w.running.var = doubles(w.running_var, CHANNELS);
+    w.sums.g = doubles(w.g, CHANNELS), w.sums.gx = doubles(w.gx, CHANNELS);
+    w.other_sums.g = doubles(w.other_g, CHANNELS), w.other_sums.gx = doubles(w.other_gx, CHANNELS);
+
+    const bn_slice x = in(w.x, LEN), dy = in(w.dy, LEN), gamma = in(w.gamma, CHANNELS), beta = in(w.beta, CHANNELS);
+    const bn_slice_mut y = out(w.y, LEN), dx = out(w.dx, LEN);
+    const bn_slice_mut dgamma = out(w.dgamma, CHANNELS), dbeta = out(w.dbeta, CHANNELS);
+    INIT(w.only), INIT(w.training), INIT(w.normalize), INIT(w.first), INIT(w.second), INIT(w.parameters);
+    INIT(w.backward);
+    w.only.x = x, w.only.statistics = &w.statistics;
+    w.training.x = x, w.training.gamma = gamma, w.training.beta = beta, w.training.y = y;
+    w.training.statistics = &w.statistics;
+    w.normalize.x = x, w.normalize.gamma = gamma, w.normalize.beta = beta, w.normalize.y = y;
+    w.normalize.statistics = &w.statistics;
+    w.first.x = x, w.first.dy = dy, w.first.statistics = &w.statistics, w.first.sums = &w.sums;
+    w.second.x = x, w.second.dy = dy, w.second.statistics = &w.statistics, w.second.sums = &w.sums;
+    w.second.gamma = gamma, w.second.dx = dx;
+    w.parameters.statistics = &w.statistics, w.parameters.sums = &w.sums;
+    w.parameters.dgamma = dgamma, w.parameters.dbeta = dbeta;
+    w.backward.x = x, w.backward.dy = dy, w.backward.statistics = &w.statistics, w.backward.gamma = gamma;
+    w.backward.dx = dx, w.backward.dgamma = dgamma, w.backward.dbeta = dbeta;
+    w.into = &w.statistics, w.from = &w.other, w.into_sums = &w.sums, w.from_sums = &w.other_sums;
+    w.averages = &w.running, w.average = BN_AVERAGE_EXPONENTIAL, w.momentum = 0.1;
+    w.desc = describe(element, OUTER, CHANNELS, INNER, 1e-5);
+}
+
+static void check_misuse(int32_t status, int32_t expected, const char *what, int line) {
+    misuses++;
+    const int right = status == expected && bn_last_error_message()[0] != 0;
+    const int untouched = memcmp(&w, &before, sizeof w) == 0;
+    if (!right || !untouched) {
+        fprintf(stderr, "%s instead of %s%s\n", bn_status_name(status), bn_status_name(expected),
+                untouched ? "" : ", and something was written");
+    }
+    check(right && untouched, what, __FILE__, line);
+}
+
+// A row of the table: the status, what is done to a right world, and the call.
+#define WRONG(expected, change, call)                                                                                  \
+    do {                                                                                                               \
+        put_right();                                                                                                   \
+        change;                                                                                                        \
+        memcpy(&before, &w, sizeof w);                                                                                 \
+        check_misuse(call, expected, #call " after " #change, __LINE__);                                               \
+    } while (0)
+
+#define MISALIGNED(type, pointer) ((type *)(void *)((char *)(pointer) + 1))
+// Aligned for every element type, and too near to the end for more than an element of any.
+#define LAST_ADDRESS ((void *)(UINTPTR_MAX - 7))
+#define AFTER(array) ((void *)((char *)(array) + sizeof(double)))
+
+// An array that must be there, and has more than one element.
+#define WRONG_ARRAY(array, call)                                                                                       \
+    WRONG(BN_ERROR_NULL, array.data = NULL, call);                                                                     \
+    WRONG(BN_ERROR_NULL, memset(&array, 0, sizeof array), call);                                                       \
+    WRONG_IF_THERE(array, call)
+
+// Arrays that are there, whether they must be or not.
+#define WRONG_IF_THERE(array, call)                                                                                    \
+    WRONG(BN_ERROR_LENGTH, array.len -= 1, call);                                                                      \
+    WRONG(BN_ERROR_LENGTH, array.len += 1, call);                                                                      \
+    WRONG(BN_ERROR_LENGTH, array.len = 0, call);                                                                       \
+    WRONG(BN_ERROR_LENGTH, array.len = SIZE_MAX, call);                                                                \
+    WRONG(BN_ERROR_ALIGNMENT, put_pointer(&array, (char *)array.data + 1), call);                                      \
+    WRONG(BN_ERROR_LENGTH, put_pointer(&array, LAST_ADDRESS), call)
+
+// Sets the data of an array: the first field of bn_slice, bn_slice_mut and bn_doubles, whose types differ.
+static void put_pointer(void *array, const void *pointer) { memcpy(array, &pointer, sizeof pointer); }
+
+#define WRONG_OPTIONAL(array, call)                                                                                    \
+    WRONG(BN_ERROR_NULL, array.data = NULL, call);                                                                     \
+    WRONG_IF_THERE(array, call)
+
+// An output at the place of something else, or a little into it.
+#define OVERLAP(output, other, call)                                                                                   \
+    WRONG(BN_ERROR_OVERLAP, put_pointer(&output, other), call);                                                        \
+    PARTIAL_OVERLAP(output, other, call)
+
+#define PARTIAL_OVERLAP(output, other, call) WRONG(BN_ERROR_OVERLAP, put_pointer(&output, AFTER(other)), call)
+
+// A struct that a call takes by pointer.
+#define WRONG_STRUCT(type, pointer, object, call)                                                                      \
+    WRONG(BN_ERROR_ALIGNMENT, pointer = MISALIGNED(type, &object), call);                                              \
+    WRONG(BN_ERROR_STRUCT_SIZE, object.struct_size = 0, call);                                                         \
+    WRONG(BN_ERROR_STRUCT_SIZE, object.struct_size -= 8, call);                                                        \
+    WRONG(BN_ERROR_STRUCT_SIZE, object.struct_size += 8, call);                                                        \
+    WRONG(BN_ERROR_STRUCT_SIZE, object.struct_size = SIZE_MAX, call)
+
+// The plan and the arguments of a pass.
+#define WRONG_CALL(function, type, args)                                                                               \
+    WRONG(BN_ERROR_NULL, (void)0, function(NULL, &args));                                                              \
+    WRONG(BN_ERROR_ALIGNMENT, (void)0, function(MISALIGNED(bn_plan, plan), &args));                                    \
+    WRONG(BN_ERROR_NULL, (void)0, function(plan, NULL));                                                               \
+    WRONG(BN_ERROR_ALIGNMENT, (void)0, function(plan, MISALIGNED(type, &args)));                                       \
+    WRONG(BN_ERROR_STRUCT_SIZE, args.struct_size = 0, function(plan, &args));                                          \
+    WRONG(BN_ERROR_STRUCT_SIZE, args.struct_size -= 1, function(plan, &args));                                         \
+    WRONG(BN_ERROR_STRUCT_SIZE, args.struct_size += 8, function(plan, &args));                                         \
+    WRONG(BN_ERROR_STRUCT_SIZE, args.struct_size = SIZE_MAX, function(plan, &args))
+
+#define WRONG_STATISTICS(pointer, object, call)                                                                        \
+    WRONG_STRUCT(bn_statistics, pointer, object, call);                                                                \
+    WRONG_ARRAY(object.mean, call);                                                                                    \
+    WRONG_ARRAY(object.var, call)
+
+// Statistics that are read.
+#define WRONG_PARTS(object, variances, call)                                                                           \
+    WRONG(BN_ERROR_COUNT, object.count = -1, call);                                                                    \
+    WRONG(BN_ERROR_COUNT, object.count = NAN, call);                                                                   \
+    WRONG(BN_ERROR_COUNT, object.count = INFINITY, call);                                                              \
+    WRONG(BN_ERROR_VARIANCE, variances[CHANNELS - 1] = -1e-300, call)
+
+#define WRONG_SUMS(pointer, object, call)                                                                              \
+    WRONG(BN_ERROR_NULL, pointer = NULL, call);                                                                        \
+    WRONG_STRUCT(bn_gradient_sums, pointer, object, call);                                                             \
+    WRONG_ARRAY(object.g, call);                                                                                       \
+    WRONG_ARRAY(object.gx, call)
+
+#define WRONG_RUNNING(pointer, call)                                                                                   \
+    WRONG_STRUCT(bn_running_statistics, pointer, w.running, call);                                                     \
+    WRONG_ARRAY(w.running.mean, call);                                                                                 \
+    WRONG_ARRAY(w.running.var, call);                                                                                  \
+    WRONG(BN_ERROR_ENUM, w.running.variance = -1, call);                                                               \
+    WRONG(BN_ERROR_ENUM, w.running.variance = 2, call);                                                                \
+    WRONG(BN_ERROR_ENUM, w.running.reserved = 1, call)
+
+// A call with averages in the place of statistics.
+static int32_t with_running(int32_t (*call)(void)) {
+    const bn_statistics *const none = NULL;
+    w.normalize.statistics = w.first.statistics = w.parameters.statistics = w.backward.statistics = none;
+    w.normalize.running = w.first.running = w.parameters.running = w.backward.running = &w.running;
+    memcpy(&before, &w, sizeof w);
+    return call();
+}
+
+static int32_t normalize(void) { return bn_normalize(plan, &w.normalize); }
+static int32_t first(void) { return bn_compute_gradient_sums(plan, &w.first); }
+static int32_t parameters(void) { return bn_parameter_gradients(plan, &w.parameters); }
+static int32_t backward(void) { return bn_backward(plan, &w.backward); }
+
+// Statistics or averages: one of them, and that one right.
+#define WRONG_SOURCE(args, function)                                                                                   \
+    WRONG(BN_ERROR_SOURCE, args.statistics = NULL, function());                                                        \
+    WRONG(BN_ERROR_SOURCE, args.running = &w.running, function());                                                     \
+    WRONG_STATISTICS(args.statistics, w.statistics, function());                                                       \
+    WRONG_PARTS(w.statistics, w.var, function());                                                                      \
+    WRONG_ARRAY(w.running.mean, with_running(function));                                                               \
+    WRONG_ARRAY(w.running.var, with_running(function));                                                                \
+    WRONG(BN_ERROR_ENUM, w.running.variance = 2, with_running(function));                                              \
+    WRONG(BN_ERROR_ENUM, w.running.reserved = 1, with_running(function));                                              \
+    WRONG(BN_ERROR_STRUCT_SIZE, w.running.struct_size = 0, with_running(function));                                    \
+    WRONG(BN_ERROR_STRUCT_SIZE, w.running.struct_size += 8, with_running(function));                                   \
+    WRONG(BN_ERROR_VARIANCE, w.running_var[1] = -1, with_running(function));                                           \
+    WRONG(BN_ERROR_VARIANCE, w.running_var[1] = NAN, with_running(function))
+
+static void plans(void) {
+#define CREATE bn_plan_create(&w.desc, &w.made)
+    WRONG(BN_ERROR_NULL, (void)0, bn_plan_create(NULL, &w.made));
+    WRONG(BN_ERROR_NULL, (void)0, bn_plan_create(&w.desc, NULL));
+    WRONG(BN_ERROR_ALIGNMENT, (void)0, bn_plan_create(MISALIGNED(bn_plan_desc, &w.desc), &w.made));
+    WRONG(BN_ERROR_ALIGNMENT, (void)0, bn_plan_create(&w.desc, MISALIGNED(bn_plan *, &w.made)));
+    WRONG(BN_ERROR_STRUCT_SIZE, w.desc.struct_size = 0, CREATE);
+    WRONG(BN_ERROR_STRUCT_SIZE, w.desc.struct_size -= 8, CREATE);
+    WRONG(BN_ERROR_STRUCT_SIZE, w.desc.struct_size += 8, CREATE);
+    WRONG(BN_ERROR_STRUCT_SIZE, w.desc.struct_size = SIZE_MAX, CREATE);
+    WRONG(BN_ERROR_ENUM, w.desc.element = -1, CREATE);
+    WRONG(BN_ERROR_ENUM, w.desc.element = 2, CREATE);
+    WRONG(BN_ERROR_ENUM, w.desc.element = INT32_MIN, CREATE);
+    WRONG(BN_ERROR_ENUM, w.desc.element = INT32_MAX, CREATE);
+    WRONG(BN_ERROR_ENUM, w.desc.isa = -1, CREATE);
+    WRONG(BN_ERROR_ENUM, w.desc.isa = BN_ISA_AVX512 + 1, CREATE);
+    WRONG(BN_ERROR_ENUM, w.desc.threads = -1, CREATE);
+    WRONG(BN_ERROR_ENUM, w.desc.threads = BN_THREADS_CALLER + 1, CREATE);
+    WRONG(BN_ERROR_ENUM, w.desc.reserved = 1, CREATE);
+    WRONG(BN_ERROR_EPS, w.desc.eps = -1e-5, CREATE);
+    WRONG(BN_ERROR_EPS, w.desc.eps = NAN, CREATE);
+    WRONG(BN_ERROR_EPS, w.desc.eps = INFINITY, CREATE);
+    WRONG(BN_ERROR_SHAPE, w.desc.outer = SIZE_MAX, CREATE);
+    WRONG(BN_ERROR_SHAPE, w.desc.channels = SIZE_MAX, CREATE);
+    WRONG(BN_ERROR_SHAPE, w.desc.inner = SIZE_MAX, CREATE);
+    WRONG(BN_ERROR_SHAPE, (w.desc.outer = SIZE_MAX / 2, w.desc.channels = 0), CREATE);
+    WRONG(BN_ERROR_SHAPE, (w.desc.outer = SIZE_MAX / 16 + 1, w.desc.channels = w.desc.inner = 1), CREATE);
+    WRONG(BN_ERROR_OUT_OF_MEMORY, (w.desc.outer = 0, w.desc.channels = SIZE_MAX), CREATE);
+    WRONG(BN_ERROR_OUT_OF_MEMORY, (w.desc.outer = w.desc.inner = 1, w.desc.channels = SIZE_MAX / 64), CREATE);
+    WRONG(BN_ERROR_THREADS, w.desc.thread_count = 1, CREATE);
+    WRONG(BN_ERROR_THREADS, w.desc.parallel_for = parallel_for, CREATE);
+    WRONG(BN_ERROR_THREADS, (w.desc.threads = BN_THREADS_POOL, w.desc.parallel_for = parallel_for), CREATE);
+    WRONG(BN_ERROR_THREADS, (w.desc.threads = BN_THREADS_POOL, w.desc.thread_count = BN_MAX_POOL_THREADS + 1), CREATE);
+    WRONG(BN_ERROR_THREADS, (w.desc.threads = BN_THREADS_POOL, w.desc.thread_count = SIZE_MAX), CREATE);
+    WRONG(BN_ERROR_THREADS, (w.desc.threads = BN_THREADS_CALLER, w.desc.parallel_for = parallel_for), CREATE);
+    WRONG(BN_ERROR_NULL, (w.desc.threads = BN_THREADS_CALLER, w.desc.thread_count = 2), CREATE);
+    int32_t best = BN_ISA_BEST;
+    CHECK_OK(bn_best_isa(&best));
+    for (int32_t isa = best + 1; isa <= BN_ISA_AVX512; isa++) {
+        WRONG(BN_ERROR_UNSUPPORTED_ISA, w.desc.isa = isa, CREATE);
+    }
+    WRONG(BN_ERROR_ALIGNMENT, (void)0, bn_plan_destroy(MISALIGNED(bn_plan, plan)));
+    WRONG(BN_ERROR_NULL, (void)0, bn_best_isa(NULL));
+    WRONG(BN_ERROR_ALIGNMENT, (void)0, bn_best_isa(MISALIGNED(int32_t, w.isa)));
+}
+
+static void compute_statistics(void) {
+#define ONLY bn_compute_statistics(plan, &w.only)
+    WRONG_CALL(bn_compute_statistics, bn_statistics_args, w.only);
+    WRONG_ARRAY(w.only.x, ONLY);
+    WRONG(BN_ERROR_NULL, w.only.statistics = NULL, ONLY);
+    WRONG_STATISTICS(w.only.statistics, w.statistics, ONLY);
+    OVERLAP(w.statistics.mean, w.var, ONLY);
+    OVERLAP(w.statistics.var, w.mean, ONLY);
+    OVERLAP(w.statistics.mean, w.x, ONLY);
+    OVERLAP(w.statistics.var, w.x, ONLY);
+    OVERLAP(w.statistics.mean, &w.statistics, ONLY);
+    OVERLAP(w.statistics.var, &w.statistics, ONLY);
+    WRONG(BN_ERROR_OVERLAP, w.only.x = in(&w.statistics, LEN), ONLY);
+}
+
+static void forward_training(void) {
+#define TRAINING bn_forward_training(plan, &w.training)
+    WRONG_CALL(bn_forward_training, bn_forward_training_args, w.training);
+    WRONG_ARRAY(w.training.x, TRAINING);
+    WRONG_ARRAY(w.training.y, TRAINING);
+    WRONG_OPTIONAL(w.training.gamma, TRAINING);
+    WRONG_OPTIONAL(w.training.beta, TRAINING);
+    WRONG(BN_ERROR_NULL, w.training.statistics = NULL, TRAINING);
+    WRONG_STATISTICS(w.training.statistics, w.statistics, TRAINING);
+    PARTIAL_OVERLAP(w.training.y, w.x, TRAINING);
+    PARTIAL_OVERLAP(w.training.x, w.y, TRAINING);
+    OVERLAP(w.training.y, w.gamma, TRAINING);
+    OVERLAP(w.training.y, w.beta, TRAINING);
+    OVERLAP(w.training.y, w.mean, TRAINING);
+    OVERLAP(w.training.y, w.var, TRAINING);
+    OVERLAP(w.training.y, &w.statistics, TRAINING);
+    OVERLAP(w.statistics.mean, w.gamma, TRAINING);
+    OVERLAP(w.statistics.var, w.beta, TRAINING);
+    OVERLAP(w.statistics.mean, w.x, TRAINING);
+    OVERLAP(w.statistics.var, w.y, TRAINING);
+    OVERLAP(w.statistics.var, w.mean, TRAINING);
+}
+
+static void normalizing(void) {
+    WRONG_CALL(bn_normalize, bn_normalize_args, w.normalize);
+    WRONG_ARRAY(w.normalize.x, normalize());
+    WRONG_ARRAY(w.normalize.y, normalize());
+    WRONG_OPTIONAL(w.normalize.gamma, normalize());
+    WRONG_OPTIONAL(w.normalize.beta, normalize());
+    WRONG_SOURCE(w.normalize, normalize);
+    WRONG(BN_ERROR_EMPTY_STATISTICS, w.statistics.count = 0, normalize());
+    PARTIAL_OVERLAP(w.normalize.y, w.x, normalize());
+    OVERLAP(w.normalize.y, w.gamma, normalize());
+    OVERLAP(w.normalize.y, w.beta, normalize());
+    OVERLAP(w.normalize.y, w.mean, normalize());
+    OVERLAP(w.normalize.y, w.var, normalize());
+    OVERLAP(w.normalize.y, w.running_mean, with_running(normalize));
+    OVERLAP(w.normalize.y, w.running_var, with_running(normalize));
+}
+
+static void gradient_sums(void) {
+    WRONG_CALL(bn_compute_gradient_sums, bn_gradient_sums_args, w.first);
+    WRONG_ARRAY(w.first.x, first());
+    WRONG_ARRAY(w.first.dy, first());
+    WRONG_SOURCE(w.first, first);
+    WRONG(BN_ERROR_EMPTY_STATISTICS, w.statistics.count = 0, first());
+    WRONG_SUMS(w.first.sums, w.sums, first());
+    OVERLAP(w.sums.g, w.x, first());
+    OVERLAP(w.sums.gx, w.dy, first());
+    OVERLAP(w.sums.g, w.mean, first());
+    OVERLAP(w.sums.gx, w.var, first());
+    OVERLAP(w.sums.g, w.gx, first());
+    OVERLAP(w.sums.gx, w.g, first());
+}
+
+static void input_gradient(void) {
+#define SECOND bn_input_gradient(plan, &w.second)
+    WRONG_CALL(bn_input_gradient, bn_input_gradient_args, w.second);
+    WRONG_ARRAY(w.second.x, SECOND);
+    WRONG_ARRAY(w.second.dy, SECOND);
+    WRONG_ARRAY(w.second.dx, SECOND);
+    WRONG_OPTIONAL(w.second.gamma, SECOND);
+    WRONG(BN_ERROR_NULL, w.second.statistics = NULL, SECOND);
+    WRONG_STATISTICS(w.second.statistics, w.statistics, SECOND);
+    WRONG_PARTS(w.statistics, w.var, SECOND);
+    WRONG(BN_ERROR_EMPTY_STATISTICS, w.statistics.count = 0, SECOND);
+    WRONG_SUMS(w.second.sums, w.sums, SECOND);
+    PARTIAL_OVERLAP(w.second.dx, w.dy, SECOND);
+    OVERLAP(w.second.dx, w.x, SECOND);
+    OVERLAP(w.second.dx, w.gamma, SECOND);
+    OVERLAP(w.second.dx, w.mean, SECOND);
+    OVERLAP(w.second.dx, w.var, SECOND);
+    OVERLAP(w.second.dx, w.g, SECOND);
+    OVERLAP(w.second.dx, w.gx, SECOND);
+}
+
+static void parameter_gradients(void) {
+    WRONG_CALL(bn_parameter_gradients, bn_parameter_gradients_args, w.parameters);
+    WRONG_SOURCE(w.parameters, parameters);
+    WRONG_SUMS(w.parameters.sums, w.sums, parameters());
+    WRONG_OPTIONAL(w.parameters.dgamma, parameters());
+    WRONG_OPTIONAL(w.parameters.dbeta, parameters());
+    OVERLAP(w.parameters.dgamma, w.dbeta, parameters());
+    OVERLAP(w.parameters.dgamma, w.mean, parameters());
+    OVERLAP(w.parameters.dgamma, w.gx, parameters());
+    OVERLAP(w.parameters.dbeta, w.var, parameters());
+    OVERLAP(w.parameters.dbeta, w.g, parameters());
+}
+
+static void backward_pass(void) {
+    WRONG_CALL(bn_backward, bn_backward_args, w.backward);
+    WRONG_ARRAY(w.backward.x, backward());
+    WRONG_ARRAY(w.backward.dy, backward());
+    WRONG_OPTIONAL(w.backward.gamma, backward());
+    WRONG_OPTIONAL(w.backward.dx, backward());
+    WRONG_OPTIONAL(w.backward.dgamma, backward());
+    WRONG_OPTIONAL(w.backward.dbeta, backward());
+    WRONG_SOURCE(w.backward, backward);
+    WRONG(BN_ERROR_EMPTY_STATISTICS, w.statistics.count = 0, backward());
+    PARTIAL_OVERLAP(w.backward.dx, w.dy, backward());
+    OVERLAP(w.backward.dx, w.x, backward());
+    OVERLAP(w.backward.dx, w.gamma, backward());
+    OVERLAP(w.backward.dx, w.dgamma, backward());
+    OVERLAP(w.backward.dx, w.dbeta, backward());
+    OVERLAP(w.backward.dx, w.mean, backward());
+    OVERLAP(w.backward.dx, w.var, backward());
+    OVERLAP(w.backward.dx, w.running_mean, with_running(backward));
+    OVERLAP(w.backward.dgamma, w.gamma, backward());
+    OVERLAP(w.backward.dgamma, w.x, backward());
+    OVERLAP(w.backward.dgamma, w.dbeta, backward());
+    OVERLAP(w.backward.dbeta, w.dy, backward());
+    OVERLAP(w.backward.dbeta, w.var, backward());
+    OVERLAP(w.backward.dbeta, w.running_var, with_running(backward));
+}
+
+static void merging(void) {
+#define MERGE bn_merge_statistics(plan, w.into, w.from)
+    WRONG(BN_ERROR_NULL, (void)0, bn_merge_statistics(NULL, w.into, w.from));
+    WRONG(BN_ERROR_ALIGNMENT, (void)0, bn_merge_statistics(MISALIGNED(bn_plan, plan), w.into, w.from));
+    WRONG(BN_ERROR_NULL, w.into = NULL, MERGE);
+    WRONG(BN_ERROR_NULL, w.from = NULL, MERGE);
+    WRONG_STATISTICS(w.into, w.statistics, MERGE);
+    WRONG_STATISTICS(w.from, w.other, MERGE);
+    WRONG_PARTS(w.statistics, w.var, MERGE);
+    WRONG_PARTS(w.other, w.other_var, MERGE);
+    WRONG(BN_ERROR_OVERLAP, w.from = w.into, MERGE);
+    OVERLAP(w.statistics.mean, w.var, MERGE);
+    OVERLAP(w.statistics.mean, w.other_mean, MERGE);
+    OVERLAP(w.statistics.var, w.other_var, MERGE);
+    OVERLAP(w.statistics.var, &w.statistics, MERGE);
+
+#define MERGE_SUMS bn_merge_gradient_sums(plan, w.into_sums, w.from_sums)
+    WRONG(BN_ERROR_NULL, (void)0, bn_merge_gradient_sums(NULL, w.into_sums, w.from_sums));
+    WRONG(BN_ERROR_ALIGNMENT, (void)0, bn_merge_gradient_sums(MISALIGNED(bn_plan, plan), w.into_sums, w.from_sums));
+    WRONG_SUMS(w.into_sums, w.sums, MERGE_SUMS);
+    WRONG_SUMS(w.from_sums, w.other_sums, MERGE_SUMS);
+    WRONG(BN_ERROR_OVERLAP, w.from_sums = w.into_sums, MERGE_SUMS);
+    OVERLAP(w.sums.g, w.gx, MERGE_SUMS);
+    OVERLAP(w.sums.g, w.other_g, MERGE_SUMS);
+    OVERLAP(w.sums.gx, w.other_gx, MERGE_SUMS);
+}
+
+static void updating(void) {
+#define UPDATE bn_update_running_statistics(plan, w.averages, w.from, w.average, w.momentum)
+    WRONG(BN_ERROR_NULL, (void)0, bn_update_running_statistics(NULL, w.averages, w.from, w.average, w.momentum));
+    WRONG(BN_ERROR_ALIGNMENT, (void)0,
+          bn_update_running_statistics(MISALIGNED(bn_plan, plan), w.averages, w.from, w.average, w.momentum));
+    WRONG(BN_ERROR_NULL, w.averages = NULL, UPDATE);
+    WRONG(BN_ERROR_NULL, w.from = NULL, UPDATE);
+    WRONG_RUNNING(w.averages, UPDATE);
+    WRONG_STATISTICS(w.from, w.other, UPDATE);
+    WRONG_PARTS(w.other, w.other_var, UPDATE);
+    WRONG(BN_ERROR_ENUM, w.average = -1, UPDATE);
+    WRONG(BN_ERROR_ENUM, w.average = 2, UPDATE);
+    WRONG(BN_ERROR_MOMENTUM, w.momentum = -0.1, UPDATE);
+    WRONG(BN_ERROR_MOMENTUM, w.momentum = 1.1, UPDATE);
+    WRONG(BN_ERROR_MOMENTUM, w.momentum = NAN, UPDATE);
+    WRONG(BN_ERROR_TOO_FEW_VALUES, w.other.count = 1, UPDATE);
+    OVERLAP(w.running.mean, w.running_var, UPDATE);
+    OVERLAP(w.running.mean, w.other_mean, UPDATE);
+    OVERLAP(w.running.var, w.other_var, UPDATE);
+    OVERLAP(w.running.var, &w.running, UPDATE);
+}
+
+// The same calls, right: what was wrong above is what was changed there.
+static void right(void) {
+#define RIGHT(call)                                                                                                    \
+    put_right();                                                                                                       \
+    CHECK_OK(call);                                                                                                    \
+    CHECK(bn_last_error_message()[0] == 0)
+    RIGHT(CREATE);
+    CHECK_OK(bn_plan_destroy(w.made));
+    RIGHT(bn_best_isa(w.isa));
+    RIGHT(ONLY);
+    RIGHT(TRAINING);
+    RIGHT(normalize());
+    RIGHT(with_running(normalize));
+    RIGHT(first());
+    RIGHT(with_running(first));
+    RIGHT(SECOND);
+    RIGHT(parameters());
+    RIGHT(with_running(parameters));
+    RIGHT(backward());
+    RIGHT(with_running(backward));
+    RIGHT(MERGE);
+    RIGHT(MERGE_SUMS);
+    RIGHT(UPDATE);
+}
+
+int main(void) {
+    for (element = BN_ELEMENT_F32; element <= BN_ELEMENT_F64; element++) {
+        const bn_plan_desc desc = describe(element, OUTER, CHANNELS, INNER, 1e-5);
+        plan = make(&desc);
+        misuses = 0;
+        plans();
+        compute_statistics();
+        forward_training();
+        normalizing();
+        gradient_sums();
+        input_gradient();
+        parameter_gradients();
+        backward_pass();
+        merging();
+        updating();
+        right();
+        CHECK(misuses >= 100);
+        CHECK_OK(bn_plan_destroy(plan));
+    }
+    printf("misuse: %ld misuses for each element type\n", misuses);
+    return report("misuse");
+}

@@ -1,0 +1,167 @@
+// A training step on made-up data, and the textbook and other threads to compare it with.
+#ifndef BATCHNORM_STEP_H
+#define BATCHNORM_STEP_H
+
+#include "test.h"
+
+static size_t element_size(int32_t element) { return element == BN_ELEMENT_F32 ? sizeof(float) : sizeof(double); }
+
+static double get(int32_t element, const void *array, size_t i) {
+    return element == BN_ELEMENT_F32 ? (double)((const float *)array)[i] : ((const double *)array)[i];
+}
+
+// Memory of exactly the size, on the heap, where valgrind and AddressSanitizer watch its ends.
+static void *allocate(size_t n, size_t size) {
+    void *memory = calloc(n > 0 ? n : 1, size);
+    if (memory == NULL) {
+        abort();
+    }
+    return memory;
+}
+
+// The arrays of a training step: inputs, and room for what comes of them.
+typedef struct step {
+    size_t len, channels;
+    void *x, *dy, *gamma, *beta;
+    void *y, *dx, *dgamma, *dbeta;
+    double *mean, *var;
+} step;
+
+static step new_step(const bn_plan_desc *desc) {
+    const size_t size = element_size(desc->element), channels = desc->channels;
+    const size_t len = desc->outer * channels * desc->inner;
+    uint32_t random = 1;
+    step s;
+    s.len = len;
+    s.channels = channels;
+    s.x = allocate(len, size), s.dy = allocate(len, size), s.y = allocate(len, size), s.dx = allocate(len, size);
+    s.gamma = allocate(channels, size), s.beta = allocate(channels, size);
+    s.dgamma = allocate(channels, size), s.dbeta = allocate(channels, size);
+    s.mean = (double *)allocate(channels, sizeof(double)), s.var = (double *)allocate(channels, sizeof(double));
+    for (size_t i = 0; i < len; i++) {
+        random = random * 1664525u + 1013904223u;
+        set(desc->element, s.x, i, 3.0 + (double)(random >> 8) / 8388608.0);
+        random = random * 1664525u + 1013904223u;
+        set(desc->element, s.dy, i, -1.0 + (double)(random >> 8) / 8388608.0);
+    }
+    for (size_t c = 0; c < channels; c++) {
+        set(desc->element, s.gamma, c, 0.5 + (double)c / 8.0);
+        set(desc->element, s.beta, c, 1.0 - (double)c / 8.0);
+    }
+    return s;
+}
+
+static void free_step(step s) {
+    void *arrays[] = {s.x, s.dy, s.gamma, s.beta, s.y, s.dx, s.dgamma, s.dbeta, s.mean, s.var};
+    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) {
+        free(arrays[i]);
+    }
+}
+
+// The fused passes of a training step.
+static void run_step(const bn_plan *plan, step s) {
+    bn_statistics statistics;
+    bn_forward_training_args forward;
+    bn_backward_args backward;
+    INIT(statistics), INIT(forward), INIT(backward);
+    statistics.mean = doubles(s.mean, s.channels);
+    statistics.var = doubles(s.var, s.channels);
+    forward.x = in(s.x, s.len);
+    forward.gamma = in(s.gamma, s.channels);
+    forward.beta = in(s.beta, s.channels);
+    forward.y = out(s.y, s.len);
+    forward.statistics = &statistics;
+    CHECK_OK(bn_forward_training(plan, &forward));
+    backward.x = forward.x;
+    backward.dy = in(s.dy, s.len);
+    backward.statistics = &statistics;
+    backward.gamma = forward.gamma;
+    backward.dx = out(s.dx, s.len);
+    backward.dgamma = out(s.dgamma, s.channels);
+    backward.dbeta = out(s.dbeta, s.channels);
+    CHECK_OK(bn_backward(plan, &backward));
+}
+
+// Where value k of channel c lives.
+static size_t place(const bn_plan_desc *d, size_t c, size_t k) {
+    return ((k / d->inner) * d->channels + c) * d->inner + k % d->inner;
+}
+
+// Compares a training step with the textbook: two passes, long double. f32 to 8u (forward, sums) and 16u (dx) with
+// u = 2^-24, f64 to 1e-13 times kappa = sqrt(1 + mean^2 / var), relative to the sizes of the terms that are added up; in
+// dx those are the terms of the sums too, since sums that cancel still bring the roundings of what they are made of.
+static void check_textbook(const bn_plan_desc *d, step s) {
+    const size_t m = d->outer * d->inner;
+    const int32_t e = d->element;
+    int y_ok = 1, dx_ok = 1, dgamma_ok = 1, dbeta_ok = 1;
+    for (size_t c = 0; c < d->channels; c++) {
+        long double mean = 0, var = 0, sum = 0, dot = 0, sum_abs = 0, dot_abs = 0;
+        for (size_t k = 0; k < m; k++) {
+            mean += (long double)get(e, s.x, place(d, c, k)) / (long double)m;
+        }
+        for (size_t k = 0; k < m; k++) {
+            const long double deviation = (long double)get(e, s.x, place(d, c, k)) - mean;
+            var += deviation * deviation / (long double)m;
+        }
+        const long double inv_std = 1 / sqrtl(var + (long double)d->eps), gamma = (long double)get(e, s.gamma, c);
+        const long double beta = (long double)get(e, s.beta, c);
+        const long double unit = e == BN_ELEMENT_F32 ? 8 * ldexpl(1, -24) : 1e-13L * sqrtl(1 + mean * mean / var);
+        for (size_t k = 0; k < m; k++) {
+            const long double g = (long double)get(e, s.dy, place(d, c, k));
+            const long double normal = ((long double)get(e, s.x, place(d, c, k)) - mean) * inv_std;
+            sum += g, sum_abs += fabsl(g);
+            dot += g * normal, dot_abs += fabsl(g * normal);
+            const long double y = gamma * normal + beta;
+            const long double bound = unit * (fabsl(gamma) * (1 + fabsl(normal)) + fabsl(beta));
+            y_ok &= fabsl((long double)get(e, s.y, place(d, c, k)) - y) <= bound;
+        }
+        for (size_t k = 0; k < m; k++) {
+            const long double g = (long double)get(e, s.dy, place(d, c, k));
+            const long double normal = ((long double)get(e, s.x, place(d, c, k)) - mean) * inv_std;
+            const long double mean_g = sum / (long double)m, slope = normal * dot / (long double)m;
+            const long double dx = gamma * inv_std * (g - mean_g - slope);
+            const long double terms = fabsl(g) + (sum_abs + fabsl(normal) * dot_abs) / (long double)m;
+            const long double bound = 2 * unit * fabsl(gamma) * inv_std * terms;
+            dx_ok &= fabsl((long double)get(e, s.dx, place(d, c, k)) - dx) <= bound;
+        }
+        dgamma_ok &= fabsl((long double)get(e, s.dgamma, c) - dot) <= unit * dot_abs;
+        dbeta_ok &= fabsl((long double)get(e, s.dbeta, c) - sum) <= unit * sum_abs;
+    }
+    CHECK(y_ok);
+    CHECK(dx_ok);
+    CHECK(dgamma_ok);
+    CHECK(dbeta_ok);
+}
+
+// That a step on other threads has the bits of the sequential one, which agrees with the textbook, for shapes that are
+// large enough to be split, in both layouts and element types.
+static void check_threads(int32_t threads, size_t thread_count, bn_parallel_for parallel_for, void *ctx) {
+    const size_t shapes[][3] = {{4, 64, 1024}, {4096, 64, 1}};
+    for (int32_t element = BN_ELEMENT_F32; element <= BN_ELEMENT_F64; element++) {
+        for (size_t k = 0; k < 2; k++) {
+            bn_plan_desc desc = describe(element, shapes[k][0], shapes[k][1], shapes[k][2], 1e-5);
+            const size_t size = element_size(element);
+            bn_plan *sequential = make(&desc);
+            desc.threads = threads;
+            desc.thread_count = thread_count;
+            desc.parallel_for = parallel_for;
+            desc.parallel_for_ctx = ctx;
+            bn_plan *parallel = make(&desc);
+            step a = new_step(&desc), b = new_step(&desc);
+            run_step(sequential, a);
+            run_step(parallel, b);
+            check_textbook(&desc, a);
+            CHECK(memcmp(a.y, b.y, a.len * size) == 0);
+            CHECK(memcmp(a.dx, b.dx, a.len * size) == 0);
+            CHECK(memcmp(a.dgamma, b.dgamma, a.channels * size) == 0);
+            CHECK(memcmp(a.dbeta, b.dbeta, a.channels * size) == 0);
+            CHECK(memcmp(a.mean, b.mean, a.channels * sizeof(double)) == 0);
+            CHECK(memcmp(a.var, b.var, a.channels * sizeof(double)) == 0);
+            free_step(a), free_step(b);
+            CHECK_OK(bn_plan_destroy(sequential));
+            CHECK_OK(bn_plan_destroy(parallel));
+        }
+    }
+}
+
+#endif

@@ -1,0 +1,363 @@
+// Every pass against golden values that a pencil can check: exact in either element type, so compared without tolerance.
+
+#include "step.h"
+
+enum { CHANNELS = 2, VALUES = 4, LEN = CHANNELS * VALUES };
+
+// One row a channel. eps is 0: the standard deviations are 1 and 2, running ones 2 and 2.
+static const double X[CHANNELS][VALUES] = {{1, 3, 1, 3}, {10, 14, 14, 10}};
+static const double MEAN[CHANNELS] = {2, 12}, VAR[CHANNELS] = {1, 4};
+static const double RUNNING_MEAN[CHANNELS] = {1, 12}, RUNNING_VAR[CHANNELS] = {4, 4};
+static const double GAMMA[CHANNELS] = {2, 0.5}, BETA[CHANNELS] = {0.5, -1};
+static const double Y[CHANNELS][VALUES] = {{-1.5, 2.5, -1.5, 2.5}, {-1.5, -0.5, -0.5, -1.5}};
+static const double PLAIN_Y[CHANNELS][VALUES] = {{-1, 1, -1, 1}, {-1, 1, 1, -1}};
+static const double RUNNING_Y[CHANNELS][VALUES] = {{0.5, 2.5, 0.5, 2.5}, {-1.5, -0.5, -0.5, -1.5}};
+static const double DY[CHANNELS][VALUES] = {{1, 2, 3, 6}, {4, 0, 4, 8}};
+static const double SUM[CHANNELS] = {12, 16}, SUM_X[CHANNELS] = {4, -16};
+static const double DGAMMA[CHANNELS] = {4, -8};
+static const double DX[CHANNELS][VALUES] = {{-2, -4, 2, 4}, {-0.5, -0.5, 0.5, 0.5}};
+static const double PLAIN_DX[CHANNELS][VALUES] = {{-1, -2, 1, 2}, {-1, -1, 1, 1}};
+static const double FROZEN_DGAMMA[CHANNELS] = {8, -8};
+static const double FROZEN_DX[CHANNELS][VALUES] = {{1, 2, 3, 6}, {1, 0, 1, 2}};
+
+typedef struct fixture {
+    bn_plan_desc desc;
+    bn_plan *plan;
+    void *x, *dy, *y, *dx, *gamma, *beta, *dgamma, *dbeta;
+    double *mean, *var, *running_mean, *running_var, *g, *gx;
+    bn_statistics statistics;
+    bn_running_statistics running;
+    bn_gradient_sums sums;
+} fixture;
+
+static void *values(const bn_plan_desc *d, const double v[CHANNELS][VALUES]) {
+    void *array = allocate(LEN, element_size(d->element));
+    for (size_t c = 0; c < CHANNELS; c++) {
+        for (size_t k = 0; k < VALUES; k++) {
+            set(d->element, array, place(d, c, k), v[c][k]);
+        }
+    }
+    return array;
+}
+
+static void *parameters(const bn_plan_desc *d, const double v[CHANNELS]) {
+    void *array = allocate(CHANNELS, element_size(d->element));
+    for (size_t c = 0; c < CHANNELS; c++) {
+        set(d->element, array, c, v[c]);
+    }
+    return array;
+}
+
+static double *per_channel(const double v[CHANNELS]) {
+    double *array = (double *)allocate(CHANNELS, sizeof(double));
+    memcpy(array, v, CHANNELS * sizeof(double));
+    return array;
+}
+
+static int are(const bn_plan_desc *d, const void *array, const double v[CHANNELS][VALUES]) {
+    int equal = 1;
+    for (size_t c = 0; c < CHANNELS; c++) {
+        for (size_t k = 0; k < VALUES; k++) {
+            equal &= get(d->element, array, place(d, c, k)) == v[c][k];
+        }
+    }
+    return equal;
+}
+
+static int are_parameters(const bn_plan_desc *d, const void *array, const double v[CHANNELS]) {
+    return get(d->element, array, 0) == v[0] && get(d->element, array, 1) == v[1];
+}
+
+static int are_doubles(const double *array, const double v[CHANNELS]) { return array[0] == v[0] && array[1] == v[1]; }
+
+static fixture set_up(int32_t element, int rows) {
+    static const double nothing[CHANNELS] = {-99, -99};
+    static const double nowhere[CHANNELS][VALUES] = {{-99, -99, -99, -99}, {-99, -99, -99, -99}};
+    fixture f;
+    f.desc = describe(element, rows ? 4 : 2, CHANNELS, rows ? 1 : 2, 0.0);
+    f.plan = make(&f.desc);
+    f.x = values(&f.desc, X), f.dy = values(&f.desc, DY);
+    f.y = values(&f.desc, nowhere), f.dx = values(&f.desc, nowhere);
+    f.gamma = parameters(&f.desc, GAMMA), f.beta = parameters(&f.desc, BETA);
+    f.dgamma = parameters(&f.desc, nothing), f.dbeta = parameters(&f.desc, nothing);
+    f.mean = per_channel(MEAN), f.var = per_channel(VAR);
+    f.running_mean = per_channel(RUNNING_MEAN), f.running_var = per_channel(RUNNING_VAR);
+    f.g = per_channel(SUM), f.gx = per_channel(SUM_X);
+    INIT(f.statistics), INIT(f.running), INIT(f.sums);
+    f.statistics.count = VALUES;
+    f.statistics.mean = doubles(f.mean, CHANNELS), f.statistics.var = doubles(f.var, CHANNELS);
+    f.running.mean = doubles(f.running_mean, CHANNELS), f.running.var = doubles(f.running_var, CHANNELS);
+    f.sums.g = doubles(f.g, CHANNELS), f.sums.gx = doubles(f.gx, CHANNELS);
+    return f;
+}
+
+static void tear_down(fixture f) {
+    void *arrays[] = {f.x,    f.dy,  f.y,            f.dx,          f.gamma, f.beta, f.dgamma, f.dbeta,
+                      f.mean, f.var, f.running_mean, f.running_var, f.g,     f.gx};
+    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) {
+        free(arrays[i]);
+    }
+    CHECK_OK(bn_plan_destroy(f.plan));
+}
+
+static void forget_statistics(fixture *f) {
+    f->statistics.count = -1;
+    f->mean[0] = f->mean[1] = f->var[0] = f->var[1] = -99;
+}
+
+static int has_statistics(const fixture *f) {
+    return f->statistics.count == VALUES && are_doubles(f->mean, MEAN) && are_doubles(f->var, VAR);
+}
+
+static void forward(int32_t element, int rows) {
+    fixture f = set_up(element, rows);
+    bn_statistics_args only;
+    bn_forward_training_args training;
+    bn_normalize_args normalize;
+    INIT(only), INIT(training), INIT(normalize);
+
+    only.x = in(f.x, LEN), only.statistics = &f.statistics;
+    forget_statistics(&f);
+    CHECK_OK(bn_compute_statistics(f.plan, &only));
+    CHECK(has_statistics(&f));
+
+    training.x = in(f.x, LEN), training.y = out(f.y, LEN), training.statistics = &f.statistics;
+    forget_statistics(&f);
+    CHECK_OK(bn_forward_training(f.plan, &training));
+    CHECK(are(&f.desc, f.y, PLAIN_Y) && has_statistics(&f));
+    training.gamma = in(f.gamma, CHANNELS), training.beta = in(f.beta, CHANNELS);
+    forget_statistics(&f);
+    CHECK_OK(bn_forward_training(f.plan, &training));
+    CHECK(are(&f.desc, f.y, Y) && has_statistics(&f) && are(&f.desc, f.x, X));
+
+    normalize.x = in(f.x, LEN), normalize.y = out(f.y, LEN), normalize.statistics = &f.statistics;
+    CHECK_OK(bn_normalize(f.plan, &normalize));
+    CHECK(are(&f.desc, f.y, PLAIN_Y));
+    normalize.gamma = in(f.gamma, CHANNELS), normalize.beta = in(f.beta, CHANNELS);
+    CHECK_OK(bn_normalize(f.plan, &normalize));
+    CHECK(are(&f.desc, f.y, Y));
+    normalize.statistics = NULL, normalize.running = &f.running;
+    CHECK_OK(bn_normalize(f.plan, &normalize));
+    CHECK(are(&f.desc, f.y, RUNNING_Y));
+
+    // In place.
+    normalize.y = out(f.x, LEN);
+    CHECK_OK(bn_normalize(f.plan, &normalize));
+    CHECK(are(&f.desc, f.x, RUNNING_Y));
+    free(f.x);
+    f.x = values(&f.desc, X);
+    training.x = in(f.x, LEN), training.y = out(f.x, LEN);
+    forget_statistics(&f);
+    CHECK_OK(bn_forward_training(f.plan, &training));
+    CHECK(are(&f.desc, f.x, Y) && has_statistics(&f));
+    tear_down(f);
+}
+
+static void backward(int32_t element, int rows) {
+    fixture f = set_up(element, rows);
+    bn_backward_args fused;
+    bn_gradient_sums_args first;
+    bn_input_gradient_args second;
+    bn_parameter_gradients_args parameters_only;
+    INIT(fused), INIT(first), INIT(second), INIT(parameters_only);
+
+    fused.x = in(f.x, LEN), fused.dy = in(f.dy, LEN), fused.statistics = &f.statistics;
+    fused.dx = out(f.dx, LEN), fused.dgamma = out(f.dgamma, CHANNELS), fused.dbeta = out(f.dbeta, CHANNELS);
+    CHECK_OK(bn_backward(f.plan, &fused));
+    CHECK(are(&f.desc, f.dx, PLAIN_DX));
+    fused.gamma = in(f.gamma, CHANNELS);
+    CHECK_OK(bn_backward(f.plan, &fused));
+    CHECK(are(&f.desc, f.dx, DX) && are_parameters(&f.desc, f.dgamma, DGAMMA) && are_parameters(&f.desc, f.dbeta, SUM));
+    fused.statistics = NULL, fused.running = &f.running;
+    CHECK_OK(bn_backward(f.plan, &fused));
+    CHECK(are(&f.desc, f.dx, FROZEN_DX) && are_parameters(&f.desc, f.dgamma, FROZEN_DGAMMA));
+    CHECK(are_parameters(&f.desc, f.dbeta, SUM));
+
+    first.x = fused.x, first.dy = fused.dy, first.statistics = &f.statistics, first.sums = &f.sums;
+    f.g[0] = f.g[1] = f.gx[0] = f.gx[1] = -99;
+    CHECK_OK(bn_compute_gradient_sums(f.plan, &first));
+    CHECK(are_doubles(f.g, SUM) && are_doubles(f.gx, SUM_X));
+
+    second.x = fused.x, second.dy = fused.dy, second.statistics = &f.statistics, second.sums = &f.sums;
+    second.dx = fused.dx;
+    CHECK_OK(bn_input_gradient(f.plan, &second));
+    CHECK(are(&f.desc, f.dx, PLAIN_DX));
+    second.gamma = in(f.gamma, CHANNELS);
+    CHECK_OK(bn_input_gradient(f.plan, &second));
+    CHECK(are(&f.desc, f.dx, DX));
+
+    parameters_only.statistics = &f.statistics, parameters_only.sums = &f.sums;
+    parameters_only.dgamma = out(f.dgamma, CHANNELS);
+    CHECK_OK(bn_parameter_gradients(f.plan, &parameters_only));
+    CHECK(are_parameters(&f.desc, f.dgamma, DGAMMA));
+    parameters_only.dgamma = out(NULL, 0), parameters_only.dbeta = out(f.dbeta, CHANNELS);
+    set(element, f.dbeta, 0, -99);
+    CHECK_OK(bn_parameter_gradients(f.plan, &parameters_only));
+    CHECK(are_parameters(&f.desc, f.dbeta, SUM));
+    CHECK(are(&f.desc, f.x, X) && are(&f.desc, f.dy, DY) && has_statistics(&f));
+
+    // Nothing asked for, one thing asked for, in place.
+    fused.statistics = &f.statistics, fused.running = NULL;
+    fused.dx = out(NULL, 0), fused.dgamma = out(NULL, 0), fused.dbeta = out(NULL, 0);
+    CHECK_OK(bn_backward(f.plan, &fused));
+    fused.dgamma = out(f.dgamma, CHANNELS);
+    set(element, f.dgamma, 0, -99);
+    CHECK_OK(bn_backward(f.plan, &fused));
+    CHECK(are_parameters(&f.desc, f.dgamma, DGAMMA));
+    fused.dx = out(f.dy, LEN), fused.dbeta = out(f.dbeta, CHANNELS);
+    CHECK_OK(bn_backward(f.plan, &fused));
+    CHECK(are(&f.desc, f.dy, DX) && are_parameters(&f.desc, f.dgamma, DGAMMA));
+    free(f.dy);
+    f.dy = values(&f.desc, DY);
+    second.dy = in(f.dy, LEN), second.dx = out(f.dy, LEN);
+    CHECK_OK(bn_input_gradient(f.plan, &second));
+    CHECK(are(&f.desc, f.dy, DX));
+
+    // Two inputs may be the same array.
+    fused.x = fused.dy = in(f.x, LEN), fused.dx = out(f.dx, LEN);
+    CHECK_OK(bn_backward(f.plan, &fused));
+    tear_down(f);
+}
+
+static void averages(int32_t element) {
+    fixture f = set_up(element, 0);
+    static const double half_mean[CHANNELS] = {1.5, 12}, half_biased[CHANNELS] = {2.5, 4};
+    static const double half_unbiased[CHANNELS] = {3, 5}, other_mean[CHANNELS] = {4, 12}, merged_mean[CHANNELS] = {3, 12};
+    static const double merged_var[CHANNELS] = {2, 4}, twice_g[CHANNELS] = {24, 32}, twice_gx[CHANNELS] = {8, -32};
+
+    f.running.variance = BN_VARIANCE_BIASED;
+    CHECK_OK(bn_update_running_statistics(f.plan, &f.running, &f.statistics, BN_AVERAGE_EXPONENTIAL, 0.5));
+    CHECK(are_doubles(f.running_mean, half_mean) && are_doubles(f.running_var, half_biased) && f.running.batches == 1);
+
+    // Unbiased, over 2 values: the variances 1 and 4 become 2 and 8; 3 = (4 + 2) / 2 and 5 = (2 + 8) / 2.
+    f.statistics.count = 2, f.running.variance = BN_VARIANCE_UNBIASED;
+    f.running_var[0] = 4, f.running_var[1] = 2;
+    CHECK_OK(bn_update_running_statistics(f.plan, &f.running, &f.statistics, BN_AVERAGE_EXPONENTIAL, 0.5));
+    CHECK(are_doubles(f.running_var, half_unbiased) && f.running.batches == 2);
+
+    // The first batch replaces the start, whatever it was; the second has half the weight. momentum is not looked at.
+    f.running.batches = 0, f.running.variance = BN_VARIANCE_BIASED, f.running_mean[0] = NAN;
+    CHECK_OK(bn_update_running_statistics(f.plan, &f.running, &f.statistics, BN_AVERAGE_CUMULATIVE, NAN));
+    CHECK(are_doubles(f.running_mean, MEAN) && are_doubles(f.running_var, VAR) && f.running.batches == 1);
+    f.running_mean[0] = 1, f.running_var[0] = 4;
+    CHECK_OK(bn_update_running_statistics(f.plan, &f.running, &f.statistics, BN_AVERAGE_CUMULATIVE, 0));
+    CHECK(are_doubles(f.running_mean, half_mean) && are_doubles(f.running_var, half_biased) && f.running.batches == 2);
+
+    // An empty batch changes nothing.
+    f.statistics.count = 0;
+    CHECK_OK(bn_update_running_statistics(f.plan, &f.running, &f.statistics, BN_AVERAGE_CUMULATIVE, 0));
+    CHECK(are_doubles(f.running_mean, half_mean) && f.running.batches == 2);
+
+    bn_statistics other = f.statistics;
+    double *mean = per_channel(other_mean), *var = per_channel(VAR);
+    other.mean = doubles(mean, CHANNELS), other.var = doubles(var, CHANNELS);
+    other.count = 4;
+    f.statistics.count = 4;
+    CHECK_OK(bn_merge_statistics(f.plan, &f.statistics, &other));
+    CHECK(f.statistics.count == 8 && are_doubles(f.mean, merged_mean) && are_doubles(f.var, merged_var));
+    f.statistics.count = 0;
+    CHECK_OK(bn_merge_statistics(f.plan, &f.statistics, &other));
+    CHECK(f.statistics.count == 4 && are_doubles(f.mean, other_mean) && are_doubles(f.var, VAR));
+
+    bn_gradient_sums other_sums = f.sums;
+    double *g = per_channel(SUM), *gx = per_channel(SUM_X);
+    other_sums.g = doubles(g, CHANNELS), other_sums.gx = doubles(gx, CHANNELS);
+    CHECK_OK(bn_merge_gradient_sums(f.plan, &f.sums, &other_sums));
+    CHECK(are_doubles(f.g, twice_g) && are_doubles(f.gx, twice_gx) && are_doubles(g, SUM) && are_doubles(gx, SUM_X));
+    free(mean), free(var), free(g), free(gx);
+    tear_down(f);
+}
+
+// No values or no channels: arrays of length 0 may be NULL.
+static void empty(int32_t element) {
+    double mean[2] = {7, 7}, var[2] = {7, 7}, dgamma[2] = {7, 7};
+    bn_statistics statistics;
+    bn_forward_training_args forward;
+    bn_backward_args backward;
+    for (size_t channels = 0; channels <= 2; channels += 2) {
+        const bn_plan_desc desc = describe(element, channels == 0 ? 4 : 0, channels, 4, 1e-5);
+        bn_plan *plan = make(&desc);
+        INIT(statistics), INIT(forward), INIT(backward);
+        statistics.mean = doubles(channels == 0 ? NULL : mean, channels);
+        statistics.var = doubles(channels == 0 ? NULL : var, channels);
+        forward.statistics = &statistics;
+        CHECK_OK(bn_forward_training(plan, &forward));
+        CHECK(statistics.count == (channels == 0 ? 16 : 0));
+        backward.statistics = &statistics;
+        backward.dgamma = out(channels == 0 ? NULL : dgamma, channels);
+        CHECK_OK(bn_backward(plan, &backward));
+        if (channels > 0) {
+            CHECK(mean[0] == 0 && var[1] == 0 && get(element, dgamma, 1) == 0);
+        }
+        CHECK_OK(bn_plan_destroy(plan));
+    }
+}
+
+static void forwards(void *ctx, size_t n, bn_task task, void *arg) {
+    ++*(int *)ctx;
+    for (size_t i = 0; i < n; i++) {
+        task(arg, i);
+    }
+}
+
+// Not what is asked for, but made good for: backwards, each index twice, and those of no task.
+static void careless(void *ctx, size_t n, bn_task task, void *arg) {
+    ++*(int *)ctx;
+    for (size_t i = 2 * n; i-- > 0;) {
+        task(arg, i);
+        task(arg, SIZE_MAX);
+    }
+}
+
+static void forgetful(void *ctx, size_t n, bn_task task, void *arg) {
+    ++*(int *)ctx;
+    (void)n, (void)task, (void)arg;
+}
+
+static void small_calls(void) {
+    int32_t isa = -1;
+    CHECK(bn_version() == BN_VERSION);
+    CHECK(BN_VERSION == BN_VERSION_MAJOR * 10000 + BN_VERSION_MINOR * 100 + BN_VERSION_PATCH);
+    CHECK_OK(bn_best_isa(&isa));
+    CHECK(isa >= BN_ISA_PORTABLE && isa <= BN_ISA_AVX512);
+    CHECK_OK(bn_plan_destroy(NULL));
+    CHECK(strcmp(bn_status_name(BN_OK), "BN_OK") == 0);
+    CHECK(strcmp(bn_status_name(BN_ERROR_NULL), "BN_ERROR_NULL") == 0);
+    CHECK(strcmp(bn_status_name(BN_ERROR_INTERNAL), "BN_ERROR_INTERNAL") == 0);
+    CHECK(strcmp(bn_status_name(BN_ERROR_INTERNAL + 1), "unknown status") == 0);
+    CHECK(strcmp(bn_status_name(-1), "unknown status") == 0);
+    for (int32_t status = BN_OK; status <= BN_ERROR_INTERNAL; status++) {
+        CHECK(strncmp(bn_status_name(status), "BN_", 3) == 0);
+    }
+    for (int32_t i = BN_ISA_BEST; i <= isa; i++) {
+        bn_plan_desc desc = describe(BN_ELEMENT_F32, 8, 3, 50, 1e-5);
+        desc.isa = i;
+        bn_plan *plan = make(&desc);
+        step s = new_step(&desc);
+        run_step(plan, s);
+        check_textbook(&desc, s);
+        free_step(s);
+        CHECK_OK(bn_plan_destroy(plan));
+    }
+}
+
+int main(void) {
+    int calls[3] = {0, 0, 0};
+    small_calls();
+    for (int32_t element = BN_ELEMENT_F32; element <= BN_ELEMENT_F64; element++) {
+        for (int rows = 0; rows <= 1; rows++) {
+            forward(element, rows);
+            backward(element, rows);
+        }
+        averages(element);
+        empty(element);
+    }
+    check_threads(BN_THREADS_POOL, 0, NULL, NULL);
+    check_threads(BN_THREADS_POOL, 1, NULL, NULL);
+    check_threads(BN_THREADS_POOL, 5, NULL, NULL);
+    check_threads(BN_THREADS_CALLER, 3, forwards, &calls[0]);
+    check_threads(BN_THREADS_CALLER, 3, careless, &calls[1]);
+    check_threads(BN_THREADS_CALLER, 3, forgetful, &calls[2]);
+    CHECK(calls[0] > 0 && calls[1] > 0 && calls[2] > 0);
+    return report("values");
+}

@@ -1,0 +1,21 @@
+//! The committed header is what the sources say.
+
+use std::path::Path;
+
+#[test]
+fn the_header_is_current() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let config = cbindgen::Config::from_file(root.join("cbindgen.toml")).unwrap();
+    let mut made = Vec::new();
+    cbindgen::Builder::new().with_crate(root).with_config(config).generate().unwrap().write(&mut made);
+    let made = String::from_utf8(made).unwrap();
+    let path = root.join("include/batchnorm.h");
+    if std::env::var_os("UPDATE_HEADER").is_some() {
+        std::fs::write(&path, &made).unwrap();
+    }
+    let committed = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        committed == made,
+        "include/batchnorm.h is stale: UPDATE_HEADER=1 cargo test -p batchnorm-capi --test header writes it anew"
+    );
+}
