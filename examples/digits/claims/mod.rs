@@ -1,0 +1,167 @@
+//! What is said of batch normalization, each claim a function that trains networks and says what came out.
+
+mod summary;
+
+use crate::Result;
+use crate::data::{Pictures, Split};
+use crate::figures::Figure;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// A claim, by the name that `--only` takes.
+pub(crate) struct Claim {
+    pub(crate) name: &'static str,
+    pub(crate) statement: &'static str,
+    pub(crate) check: fn(&Context) -> Result<Finding>,
+}
+
+/// All, in the order in which they are shown.
+pub(crate) const CLAIMS: [Claim; 1] =
+    [Claim { name: "summary", statement: "Batch normalization in a network that reads digits", check: summary::check }];
+
+/// What every claim works with.
+pub(crate) struct Context {
+    pub(crate) pictures: Pictures,
+    pub(crate) seed: u64,
+    /// Fewer seeds and epochs.
+    pub(crate) quick: bool,
+    pub(crate) bar: ProgressBar,
+}
+
+impl Context {
+    /// Picks by how thorough the run is.
+    pub(crate) fn effort<T>(&self, full: T, quick: T) -> T {
+        if self.quick { quick } else { full }
+    }
+
+    /// As many seeds, all from the program's.
+    pub(crate) fn seeds(&self, full: usize, quick: usize) -> Vec<u64> {
+        (0..self.effort(full, quick) as u64).map(|i| self.seed.wrapping_mul(1000).wrapping_add(i)).collect()
+    }
+
+    /// What this seed's network trains on and what it is tested on.
+    pub(crate) fn split(&self, seed: u64) -> Split {
+        Split::random(&self.pictures, seed)
+    }
+
+    /// Does the jobs one after the other, so that their times can be compared, and moves the progress bar by each.
+    pub(crate) fn each<T, R>(&self, jobs: &[T], mut work: impl FnMut(&T) -> Result<R>) -> Result<Vec<R>> {
+        self.bar.inc_length(jobs.len() as u64);
+        jobs.iter().map(|job| work(job).inspect(|_| self.bar.inc(1))).collect()
+    }
+
+    /// Does the jobs on all cores and moves the progress bar by each. The results are in the order of the jobs.
+    pub(crate) fn parallel<T: Sync, R: Send>(
+        &self,
+        jobs: &[T],
+        work: impl Fn(&T) -> Result<R> + Sync,
+    ) -> Result<Vec<R>> {
+        self.bar.inc_length(jobs.len() as u64);
+        let next = AtomicUsize::new(0);
+        let worker = || -> Vec<(usize, Result<R>)> {
+            let claim = || Some(next.fetch_add(1, Ordering::Relaxed)).filter(|&i| i < jobs.len());
+            std::iter::from_fn(claim).map(|i| (i, work(&jobs[i]))).inspect(|_| self.bar.inc(1)).collect()
+        };
+        let mut results = std::thread::scope(|scope| {
+            let threads = std::thread::available_parallelism().map_or(1, usize::from);
+            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(worker)).collect();
+            let join =
+                |w: std::thread::ScopedJoinHandle<'_, _>| w.join().unwrap_or_else(|e| std::panic::resume_unwind(e));
+            workers.into_iter().flat_map(join).collect::<Vec<_>>()
+        });
+        results.sort_by_key(|(i, _)| *i);
+        results.into_iter().map(|(_, result)| result).collect()
+    }
+}
+
+/// A bar for the runs of one claim.
+pub(crate) fn progress_bar(name: &'static str) -> Result<ProgressBar> {
+    let style = ProgressStyle::with_template("{prefix:16} {bar:40} {pos}/{len} runs, {elapsed}")?;
+    Ok(ProgressBar::new(0).with_style(style).with_prefix(name))
+}
+
+/// Whether a claim holds on these digits.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Verdict {
+    Holds,
+    /// In part, or too little to tell from chance.
+    Partly,
+    Fails,
+}
+
+impl Verdict {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Holds => "holds",
+            Self::Partly => "partly",
+            Self::Fails => "does not hold",
+        }
+    }
+}
+
+/// What came out of checking a claim.
+#[derive(Clone, Debug)]
+pub(crate) struct Finding {
+    pub(crate) verdict: Verdict,
+    /// One sentence with the figures that decide.
+    pub(crate) text: String,
+    /// More figures.
+    pub(crate) measures: Vec<Measure>,
+    pub(crate) figures: Vec<Figure>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Measure {
+    pub(crate) what: String,
+    pub(crate) value: f64,
+    pub(crate) unit: Unit,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Unit {
+    /// A share, shown in percent.
+    Percent,
+    Seconds,
+    Steps,
+    Number,
+}
+
+impl Measure {
+    pub(crate) fn new(what: impl Into<String>, value: f64, unit: Unit) -> Self {
+        Self { what: what.into(), value, unit }
+    }
+}
+
+impl std::fmt::Display for Measure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.unit {
+            Unit::Percent => write!(f, "{:.2} %", 100.0 * self.value),
+            Unit::Seconds if self.value < 1.0 => write!(f, "{:.1} ms", 1000.0 * self.value),
+            Unit::Seconds => write!(f, "{:.2} s", self.value),
+            Unit::Steps => write!(f, "{:.0} steps", self.value),
+            Unit::Number if self.value != 0.0 && !(1e-3..1e4).contains(&self.value.abs()) => {
+                write!(f, "{:.1e}", self.value)
+            }
+            Unit::Number => write!(f, "{:.3}", self.value),
+        }
+    }
+}
+
+/// Mean and range of what several seeds gave.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Spread {
+    pub(crate) mean: f64,
+    pub(crate) low: f64,
+    pub(crate) high: f64,
+}
+
+impl Spread {
+    pub(crate) fn of(values: impl IntoIterator<Item = f64>) -> Self {
+        let values: Vec<f64> = values.into_iter().collect();
+        Self {
+            mean: values.iter().sum::<f64>() / values.len() as f64,
+            low: values.iter().copied().fold(f64::INFINITY, f64::min),
+            high: values.iter().copied().fold(f64::NEG_INFINITY, f64::max),
+        }
+    }
+}
