@@ -90,6 +90,23 @@ pub(crate) struct Series {
     pub(crate) style: Style,
 }
 
+impl Series {
+    /// The same with y in percent instead of shares.
+    pub(crate) fn percent(mut self) -> Self {
+        for point in &mut self.points {
+            let Point { x, y, low, high } = *point;
+            *point = Point { x, y: 100.0 * y, low: 100.0 * low, high: 100.0 * high };
+        }
+        self
+    }
+
+    /// The same moved along x, so that series beside each other do not hide each other.
+    pub(crate) fn shifted(mut self, by: f64) -> Self {
+        self.points.iter_mut().for_each(|point| point.x += by);
+        self
+    }
+}
+
 /// A place in a chart, and from where to where the seeds spread there.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Point {
@@ -127,8 +144,6 @@ pub(crate) enum Colour {
 }
 
 impl Colour {
-    pub(crate) const ALL: [Self; 6] = [Self::Blue, Self::Vermilion, Self::Green, Self::Purple, Self::Orange, Self::Sky];
-
     fn rgb(self) -> RGBColor {
         match self {
             Self::Blue => RGBColor(0, 114, 178),

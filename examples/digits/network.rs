@@ -7,17 +7,30 @@ use crate::data::{CLASSES, PIXELS};
 use batchnorm::{Affine, BatchNorm, Momentum, RunningStatistics, Shape, Statistics, reference};
 use std::time::{Duration, Instant};
 
+/// What a parameter does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    Weight,
+    /// The bias of a hidden linear layer.
+    Bias,
+    /// The bias of the last layer.
+    OutputBias,
+    Gamma,
+    Beta,
+}
+
 /// Numbers to learn, and how the loss changes with each.
 #[derive(Clone, Debug)]
 pub(crate) struct Parameter {
+    pub(crate) role: Role,
     pub(crate) value: Vec<f32>,
     pub(crate) gradient: Vec<f32>,
 }
 
 impl Parameter {
-    pub(crate) fn new(value: Vec<f32>) -> Self {
+    pub(crate) fn new(role: Role, value: Vec<f32>) -> Self {
         let gradient = vec![0.0; value.len()];
-        Self { value, gradient }
+        Self { role, value, gradient }
     }
 }
 
@@ -116,7 +129,8 @@ impl Network {
         let (mut layers, mut width) = (Vec::new(), inputs);
         let norm = |width| Layer::Norm(Norm::new(width, design));
         for &units in &design.hidden {
-            layers.push(Layer::Linear(Linear::new(width, units, design.bias, design.initial_scale, &mut random)));
+            let bias = design.bias.then_some(Role::Bias);
+            layers.push(Layer::Linear(Linear::new(width, units, bias, design.initial_scale, &mut random)));
             if design.norm == Some(Place::BeforeActivation) {
                 layers.push(norm(units));
             }
@@ -129,7 +143,8 @@ impl Network {
             }
             width = units;
         }
-        layers.push(Layer::Linear(Linear::new(width, outputs, true, design.initial_scale, &mut random)));
+        let bias = Some(Role::OutputBias);
+        layers.push(Layer::Linear(Linear::new(width, outputs, bias, design.initial_scale, &mut random)));
         Self { activations: vec![Vec::new(); layers.len() + 1], layers }
     }
 
@@ -175,6 +190,18 @@ impl Network {
         })
     }
 
+    /// What went into each hidden linear layer but the first, and into the last, in the last forward pass.
+    pub(crate) fn hidden_activations(&self) -> impl Iterator<Item = &[f32]> {
+        let inputs = self.layers.iter().zip(&self.activations).skip(1);
+        inputs.filter_map(|(layer, x)| matches!(layer, Layer::Linear(_)).then_some(&x[..]))
+    }
+
+    /// What went into each batch normalization in the last forward pass.
+    pub(crate) fn norm_inputs(&self) -> impl Iterator<Item = &[f32]> {
+        let inputs = self.layers.iter().zip(&self.activations);
+        inputs.filter_map(|(layer, x)| matches!(layer, Layer::Norm(_)).then_some(&x[..]))
+    }
+
     /// The batch normalization layers.
     pub(crate) fn norms(&self) -> impl Iterator<Item = &Norm> {
         self.layers.iter().filter_map(|layer| if let Layer::Norm(norm) = layer { Some(norm) } else { None })
@@ -184,7 +211,7 @@ impl Network {
         self.layers.iter_mut().filter_map(|layer| if let Layer::Norm(norm) = layer { Some(norm) } else { None })
     }
 
-    /// Makes the statistics of these pictures, all at once, those for test time.
+    /// Makes the statistics of these rows, all at once, those for test time.
     pub(crate) fn adopt_statistics(&mut self, x: &[f32], rows: usize) -> Result<()> {
         for norm in self.norms_mut() {
             norm.group = None;
@@ -225,11 +252,11 @@ struct Linear {
 }
 
 impl Linear {
-    fn new(inputs: usize, outputs: usize, bias: bool, scale: f32, random: &mut fastrand::Rng) -> Self {
+    fn new(inputs: usize, outputs: usize, bias: Option<Role>, scale: f32, random: &mut fastrand::Rng) -> Self {
         let deviation = scale * (2.0 / inputs as f32).sqrt();
         let weight = (0..inputs * outputs).map(|_| deviation * normal(random)).collect();
-        let bias = bias.then(|| Parameter::new(vec![0.0; outputs]));
-        Self { inputs, outputs, weight: Parameter::new(weight), bias }
+        let bias = bias.map(|role| Parameter::new(role, vec![0.0; outputs]));
+        Self { inputs, outputs, weight: Parameter::new(Role::Weight, weight), bias }
     }
 
     fn forward(&self, x: &[f32], rows: usize, y: &mut Vec<f32>) {
@@ -339,8 +366,8 @@ impl Norm {
     fn new(channels: usize, design: &Design) -> Self {
         Self {
             channels,
-            gamma: Parameter::new(vec![1.0; channels]),
-            beta: Parameter::new(vec![0.0; channels]),
+            gamma: Parameter::new(Role::Gamma, vec![1.0; channels]),
+            beta: Parameter::new(Role::Beta, vec![0.0; channels]),
             affine: design.affine,
             group: design.group,
             backend: design.backend,

@@ -1,10 +1,11 @@
 //! Mini-batch training, and how good the result is.
 
 use crate::Result;
-use crate::data::Pictures;
+use crate::data::{Pictures, Split};
 use crate::network::{Mode, Network, cross_entropy};
 use crate::optimizers::{Optimizer, Rule};
 use batchnorm::Momentum;
+use std::time::{Duration, Instant};
 
 /// How to train.
 #[derive(Clone, Debug)]
@@ -33,6 +34,8 @@ pub(crate) struct Step {
     pub(crate) number: usize,
     /// Of this step's mini-batch, before the step.
     pub(crate) loss: f64,
+    /// Since training began, without the time of observers.
+    pub(crate) seconds: f64,
     /// Whether it is the last of its epoch.
     pub(crate) ends_epoch: bool,
 }
@@ -54,9 +57,11 @@ impl Training {
         let mut random = fastrand::Rng::with_seed(self.seed);
         let mut order: Vec<usize> = (0..pictures.len()).collect();
         let steps = self.steps(pictures);
+        let mut time = Duration::ZERO;
         for epoch in 0..self.epochs {
             random.shuffle(&mut order);
             for (i, picks) in order.chunks_exact(self.batch).enumerate() {
+                let start = Instant::now();
                 let batch = pictures.select(picks);
                 let logits = network.forward(&batch.pixels, batch.len(), Mode::Train)?;
                 let (loss, gradient) = cross_entropy(logits, &batch.labels);
@@ -65,11 +70,57 @@ impl Training {
                 for norm in network.norms_mut() {
                     norm.running.update(&norm.batch, self.momentum)?;
                 }
-                let number = epoch * steps + i + 1;
-                observe(Step { number, loss, ends_epoch: i + 1 == steps }, network)?;
+                time += start.elapsed();
+                let step = Step {
+                    number: epoch * steps + i + 1,
+                    loss,
+                    seconds: time.as_secs_f64(),
+                    ends_epoch: i + 1 == steps,
+                };
+                observe(step, network)?;
             }
         }
         Ok(())
+    }
+}
+
+/// How a training went, epoch by epoch.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Trace {
+    pub(crate) steps: Vec<usize>,
+    pub(crate) seconds: Vec<f64>,
+    /// The mean of the epoch's training losses.
+    pub(crate) loss: Vec<f64>,
+    /// Of the pictures held out.
+    pub(crate) accuracy: Vec<f64>,
+}
+
+impl Trace {
+    /// Trains, and scores the network on the test pictures after each epoch.
+    pub(crate) fn of(training: &Training, network: &mut Network, split: &Split) -> Result<Self> {
+        let (mut trace, mut losses) = (Self::default(), Vec::new());
+        training.run(network, &split.train, |step, network| {
+            losses.push(step.loss);
+            if step.ends_epoch {
+                trace.steps.push(step.number);
+                trace.seconds.push(step.seconds);
+                trace.loss.push(losses.iter().sum::<f64>() / losses.len() as f64);
+                trace.accuracy.push(score(network, &split.test)?.accuracy);
+                losses.clear();
+            }
+            Ok(())
+        })?;
+        Ok(trace)
+    }
+
+    /// The accuracy at the end.
+    pub(crate) fn last_accuracy(&self) -> f64 {
+        self.accuracy.last().copied().unwrap_or(0.0)
+    }
+
+    /// The epoch, counted from 0, after which the accuracy was first this high.
+    pub(crate) fn first_at(&self, accuracy: f64) -> Option<usize> {
+        self.accuracy.iter().position(|&a| a >= accuracy)
     }
 }
 

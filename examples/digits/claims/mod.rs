@@ -1,10 +1,22 @@
 //! What is said of batch normalization, each claim a function that trains networks and says what came out.
 
+mod bias;
+mod gamma_beta;
+mod initial_weights;
+mod inputs;
+mod noise;
+mod optimizers;
+mod placement;
+mod shift;
+mod speed;
 mod summary;
+mod test_time;
 
 use crate::Result;
 use crate::data::{Pictures, Split};
-use crate::figures::Figure;
+use crate::figures::{Colour, Figure, Point, Series, Style};
+use crate::network::{Design, Network};
+use crate::training::{Trace, Training};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -15,9 +27,42 @@ pub(crate) struct Claim {
     pub(crate) check: fn(&Context) -> Result<Finding>,
 }
 
+impl Claim {
+    const fn new(name: &'static str, statement: &'static str, check: fn(&Context) -> Result<Finding>) -> Self {
+        Self { name, statement, check }
+    }
+}
+
 /// All, in the order in which they are shown.
-pub(crate) const CLAIMS: [Claim; 1] =
-    [Claim { name: "summary", statement: "Batch normalization in a network that reads digits", check: summary::check }];
+pub(crate) const CLAIMS: [Claim; 11] = [
+    Claim::new("summary", "Batch normalization pays in a network that reads digits", summary::check),
+    Claim::new("inputs", "Inputs on one scale allow a larger learning rate, which converges faster", inputs::check),
+    Claim::new("speed", "Normalizing every hidden layer makes training faster", speed::check),
+    Claim::new("initial-weights", "Initial weights matter less", initial_weights::check),
+    Claim::new("gamma-beta", "gamma and beta can undo the normalization, and learning them pays", gamma_beta::check),
+    Claim::new("placement", "It works before the activation and after it", placement::check),
+    Claim::new("bias", "The bias before batch normalization is redundant", bias::check),
+    Claim::new(
+        "noise",
+        "Mini-batch statistics are noisy, which regularizes slightly, less so with larger batches",
+        noise::check,
+    ),
+    Claim::new(
+        "optimizers",
+        "Gradient descent, momentum, RMSprop and Adam update W, gamma and beta alike",
+        optimizers::check,
+    ),
+    Claim::new(
+        "shift",
+        "It steadies the inputs of hidden layers, and new statistics adapt it to new data",
+        shift::check,
+    ),
+    Claim::new(
+        "test-time",
+        "At test time weighted averages of the statistics do for one example alone",
+        test_time::check,
+    ),
+];
 
 /// What every claim works with.
 pub(crate) struct Context {
@@ -147,6 +192,59 @@ impl std::fmt::Display for Measure {
     }
 }
 
+impl Finding {
+    #[cfg(test)]
+    pub(crate) fn measured(&self, what: &str) -> f64 {
+        let measure = self.measures.iter().find(|measure| measure.what == what);
+        measure.unwrap_or_else(|| panic!("{what:?} is measured")).value
+    }
+}
+
+/// The learning rate with the best accuracy over all epochs and a few seeds: fast and good.
+pub(crate) fn best_rate(context: &Context, design: &Design, training: &Training, rates: &[f32]) -> Result<f32> {
+    let means = context.parallel(rates, |&rate| {
+        let seeds = context.seeds(2, 1);
+        let traces = seeds.iter().map(|&seed| {
+            let training = Training { rate, seed, ..training.clone() };
+            Trace::of(&training, &mut Network::new(design, seed), &context.split(seed))
+        });
+        let traces = traces.collect::<Result<Vec<_>>>()?;
+        Ok(Spread::of(traces.into_iter().flat_map(|trace| trace.accuracy)).mean)
+    })?;
+    let best = (0..rates.len()).max_by(|&a, &b| means[a].total_cmp(&means[b]));
+    best.map(|best| rates[best]).ok_or_else(|| "no learning rates to choose from".into())
+}
+
+/// One series for several seeds' traces: their mean and range, epoch by epoch.
+pub(crate) fn series(
+    label: impl Into<String>,
+    colour: Colour,
+    traces: &[Trace],
+    x: impl Fn(&Trace, usize) -> f64,
+    y: impl Fn(&Trace) -> &[f64],
+) -> Series {
+    let epochs = traces.first().map_or(0, |trace| trace.steps.len());
+    let point = |epoch: usize| {
+        let x = Spread::of(traces.iter().map(|trace| x(trace, epoch))).mean;
+        Spread::of(traces.iter().map(|trace| y(trace)[epoch])).at(x)
+    };
+    Series { label: label.into(), colour, points: (0..epochs).map(point).collect(), style: Style::Line }
+}
+
+/// One dot with a whisker for each of the spreads, at 0, 1, 2 …
+pub(crate) fn dots(label: impl Into<String>, colour: Colour, spreads: &[Spread]) -> Series {
+    let points = spreads.iter().enumerate().map(|(i, spread)| spread.at(i as f64)).collect();
+    Series { label: label.into(), colour, points, style: Style::Points }
+}
+
+/// Mean difference of pairs and its standard error.
+pub(crate) fn difference(a: &[f64], b: &[f64]) -> (f64, f64) {
+    let n = a.len() as f64;
+    let mean = a.iter().zip(b).map(|(a, b)| a - b).sum::<f64>() / n;
+    let squares: f64 = a.iter().zip(b).map(|(a, b)| (a - b - mean).powi(2)).sum();
+    (mean, (squares / (n - 1.0) / n).sqrt())
+}
+
 /// Mean and range of what several seeds gave.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Spread {
@@ -163,5 +261,10 @@ impl Spread {
             low: values.iter().copied().fold(f64::INFINITY, f64::min),
             high: values.iter().copied().fold(f64::NEG_INFINITY, f64::max),
         }
+    }
+
+    /// As a point of a chart.
+    pub(crate) fn at(self, x: f64) -> Point {
+        Point { x, y: self.mean, low: self.low, high: self.high }
     }
 }
