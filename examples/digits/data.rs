@@ -55,7 +55,7 @@ impl Pictures {
                 }
             }
         }
-        Ok(pictures)
+        if pictures.len() == 0 { Err("expected pictures, got none".into()) } else { Ok(pictures) }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -101,5 +101,58 @@ impl Split {
     fn at_fifth(pictures: &Pictures, order: &[usize]) -> Self {
         let (train, test) = order.split_at(pictures.len() * 4 / 5);
         Self { train: pictures.select(train), test: pictures.select(test) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+    use std::io::Write;
+
+    fn error(compressed: &[u8]) -> String {
+        Pictures::parse(compressed).unwrap_err().to_string()
+    }
+
+    fn compress(table: &str) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(table.as_bytes()).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    #[test]
+    fn built_in_pictures() {
+        let pictures = Pictures::built_in().unwrap();
+        assert_eq!((pictures.len(), pictures.pixels.len()), (1797, 1797 * PIXELS));
+        // Counts as published with the data.
+        let count = |digit| pictures.labels.iter().filter(|&&label| label == digit).count();
+        assert_eq!([0, 1, 2, 3, 4, 5, 6, 7, 8, 9].map(count), [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]);
+    }
+
+    #[test]
+    fn splits_have_every_picture_once() {
+        let pictures = Pictures::built_in().unwrap();
+        for split in [Split::random(&pictures, 5), Split::by_writer(&pictures)] {
+            assert_eq!((split.train.len(), split.test.len()), (1437, 360));
+            let sum = |pictures: &Pictures| pictures.pixels.iter().map(|&p| f64::from(p)).sum::<f64>();
+            assert_eq!(sum(&split.train) + sum(&split.test), sum(&pictures));
+        }
+    }
+
+    #[test]
+    fn corrupted_data_is_an_error_that_says_where() {
+        assert!(error(b"0,1,2").starts_with("expected gzip-compressed lines of 64 pixels and a digit: "));
+        let mut cut = DIGITS.to_vec();
+        cut.truncate(1000);
+        assert!(error(&cut).starts_with("expected gzip-compressed lines of 64 pixels and a digit: "));
+        let good = "0,".repeat(PIXELS) + "7";
+        assert_eq!(Pictures::parse(&compress(&good)).unwrap().labels, [7]);
+        for bad in ["".to_string(), "1,2,3".into(), "17,".repeat(PIXELS) + "7", "0,".repeat(PIXELS) + "10"] {
+            let message = error(&compress(&format!("{good}\n{bad}\n{good}")));
+            assert!(message.starts_with("line 2: expected 64 pixels from 0 to 16 and a digit, got "), "{message}");
+            assert!(!message.contains('\n'));
+        }
+        assert_eq!(error(&compress("")), "expected pictures, got none");
     }
 }

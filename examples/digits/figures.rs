@@ -187,7 +187,13 @@ impl Chart {
         Ok(svg)
     }
 
-    fn plot<X, Y>(&self, area: &DrawingArea<SVGBackend<'_>, Shift>, x: X, y: Y, (bottom, top): (f64, f64)) -> Result<()>
+    fn plot<'a, X, Y>(
+        &'a self,
+        area: &DrawingArea<SVGBackend<'_>, Shift>,
+        x: X,
+        y: Y,
+        (bottom, top): (f64, f64),
+    ) -> Result<()>
     where
         X: AsRangedCoord<Value = f64, CoordDescType: Ranged<ValueType = f64> + ValueFormatter<f64>>,
         Y: AsRangedCoord<Value = f64, CoordDescType: Ranged<ValueType = f64> + ValueFormatter<f64>>,
@@ -204,28 +210,34 @@ impl Chart {
         mesh.x_desc(self.x.label).y_desc(self.y.label).x_label_formatter(&x_tick).y_label_formatter(&y_tick);
         mesh.label_style((FONT, 13)).axis_desc_style((FONT, 15)).light_line_style(TRANSPARENT);
         mesh.bold_line_style(BLACK.mix(0.12));
+        if matches!(self.y.scale, Scale::Log) {
+            mesh.y_labels(6);
+        }
         if let Scale::Names(names) = &self.x.scale {
             mesh.x_labels(names.len()).disable_x_mesh();
         }
         mesh.draw()?;
+        let within = |y: f64| y.clamp(bottom, top);
+        let points = |series: &'a Series| series.points.iter().filter(|p| p.x.is_finite() && p.y.is_finite());
+        // All bands lie under all lines.
+        for series in self.series.iter().filter(|series| series.style != Style::Points) {
+            let upper = points(series).map(|p| (p.x, within(p.high)));
+            let band: Vec<_> = upper.chain(points(series).rev().map(|p| (p.x, within(p.low)))).collect();
+            chart.draw_series([Polygon::new(band, series.colour.rgb().mix(0.15))])?;
+        }
         for series in &self.series {
             let colour = series.colour.rgb();
-            let within = |y: f64| y.clamp(bottom, top);
-            let points = || series.points.iter().filter(|p| p.x.is_finite() && p.y.is_finite());
             if series.style == Style::Points {
-                for p in points() {
+                for p in points(series) {
                     let whisker = vec![(p.x, within(p.low)), (p.x, within(p.high))];
                     chart.draw_series([PathElement::new(whisker, colour.stroke_width(2))])?;
                 }
             } else {
-                let upper = points().map(|p| (p.x, within(p.high)));
-                let band: Vec<_> = upper.chain(points().rev().map(|p| (p.x, within(p.low)))).collect();
-                chart.draw_series([Polygon::new(band, colour.mix(0.18))])?;
-                let line: Vec<_> = points().map(|p| (p.x, within(p.y))).collect();
+                let line: Vec<_> = points(series).map(|p| (p.x, within(p.y))).collect();
                 chart.draw_series([PathElement::new(line, colour.stroke_width(2))])?;
             }
             if series.style != Style::Line {
-                chart.draw_series(points().map(|p| Circle::new((p.x, within(p.y)), 4, colour.filled())))?;
+                chart.draw_series(points(series).map(|p| Circle::new((p.x, within(p.y)), 4, colour.filled())))?;
             }
         }
         Ok(())

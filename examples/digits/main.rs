@@ -84,3 +84,62 @@ fn chosen(only: Option<&str>) -> Result<Vec<&'static Claim>> {
     }
     Ok(chosen)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A folder of this test's own, and the program's answer to these arguments.
+    fn answer(folder: &str, arguments: &[&str]) -> (PathBuf, Result<()>) {
+        let folder = std::env::temp_dir().join(format!("batchnorm-digits-{}-{folder}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let out = folder.join("report").display().to_string();
+        let arguments = ["digits", "--quick", "--out", &out].into_iter().chain(arguments.iter().copied());
+        (folder, run(&Arguments::parse_from(arguments)))
+    }
+
+    #[test]
+    fn an_unknown_claim_is_an_error_that_names_the_known() {
+        let (folder, result) = answer("unknown", &["--only", "magic"]);
+        let message = result.unwrap_err().to_string();
+        assert!(message.starts_with("unknown claim \"magic\": expected one of summary, inputs, speed, "), "{message}");
+        assert!(!message.contains('\n') && !folder.join("report").exists());
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn a_corrupted_data_file_is_an_error_that_names_it() {
+        let file = std::env::temp_dir().join(format!("batchnorm-digits-{}.csv.gz", std::process::id()));
+        std::fs::write(&file, b"not gzip").unwrap();
+        let (folder, result) = answer("corrupted", &["--data", &file.display().to_string()]);
+        let message = result.unwrap_err().to_string();
+        assert!(message.starts_with(&format!("cannot read pictures from {}: expected gzip", file.display())));
+        assert!(!message.contains('\n') && !folder.join("report").exists());
+        std::fs::remove_file(file).unwrap();
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_made_is_an_error() {
+        let file = std::env::temp_dir().join(format!("batchnorm-digits-{}-file", std::process::id()));
+        std::fs::write(&file, "").unwrap();
+        let out = file.join("report").display().to_string();
+        let message = run(&Arguments::parse_from(["digits", "--out", &out])).unwrap_err().to_string();
+        assert!(message.starts_with(&format!("cannot make the folder {out}: ")) && !message.contains('\n'));
+        std::fs::remove_file(file).unwrap();
+    }
+
+    #[test]
+    fn a_report_holds_its_charts_and_is_the_same_for_the_same_seed() {
+        let pages = ["first", "second"].map(|name| {
+            let (folder, result) = answer(name, &["--only", "inputs"]);
+            result.unwrap();
+            let page = std::fs::read_to_string(folder.join("report/report.html")).unwrap();
+            let chart = std::fs::read_to_string(folder.join("report/inputs-steps.svg")).unwrap();
+            assert!(page.contains(&chart) && page.contains("<section id=\"inputs\">"));
+            std::fs::remove_dir_all(folder).unwrap();
+            page
+        });
+        assert_eq!(pages[0], pages[1]);
+    }
+}

@@ -532,3 +532,98 @@ impl Dropout {
         dy.iter_mut().zip(&self.factors).for_each(|(dy, factor)| *dy *= factor);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROWS: usize = 12;
+    const LABELS: [u8; ROWS] = [0, 1, 2, 0, 1, 2, 2, 1, 0, 0, 2, 1];
+
+    /// Random rows of 5 inputs.
+    fn inputs() -> Vec<f32> {
+        let mut random = fastrand::Rng::with_seed(1);
+        (0..ROWS * 5).map(|_| normal(&mut random)).collect()
+    }
+
+    fn loss(network: &mut Network, x: &[f32]) -> (f64, Vec<f32>) {
+        cross_entropy(network.forward(x, ROWS, Mode::Train).unwrap(), &LABELS)
+    }
+
+    /// Each derivative against (loss(w + h) − loss(w − h)) / 2h.
+    fn check_gradients(design: Design) {
+        // Rounding of the loss, of size ε, over h, and the cubic term, of size h², balance at h = ε^(1/3), where each
+        // is ε^(2/3). 8 of it leave room for the network's constants, and are below a thousandth.
+        let h = f32::EPSILON.cbrt();
+        let bound = 8.0 * f64::from(h * h);
+        let x = inputs();
+        let design = Design { hidden: vec![4, 3], activation: Activation::Sigmoid, ..design };
+        let mut network = Network::with_sizes(&design, 5, 3, 2);
+        let (_, gradient) = loss(&mut network, &x);
+        network.backward(gradient, ROWS).unwrap();
+        let parameters: Vec<_> = network.parameters().map(|parameter| parameter.clone()).collect();
+        assert!(parameters.iter().flat_map(|p| &p.gradient).any(|g| g.abs() > 0.05), "gradients worth checking");
+        for (p, parameter) in parameters.iter().enumerate() {
+            for (i, &analytic) in parameter.gradient.iter().enumerate() {
+                let mut loss_at = |w: f32| {
+                    network.parameters().nth(p).unwrap().value[i] = w;
+                    (loss(&mut network, &x).0, f64::from(w))
+                };
+                let w = parameter.value[i];
+                let ((high, right), (low, left)) = (loss_at(w + h), loss_at(w - h));
+                loss_at(w);
+                let numeric = (high - low) / (right - left);
+                let error = (f64::from(analytic) - numeric).abs();
+                assert!(error <= bound, "{:?} {i}: {analytic} is not {numeric}", parameter.role);
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_without_batch_normalization() {
+        check_gradients(Design::default().plain());
+    }
+
+    #[test]
+    fn gradients_with_batch_normalization_before_the_activation() {
+        check_gradients(Design { bias: true, ..Design::default() });
+    }
+
+    #[test]
+    fn gradients_with_batch_normalization_after_the_activation() {
+        check_gradients(Design { norm: Some(Place::AfterActivation), bias: true, ..Design::default() });
+    }
+
+    #[test]
+    fn gradients_with_batch_normalization_in_groups() {
+        check_gradients(Design { group: Some(ROWS / 2), ..Design::default() });
+    }
+
+    #[test]
+    fn gradients_of_the_reference() {
+        check_gradients(Design { backend: Backend::Reference, ..Design::default() });
+    }
+
+    #[test]
+    fn relu_passes_gradients_where_it_is_positive() {
+        let (mut y, mut dy) = (Vec::new(), vec![1.0, 2.0, 3.0]);
+        Activation::Relu.forward(&[-1.0, 0.5, 2.0], &mut y);
+        Activation::Relu.backward(&y, &mut dy);
+        assert_eq!((y, dy), (vec![0.0, 0.5, 2.0], vec![0.0, 2.0, 3.0]));
+    }
+
+    #[test]
+    fn dropout_keeps_the_mean_and_silences_only_in_training() {
+        let mut dropout = Dropout { rate: 0.25, factors: Vec::new(), random: fastrand::Rng::with_seed(3) };
+        let (x, mut y) = (vec![1.0; 10_000], Vec::new());
+        dropout.forward(&x, Mode::Train, &mut y);
+        assert!(y.iter().all(|&y| y == 0.0 || y == 1.0 / 0.75));
+        // The mean of 10 000 has standard deviation sqrt(0.25 / 0.75) / 100; six of them.
+        assert!((y.iter().sum::<f32>() / 1e4 - 1.0).abs() < 6.0 * 0.0058);
+        let mut dy = x.clone();
+        dropout.backward(&mut dy);
+        assert_eq!(dy, y, "the same units are silent on the way back");
+        dropout.forward(&x, Mode::Test, &mut y);
+        assert_eq!(y, x);
+    }
+}

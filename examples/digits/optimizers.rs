@@ -80,3 +80,48 @@ fn average(old: &mut f32, decay: f32, new: f32) -> f32 {
     *old = decay * *old + (1.0 - decay) * new;
     *old
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::Role;
+
+    /// Two steps from w = 1 with gradients 0.5 and −0.25 at rate 0.1, against the values by hand.
+    fn check(rule: Rule, expected: [f64; 2]) {
+        let mut parameter = Parameter::new(Role::Weight, vec![1.0]);
+        let mut optimizer = Optimizer::new(rule, 0.1);
+        for (gradient, expected) in [0.5, -0.25].into_iter().zip(expected) {
+            parameter.gradient[0] = gradient;
+            optimizer.step([&mut parameter].into_iter());
+            let w = f64::from(parameter.value[0]);
+            // Two steps of at most eight roundings each.
+            assert!((w - expected).abs() <= 16.0 * f64::from(f32::EPSILON), "{rule:?}: expected {expected}, got {w}");
+        }
+    }
+
+    #[test]
+    fn gradient_descent_by_hand() {
+        check(Rule::GradientDescent, [1.0 - 0.1 * 0.5, 0.95 + 0.1 * 0.25]);
+    }
+
+    #[test]
+    fn momentum_by_hand() {
+        // v = 0.1·0.5 = 0.05, then 0.9·0.05 − 0.1·0.25 = 0.02.
+        check(Rule::MOMENTUM, [1.0 - 0.1 * 0.05, 0.995 - 0.1 * 0.02]);
+    }
+
+    #[test]
+    fn rms_prop_by_hand() {
+        // s = 0.5·0.25 = 0.125, then 0.5·0.125 + 0.5·0.0625 = 0.09375.
+        let first = 1.0 - 0.1 * 0.5 / 0.125f64.sqrt();
+        check(Rule::RmsProp { decay: 0.5 }, [first, first + 0.1 * 0.25 / 0.09375f64.sqrt()]);
+    }
+
+    #[test]
+    fn adam_by_hand() {
+        // The first step is the rate, whatever the gradient. Then v̂ = (0.5·0.25 − 0.5·0.25) / 0.75 = 0.
+        check(Rule::Adam { decays: (0.5, 0.5) }, [0.9, 0.9]);
+        // v̂ = (0.75·0.125 − 0.25·0.25) / (1 − 0.75²) = 1/14, ŝ = (0.5·0.125 + 0.5·0.0625) / 0.75 = 1/8.
+        check(Rule::Adam { decays: (0.75, 0.5) }, [0.9, 0.9 - 0.1 / 14.0 / 0.125f64.sqrt()]);
+    }
+}

@@ -2,7 +2,7 @@
 
 use super::{Context, Finding, Measure, Unit, Verdict, series};
 use crate::Result;
-use crate::figures::{Axis, Chart, Colour, Figure};
+use crate::figures::{Axis, Chart, Colour, Figure, Series, Style};
 use crate::network::{Design, Network, Role};
 use crate::optimizers::Rule;
 use crate::training::{Trace, Training};
@@ -61,16 +61,18 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
         ],
         figures: vec![Figure {
             name: "bias",
-            caption: "Training loss from the same initial weights with and without biases before batch normalization: \
-                      one line hides the other."
+            caption: "Training loss from the same initial weights with and without biases before batch normalization."
                 .into(),
             chart: Chart {
                 title: "Training loss with and without the redundant bias",
                 x: Axis::linear("epoch"),
                 y: Axis::log("training loss, nats"),
                 series: vec![
-                    series("with bias", Colour::Orange, &traces[..1], epoch, |trace| &trace.loss),
-                    series("without", Colour::Blue, &traces[1..], epoch, |trace| &trace.loss),
+                    series("without bias", Colour::Blue, &traces[1..], epoch, |trace| &trace.loss),
+                    Series {
+                        style: Style::Points,
+                        ..series("with bias", Colour::Vermilion, &traces[..1], epoch, |trace| &trace.loss)
+                    },
                 ],
             },
         }],

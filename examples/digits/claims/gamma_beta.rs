@@ -57,8 +57,8 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
         figures: vec![Figure {
             name: "gamma-beta",
             caption: format!(
-                "Accuracy of {} networks of each kind. Where the whiskers overlap this much, what gamma and beta learn \
-                 matters little: with ReLU the next layer's weights can do what gamma does.",
+                "Accuracy of {} networks of each kind. With ReLU the next layer's weights can do what gamma does; with \
+                 sigmoid gamma also chooses how much of the curve is used.",
                 seeds.len()
             ),
             chart: Chart {

@@ -69,7 +69,10 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
                 title: "Accuracy over the scale of the initial weights",
                 x: Axis::log("scale of the initial weights"),
                 y: Axis::range("held-out accuracy, %", 0.0, 100.0),
-                series: vec![line("with", Colour::Blue, &with), line("without", Colour::Vermilion, &plain)],
+                series: vec![
+                    line("with normalization", Colour::Blue, &with),
+                    line("without", Colour::Vermilion, &plain),
+                ],
             },
         }],
     })

@@ -263,8 +263,65 @@ impl Spread {
         }
     }
 
+    /// The mean with its standard error instead of the range.
+    pub(crate) fn with_error(values: &[f64]) -> Self {
+        let (mean, error) = difference(values, &vec![0.0; values.len()]);
+        Self { mean, low: mean - error, high: mean + error }
+    }
+
     /// As a point of a chart.
     pub(crate) fn at(self, x: f64) -> Point {
         Point { x, y: self.mean, low: self.low, high: self.high }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn quick(check: fn(&Context) -> Result<Finding>) -> Finding {
+        let pictures = Pictures::built_in().unwrap();
+        check(&Context { pictures, seed: 0, quick: true, bar: ProgressBar::hidden() }).unwrap()
+    }
+
+    #[test]
+    fn training_is_faster() {
+        let finding = quick(speed::check);
+        for activation in ["ReLU", "sigmoid"] {
+            let steps = |label: &str| finding.measured(&format!("steps to 95 % {label}, {activation}"));
+            assert!(steps("with") < 0.8 * steps("without"), "{activation}: {}", finding.text);
+            assert!(finding.measured(&format!("final accuracy with, {activation}")) > 0.93);
+        }
+    }
+
+    #[test]
+    fn initial_weights_matter_less() {
+        let finding = quick(initial_weights::check);
+        let worst = |label: &str| finding.measured(&format!("worst accuracy over the scales {label}"));
+        assert!(worst("with") > 0.7 && worst("without") < 0.3, "{}", finding.text);
+    }
+
+    #[test]
+    fn the_bias_is_redundant() {
+        let finding = quick(bias::check);
+        assert_eq!(finding.verdict, Verdict::Holds, "{}", finding.text);
+    }
+
+    #[test]
+    fn averages_do_for_one_example_alone() {
+        let finding = quick(test_time::check);
+        let accuracy = |statistics: &str| finding.measured(&format!("accuracy, {statistics}"));
+        assert!(accuracy("momentum 0.1") > accuracy("last mini-batch"), "{}", finding.text);
+        assert!((accuracy("momentum 0.1") - accuracy("population")).abs() < 0.02, "{}", finding.text);
+    }
+
+    #[test]
+    fn parallel_keeps_the_order_and_reports_errors() {
+        let pictures = Pictures::default();
+        let context = Context { pictures, seed: 0, quick: true, bar: ProgressBar::hidden() };
+        let jobs: Vec<usize> = (0..100).collect();
+        assert_eq!(context.parallel(&jobs, |&job| Ok(2 * job)).unwrap(), (0..200).step_by(2).collect::<Vec<_>>());
+        let error = context.parallel(&jobs, |&job| if job == 7 { Err("seven".into()) } else { Ok(job) }).unwrap_err();
+        assert_eq!(error.to_string(), "seven");
     }
 }

@@ -15,7 +15,7 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
     let noise = noise(context, &sizes)?;
 
     let groups = [4, 8, 16, 32, 64, BATCH];
-    let seeds = context.seeds(12, 3);
+    let seeds = context.seeds(24, 3);
     let dropout = Some(0.3);
     let mut designs = vec![
         ("none".to_string(), Design::default().plain()),
@@ -33,7 +33,7 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
         Ok((train.accuracy - test.accuracy, test.loss))
     })?;
     let gap: Vec<Vec<f64>> = gaps.chunks(seeds.len()).map(|runs| runs.iter().map(|run| run.0).collect()).collect();
-    let spreads: Vec<_> = gap.iter().map(|gaps| Spread::of(gaps.iter().copied())).collect();
+    let spreads: Vec<_> = gap.iter().map(|gaps| Spread::with_error(gaps)).collect();
     let mut measures = Vec::new();
     for (i, (name, _)) in designs.iter().enumerate() {
         let name = if i < fixed { name.clone() } else { format!("normalization in groups of {name}") };
@@ -111,7 +111,7 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
                 caption: format!(
                     "Accuracy on training pictures minus accuracy on held-out ones, {} networks each. All are trained \
                      with mini-batches of {BATCH}; numbers are sizes of the groups within a mini-batch that are \
-                     normalized together, so that only the noise of the statistics differs.",
+                     normalized together, so that only the noise of the statistics differs. Whiskers are standard errors.",
                     seeds.len()
                 ),
                 chart: Chart {
@@ -121,7 +121,7 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
                         designs.iter().map(|(name, _)| if name.contains(',') { "both" } else { name }),
                     ),
                     y: Axis::linear("gap, percentage points"),
-                    series: vec![dots("mean and range", Colour::Blue, &spreads).percent()],
+                    series: vec![dots("mean, standard error", Colour::Blue, &spreads).percent()],
                 },
             },
         ],

@@ -58,7 +58,7 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
             name: "placement",
             caption: format!(
                 "Accuracy of {} networks of each kind, all trained alike by Adam. The paper puts batch normalization \
-                 before the activation; both places work, and which is better depends on the activation.",
+                 before the activation.",
                 seeds.len()
             ),
             chart: Chart {

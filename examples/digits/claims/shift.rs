@@ -66,7 +66,10 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
     let running = &columns[1].2;
     let adapted = &columns[2].2;
     let recovers = (1..SHIFTS.len()).filter(|&i| adapted[i].mean > running[i].mean + 0.02).count();
-    let percent = |i: usize| format!("{:.0} to {:.0} % {}", 100.0 * running[i].mean, 100.0 * adapted[i].mean, names[i]);
+    let percent = |i: usize| {
+        let [plain, running, adapted] = [0, 1, 2].map(|column| 100.0 * columns[column].2[i].mean);
+        format!("{plain:.0}, {running:.0}, {adapted:.0} % {}", names[i])
+    };
     let recovered: Vec<_> = (1..names.len()).map(percent).collect();
     Ok(Finding {
         verdict: match (moved < moved_plain, recovers == SHIFTS.len() - 1) {
@@ -76,8 +79,9 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
         },
         text: format!(
             "over training a hidden layer's inputs move {moved:.1} standard deviations with and {moved_plain:.1} \
-             without; re-estimated statistics take accuracy from {}",
-            recovered.join(", ")
+             without; accuracy without, with, and with \
+             re-estimated statistics: {}",
+            recovered.join("; ")
         ),
         measures,
         figures: vec![
@@ -91,7 +95,10 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
                     title: "Movement of a hidden layer's inputs",
                     x: Axis::linear("epoch"),
                     y: Axis::log("movement in the epoch, std. deviations"),
-                    series: vec![line("with", Colour::Blue, with), line("without", Colour::Vermilion, plain)],
+                    series: vec![
+                        line("with normalization", Colour::Blue, with),
+                        line("without", Colour::Vermilion, plain),
+                    ],
                 },
             },
             Figure {

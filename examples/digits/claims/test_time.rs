@@ -3,7 +3,7 @@
 use super::{Context, Finding, Measure, Spread, Unit, Verdict};
 use crate::Result;
 use crate::data::{PIXELS, Pictures};
-use crate::figures::{Axis, Chart, Colour, Figure, Series, Style};
+use crate::figures::{Axis, Chart, Colour, Figure, Point, Series, Style};
 use crate::network::{Design, Mode, Network};
 use crate::training::Training;
 use batchnorm::{Momentum, RunningStatistics};
@@ -55,7 +55,8 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
         Measure::new("accuracy, population", population.mean, Unit::Percent),
     ]);
     let level = |label: &str, colour, spread: Spread| {
-        let points = [MOMENTA[0], MOMENTA[MOMENTA.len() - 1]].map(|momentum| spread.at(momentum)).to_vec();
+        let points =
+            [MOMENTA[0], MOMENTA[MOMENTA.len() - 1]].map(|momentum| Point::new(momentum, spread.mean)).to_vec();
         Series { label: label.into(), colour, points, style: Style::Line }.percent()
     };
     let percent = |spread: Spread| 100.0 * spread.mean;
