@@ -1,5 +1,7 @@
 //! What the memory of this machine allows: sweeps that do nothing but move, on as many threads as the kernels use.
 
+#![allow(dead_code)] // each bench uses some of the limits
+
 use rayon::prelude::*;
 use std::hint::black_box;
 
@@ -7,18 +9,18 @@ use std::hint::black_box;
 const TASK: usize = 1 << 16;
 
 /// Reads `x` once.
-pub fn read(x: &[f32]) {
+pub(crate) fn read(x: &[f32]) {
     let sum = x.par_chunks(TASK).map(sum).reduce(|| 0.0, |a, b| a + b);
     black_box(sum);
 }
 
 /// One read, one write that passes the caches by.
-pub fn streaming_copy(x: &[f32], y: &mut [f32]) {
+pub(crate) fn streaming_copy(x: &[f32], y: &mut [f32]) {
     y.par_chunks_mut(TASK).zip(x.par_chunks(TASK)).for_each(|(y, x)| stream(y, x, x));
 }
 
 /// Two reads, one write that passes the caches by.
-pub fn streaming_add(a: &[f32], b: &[f32], y: &mut [f32]) {
+pub(crate) fn streaming_add(a: &[f32], b: &[f32], y: &mut [f32]) {
     let inputs = a.par_chunks(TASK).zip(b.par_chunks(TASK));
     y.par_chunks_mut(TASK).zip(inputs).for_each(|(y, (a, b))| stream(y, a, b));
 }

@@ -2,10 +2,11 @@
 
 use super::normalize::center;
 use super::reduce::{self, Inputs, Reduce, Rows};
-use super::{MAX_GROUP, Runs, Tile, padded};
+use super::{MAX_GROUP, Runs, Tile, padded, start};
 use crate::Shape;
 use crate::element::{Element, Load};
 use crate::simd::{Kernel, Simd, Vector, wide_sum};
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// The terms g and g·(x − mean), the second times the channel's prescale.
@@ -53,7 +54,8 @@ impl<E: Element> GradientTerms<E> {
     unsafe fn planes<L: Load<Element = E, V: Vector<Scalar = E::Param>>>(&self) {
         let (channels, inner) = (self.shape.channels(), self.shape.inner());
         let padded = padded(channels);
-        let mut sums = [[L::V::wide_zero(); 2]; MAX_GROUP];
+        let mut slots = [const { MaybeUninit::uninit() }; MAX_GROUP];
+        let sums = start(&mut slots, self.tile.channels.len(), [L::V::wide_zero(); 2]);
         for (o, i, len) in Runs::new(self.shape, &self.tile.positions) {
             for (acc, c) in sums.iter_mut().zip(self.tile.channels.clone()) {
                 let x = reduce::advance(self.x, (o * channels + c) * inner + i);

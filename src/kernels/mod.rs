@@ -14,6 +14,7 @@ pub(crate) mod reduce;
 mod sink;
 
 use crate::Shape;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// A part of an activation: some channels at some positions. Position `o * inner + i` is the place of an element
@@ -26,6 +27,18 @@ pub(crate) struct Tile {
 
 /// The most channels that a tile of planes may have: their state lives on the stack.
 pub(crate) const MAX_GROUP: usize = 64;
+
+/// The first `n` of the slots, at most all, each with the value. A small tile would spend most of its time on
+/// starting the others.
+#[inline(always)]
+fn start<T: Copy>(slots: &mut [MaybeUninit<T>; MAX_GROUP], n: usize, value: T) -> &mut [T] {
+    let slots = &mut slots[..n];
+    for slot in &mut *slots {
+        slot.write(value);
+    }
+    // SAFETY: all of these have just been written, and `MaybeUninit<T>` has the layout of T.
+    unsafe { &mut *(std::ptr::from_mut(slots) as *mut [T]) }
+}
 
 /// Elements from one per-channel array to the next: whole vectors of any type, so that arrays are read and written
 /// without tails, and a cache line more, or the arrays of a power of two of channels would compete for the same sets

@@ -16,7 +16,7 @@
 //! segment is summed again in f64, which holds every square of an f32.
 
 use super::reduce::{self, Reduce, Rows};
-use super::{MAX_GROUP, Runs, Tile, padded};
+use super::{MAX_GROUP, Runs, Tile, padded, start};
 use crate::Shape;
 use crate::element::{Element, Load};
 use crate::simd::{Kernel, Real, Simd, Vector, wide_sum};
@@ -211,12 +211,8 @@ impl<E: Element> Moments<E> {
     #[inline(always)]
     unsafe fn planes_of<L: Load<Element = E>>(&self, channels: Range<usize>) {
         let (count, inner) = (self.shape.channels(), self.shape.inner());
-        // As many as the tile has channels are written: a small tile would spend most of its time on the others.
-        let mut states = [const { MaybeUninit::<Channel<L::V>>::uninit() }; MAX_GROUP];
-        let states = &mut states[..channels.len()];
-        states.iter_mut().for_each(|state| _ = state.write(Channel::new()));
-        // SAFETY: all of them have just been written.
-        let states = unsafe { &mut *(std::ptr::from_mut(states) as *mut [Channel<L::V>]) };
+        let mut slots = [const { MaybeUninit::uninit() }; MAX_GROUP];
+        let states = start(&mut slots, channels.len(), Channel::<L::V>::new());
         for (o, i, len) in Runs::new(self.shape, &self.tile.positions) {
             for (state, c) in states.iter_mut().zip(channels.clone()) {
                 // SAFETY: the run lies within the buffer, by the definition of the shape.

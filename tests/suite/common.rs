@@ -1,8 +1,6 @@
 //! What the tests share: element types, inputs, misaligned buffers, every way to run a pass, comparison by bits.
 
-use batchnorm::{
-    Affine, BatchNorm, Element, GradientSums, Gradients, Isa, RunningStatistics, Shape, Statistics,
-};
+use batchnorm::{Affine, BatchNorm, Element, GradientSums, Gradients, Isa, RunningStatistics, Shape, Statistics};
 use std::fmt::Debug;
 use std::ops::{Deref, DerefMut};
 

@@ -122,10 +122,7 @@ fn zero_channels() {
     for shape in [Shape::nc(4, 0), Shape::nchw(4, 0, 3, 3)] {
         let p = Problem::<f32>::random(shape.unwrap(), 54);
         let out = train(&p.plan(), &p, Way::Fused, 0);
-        assert_eq!(
-            (out.statistics.channels(), out.statistics.count()),
-            (0, p.shape.values_per_channel() as f64)
-        );
+        assert_eq!((out.statistics.channels(), out.statistics.count()), (0, p.shape.values_per_channel() as f64));
         train_frozen(&p.plan(), &p, &RunningStatistics::new(0), Way::Fused, 0);
         RunningStatistics::new(0).update(&out.statistics, Momentum::Exponential(0.1)).unwrap();
     }

@@ -1,0 +1,162 @@
+//! Inputs that change their distribution: those of hidden layers during training, and pictures of another kind.
+
+use super::{Context, Finding, Measure, Spread, Unit, Verdict, dots};
+use crate::Result;
+use crate::data::{Pictures, Split};
+use crate::figures::{Axis, Chart, Colour, Figure, Series, Style};
+use crate::network::{Design, Mode, Network};
+use crate::optimizers::Rule;
+use crate::training::{Training, score};
+use batchnorm::{BatchNorm, Shape, Statistics};
+
+/// What happens to the pictures after training.
+const SHIFTS: [(&str, fn(f32) -> f32); 4] =
+    [("as trained", |p| p), ("fainter", |p| 0.3 * p), ("grey paper", |p| 0.5 + 0.5 * p), ("inverted", |p| 1.0 - p)];
+
+pub(super) fn check(context: &Context) -> Result<Finding> {
+    let hidden = vec![128; 3];
+    let design = Design { hidden, ..Design::default() };
+    let designs = [design.clone(), design.plain()];
+    let training =
+        Training { rule: Rule::GradientDescent, rate: 0.1, epochs: context.effort(30, 10), ..Training::default() };
+    let seeds = context.seeds(5, 2);
+
+    let jobs: Vec<_> = designs.iter().flat_map(|design| seeds.iter().map(move |&seed| (design, seed))).collect();
+    let runs = context.parallel(&jobs, |&(design, seed)| {
+        let (split, mut network) = (context.split(seed), Network::new(design, seed));
+        let training = Training { seed, ..training.clone() };
+        let moves = movement(&training, &mut network, &split.train)?;
+        let mut rows = Vec::new();
+        for (_, change) in SHIFTS {
+            rows.push(adapt(&mut network, &split.test.map(change))?);
+        }
+        let split = Split::by_writer(&context.pictures);
+        let mut network = Network::new(design, seed);
+        training.run(&mut network, &split.train, |_, _| Ok(()))?;
+        rows.push(adapt(&mut network, &split.test)?);
+        Ok((moves, rows))
+    })?;
+    let (with, plain) = runs.split_at(seeds.len());
+
+    let names: Vec<_> = SHIFTS.iter().map(|(name, _)| *name).chain(["other writers"]).collect();
+    let column = |runs: &[(Vec<f64>, Vec<(f64, f64)>)], value: fn(&(f64, f64)) -> f64| -> Vec<Spread> {
+        (0..names.len()).map(|i| Spread::of(runs.iter().map(|run| value(&run.1[i])))).collect()
+    };
+    let columns = [
+        ("without", Colour::Vermilion, column(plain, |accuracy| accuracy.0)),
+        ("with, running statistics", Colour::Blue, column(with, |accuracy| accuracy.0)),
+        ("with, re-estimated", Colour::Green, column(with, |accuracy| accuracy.1)),
+    ];
+    let mut measures = Vec::new();
+    for (i, name) in names.iter().enumerate() {
+        for (label, _, spreads) in &columns {
+            measures.push(Measure::new(format!("accuracy, {name}: {label}"), spreads[i].mean, Unit::Percent));
+        }
+    }
+    let epochs = training.epochs;
+    let line = |label: &str, colour, runs: &[(Vec<f64>, Vec<(f64, f64)>)]| {
+        let point = |epoch: usize| Spread::of(runs.iter().map(|run| run.0[epoch])).at((epoch + 1) as f64);
+        Series { label: label.into(), colour, points: (0..epochs).map(point).collect(), style: Style::Line }
+    };
+    let total = |runs: &[(Vec<f64>, Vec<(f64, f64)>)]| Spread::of(runs.iter().map(|run| run.0.iter().sum())).mean;
+    let (moved, moved_plain) = (total(with), total(plain));
+    measures.push(Measure::new("way of a hidden layer's inputs in training, with", moved, Unit::Number));
+    measures.push(Measure::new("way of a hidden layer's inputs in training, without", moved_plain, Unit::Number));
+
+    let running = &columns[1].2;
+    let adapted = &columns[2].2;
+    let recovers = (1..SHIFTS.len()).filter(|&i| adapted[i].mean > running[i].mean + 0.02).count();
+    let percent = |i: usize| {
+        let [plain, running, adapted] = [0, 1, 2].map(|column| 100.0 * columns[column].2[i].mean);
+        format!("{plain:.0}, {running:.0}, {adapted:.0} % {}", names[i])
+    };
+    let recovered: Vec<_> = (1..names.len()).map(percent).collect();
+    Ok(Finding {
+        verdict: match (moved < moved_plain, recovers == SHIFTS.len() - 1) {
+            (true, true) => Verdict::Holds,
+            (false, false) => Verdict::Fails,
+            _ => Verdict::Partly,
+        },
+        text: format!(
+            "over training a hidden layer's inputs move {moved:.1} standard deviations with and {moved_plain:.1} \
+             without; accuracy without, with, and with \
+             re-estimated statistics: {}",
+            recovered.join("; ")
+        ),
+        measures,
+        figures: vec![
+            Figure {
+                name: "shift-hidden",
+                caption: "How far the inputs of the third hidden layer move in each epoch of gradient descent at the \
+                          same learning rate: the change of each unit's mean and standard deviation over the training \
+                          pictures, root mean square over the units, in standard deviations."
+                    .into(),
+                chart: Chart {
+                    title: "Movement of a hidden layer's inputs",
+                    x: Axis::linear("epoch"),
+                    y: Axis::log("movement in the epoch, std. deviations"),
+                    series: vec![
+                        line("with normalization", Colour::Blue, with),
+                        line("without", Colour::Vermilion, plain),
+                    ],
+                },
+            },
+            Figure {
+                name: "shift-pictures",
+                caption: "Networks meet pictures of another kind than they were trained on. Re-estimated: mean and \
+                          variance are taken from the new pictures, without their labels, all else stays. Where only \
+                          scale and offset of the pictures change, that is all it takes; inverted pictures turn every \
+                          weight's sign, which no statistics can undo. Other writers: the last fifth of the file."
+                    .into(),
+                chart: Chart {
+                    title: "Accuracy on pictures of another kind",
+                    x: Axis::names("held-out pictures", names.iter().copied()),
+                    y: Axis::range("accuracy, %", 0.0, 100.0),
+                    series: columns
+                        .iter()
+                        .enumerate()
+                        .map(|(i, (label, colour, spreads))| {
+                            dots(*label, *colour, spreads).percent().shifted(0.12 * (i as f64 - 1.0))
+                        })
+                        .collect(),
+                },
+            },
+        ],
+    })
+}
+
+/// Accuracy on these pictures with the statistics of training, and with theirs.
+fn adapt(network: &mut Network, pictures: &Pictures) -> Result<(f64, f64)> {
+    let before = score(network, pictures)?.accuracy;
+    let mut adapted = network.clone();
+    adapted.adopt_statistics(&pictures.pixels, pictures.len())?;
+    Ok((before, score(&mut adapted, pictures)?.accuracy))
+}
+
+/// Trains, and says for each epoch how far the distribution of each input of the third hidden layer moved.
+fn movement(training: &Training, network: &mut Network, pictures: &Pictures) -> Result<Vec<f64>> {
+    let mut last = hidden_statistics(network, pictures)?;
+    let mut moves = Vec::new();
+    training.run(network, pictures, |step, network| {
+        if step.ends_epoch {
+            let now = hidden_statistics(network, pictures)?;
+            let pairs = |f: fn(&Statistics) -> &[f64]| f(&last).iter().zip(f(&now));
+            let means: f64 = pairs(Statistics::mean).map(|(a, b)| (a - b).powi(2)).sum();
+            let deviations: f64 = pairs(Statistics::var).map(|(a, b)| (a.sqrt() - b.sqrt()).powi(2)).sum();
+            moves.push(((means + deviations) / last.var().iter().sum::<f64>()).sqrt());
+            last = now;
+        }
+        Ok(())
+    })?;
+    Ok(moves)
+}
+
+/// Mean and variance, over the pictures, of each input of the third hidden layer.
+fn hidden_statistics(network: &mut Network, pictures: &Pictures) -> Result<Statistics> {
+    network.forward(&pictures.pixels, pictures.len(), Mode::Train)?;
+    let x = network.hidden_activations().nth(1).unwrap_or_default();
+    let channels = x.len() / pictures.len();
+    let mut statistics = Statistics::new(channels);
+    BatchNorm::new(Shape::nc(pictures.len(), channels)?).statistics(x, &mut statistics)?;
+    Ok(statistics)
+}

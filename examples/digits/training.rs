@@ -1,0 +1,146 @@
+//! Mini-batch training, and how good the result is.
+
+use crate::Result;
+use crate::data::{Pictures, Split};
+use crate::network::{Mode, Network, cross_entropy};
+use crate::optimizers::{Optimizer, Rule};
+use batchnorm::Momentum;
+use std::time::{Duration, Instant};
+
+/// How to train.
+#[derive(Clone, Debug)]
+pub(crate) struct Training {
+    pub(crate) rule: Rule,
+    pub(crate) rate: f32,
+    pub(crate) epochs: usize,
+    /// Examples of a mini-batch. What is left of an epoch's pictures makes no batch.
+    pub(crate) batch: usize,
+    /// How much a mini-batch counts in the running statistics.
+    pub(crate) momentum: Momentum,
+    /// For the order of the pictures.
+    pub(crate) seed: u64,
+}
+
+impl Default for Training {
+    fn default() -> Self {
+        Self { rule: Rule::ADAM, rate: 0.003, epochs: 30, batch: 64, momentum: Momentum::Exponential(0.1), seed: 0 }
+    }
+}
+
+/// A step that was just made.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Step {
+    /// Counted from 1.
+    pub(crate) number: usize,
+    /// Of this step's mini-batch, before the step.
+    pub(crate) loss: f64,
+    /// Since training began, without the time of observers.
+    pub(crate) seconds: f64,
+    /// Whether it is the last of its epoch.
+    pub(crate) ends_epoch: bool,
+}
+
+impl Training {
+    /// Steps of an epoch.
+    pub(crate) fn steps(&self, pictures: &Pictures) -> usize {
+        pictures.len() / self.batch
+    }
+
+    /// Trains on `pictures` and shows each step to `observe`.
+    pub(crate) fn run(
+        &self,
+        network: &mut Network,
+        pictures: &Pictures,
+        mut observe: impl FnMut(Step, &mut Network) -> Result<()>,
+    ) -> Result<()> {
+        let mut optimizer = Optimizer::new(self.rule, self.rate);
+        let mut random = fastrand::Rng::with_seed(self.seed);
+        let mut order: Vec<usize> = (0..pictures.len()).collect();
+        let steps = self.steps(pictures);
+        let mut time = Duration::ZERO;
+        for epoch in 0..self.epochs {
+            random.shuffle(&mut order);
+            for (i, picks) in order.chunks_exact(self.batch).enumerate() {
+                let start = Instant::now();
+                let batch = pictures.select(picks);
+                let logits = network.forward(&batch.pixels, batch.len(), Mode::Train)?;
+                let (loss, gradient) = cross_entropy(logits, &batch.labels);
+                network.backward(gradient, batch.len())?;
+                optimizer.step(network.parameters());
+                for norm in network.norms_mut() {
+                    norm.running.update(&norm.batch, self.momentum)?;
+                }
+                time += start.elapsed();
+                let step = Step {
+                    number: epoch * steps + i + 1,
+                    loss,
+                    seconds: time.as_secs_f64(),
+                    ends_epoch: i + 1 == steps,
+                };
+                observe(step, network)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How a training went, epoch by epoch.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Trace {
+    pub(crate) steps: Vec<usize>,
+    pub(crate) seconds: Vec<f64>,
+    /// The mean of the epoch's training losses.
+    pub(crate) loss: Vec<f64>,
+    /// Of the pictures held out.
+    pub(crate) accuracy: Vec<f64>,
+}
+
+impl Trace {
+    /// Trains, and scores the network on the test pictures after each epoch.
+    pub(crate) fn of(training: &Training, network: &mut Network, split: &Split) -> Result<Self> {
+        let (mut trace, mut losses) = (Self::default(), Vec::new());
+        training.run(network, &split.train, |step, network| {
+            losses.push(step.loss);
+            if step.ends_epoch {
+                trace.steps.push(step.number);
+                trace.seconds.push(step.seconds);
+                trace.loss.push(losses.iter().sum::<f64>() / losses.len() as f64);
+                trace.accuracy.push(score(network, &split.test)?.accuracy);
+                losses.clear();
+            }
+            Ok(())
+        })?;
+        Ok(trace)
+    }
+
+    /// The accuracy at the end.
+    pub(crate) fn last_accuracy(&self) -> f64 {
+        self.accuracy.last().copied().unwrap_or(0.0)
+    }
+
+    /// The epoch, counted from 0, after which the accuracy was first this high.
+    pub(crate) fn first_at(&self, accuracy: f64) -> Option<usize> {
+        self.accuracy.iter().position(|&a| a >= accuracy)
+    }
+}
+
+/// How good a network is on some pictures.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Score {
+    /// Mean cross-entropy, in nats.
+    pub(crate) loss: f64,
+    /// The share of pictures that it names rightly.
+    pub(crate) accuracy: f64,
+}
+
+/// The score at test time.
+pub(crate) fn score(network: &mut Network, pictures: &Pictures) -> Result<Score> {
+    let logits = network.forward(&pictures.pixels, pictures.len(), Mode::Test)?;
+    let (loss, _) = cross_entropy(logits, &pictures.labels);
+    let classes = logits.len() / pictures.len();
+    let right = logits.chunks_exact(classes).zip(&pictures.labels).filter(|(row, label)| {
+        let best = (0..classes).max_by(|&a, &b| row[a].total_cmp(&row[b]));
+        best == Some(usize::from(**label))
+    });
+    Ok(Score { loss, accuracy: right.count() as f64 / pictures.len() as f64 })
+}
