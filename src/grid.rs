@@ -22,6 +22,13 @@ const GROUPS: usize = 32;
 /// Channels whose coefficients are one task, where they are not computed by the task that uses them.
 const FINISH: usize = 512;
 
+/// A step of a pass over a tile, given with the number of its segment.
+pub(crate) type Reduce<'a> = dyn Fn(usize, Tile) + Sync + 'a;
+/// A step of a pass over a range of channels.
+pub(crate) type Finish<'a> = dyn Fn(Range<usize>) + Sync + 'a;
+/// A step of a pass over a tile.
+pub(crate) type MapTile<'a> = dyn Fn(Tile) + Sync + 'a;
+
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Grid {
     channels: usize,
@@ -84,9 +91,9 @@ impl Grid {
     pub(crate) fn walk(
         &self,
         threads: (&Threads, usize),
-        reduce: Option<&(dyn Fn(usize, Tile) + Sync)>,
-        finish: &(dyn Fn(Range<usize>) + Sync),
-        map: Option<&(dyn Fn(Tile) + Sync)>,
+        reduce: Option<&Reduce>,
+        finish: &Finish,
+        map: Option<&MapTile>,
     ) {
         let (threads, count) = threads;
         let (groups, segments) = (self.groups(), self.segments());

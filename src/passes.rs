@@ -2,7 +2,7 @@
 
 use crate::batch_norm::{Affine, BatchNorm};
 use crate::element::Element;
-use crate::grid::Grid;
+use crate::grid::{self, Grid};
 use crate::kernels::coefficients::{
     Backward, Center, Channels, Finish, FinishSums, Forward, Frozen, ParameterGradients, Partials,
 };
@@ -50,6 +50,7 @@ impl<P> Coefs<P> {
     ///
     /// # Safety
     /// The buffer has K arrays, and nothing else uses these channels of them while the slices live.
+    #[allow(clippy::mut_from_ref)] // the caller's promise stands in for the borrow
     unsafe fn arrays<const K: usize>(&self, channels: &Range<usize>) -> [&mut [P]; K] {
         std::array::from_fn(|k| {
             let at = k * self.padded;
@@ -249,12 +250,16 @@ impl BatchNorm {
             dispatch(self.isa, ParameterGradients { channels, g, gx, dgamma, dbeta });
             match batch {
                 _ if dx.is_none() => {}
-                // SAFETY: tasks have disjoint channels; the buffer has six arrays.
                 Some(count) => {
-                    dispatch(self.isa, Backward { channels, count, g, gx, out: unsafe { coefs.arrays(&range) } })
+                    // SAFETY: tasks have disjoint channels; the buffer has six arrays.
+                    let out = unsafe { coefs.arrays(&range) };
+                    dispatch(self.isa, Backward { channels, count, g, gx, out });
                 }
-                // SAFETY: as above.
-                None => dispatch(self.isa, Frozen { channels, out: unsafe { coefs.arrays(&range) } }),
+                None => {
+                    // SAFETY: as above.
+                    let out = unsafe { coefs.arrays(&range) };
+                    dispatch(self.isa, Frozen { channels, out });
+                }
             }
         };
         match &grid {
@@ -269,7 +274,7 @@ impl BatchNorm {
                     }
                 };
                 let sweeps = if reduces { 2 } else { 0 } + if dx.is_some() { 3 } else { 0 };
-                let (reduce, map): (&(dyn Fn(usize, Tile) + Sync), &(dyn Fn(Tile) + Sync)) = (&reduce, &map);
+                let (reduce, map): (&grid::Reduce, &grid::MapTile) = (&reduce, &map);
                 grid.walk(
                     (&self.threads, self.thread_count::<E>(sweeps)),
                     reduces.then_some(reduce),
