@@ -66,3 +66,7 @@ pub use parallel::{Executor, Threads};
 pub use shape::Shape;
 pub use simd::Isa;
 pub use statistics::{GradientSums, Momentum, RunningStatistics, Source, Statistics};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
