@@ -162,16 +162,18 @@ impl Terms {
         [relative * self.g + E::MIN_POSITIVE, relative * self.gx + self.gx_floor::<E>(channel) + E::MIN_POSITIVE]
     }
 
-    /// Error of dx at a value. The means of g and g·x̂ carry the errors of their sums, that of g also one of a lane,
-    /// which may be a subnormal.
+    /// Error of dx at a value. The means of g and g·x̂ carry the errors of their sums. The first, and the slope of
+    /// x − mean, are held in lanes, where they may be subnormals.
     fn dx_bound<E: Float>(&self, channel: &Channel, x: f64, g: f64, frozen: bool) -> f64 {
         let (scale, relative) = ((self.gamma * self.inv_std).abs(), 2.0 * channel.relative::<E>());
         if frozen {
             return relative * scale * g.abs() + E::MIN_POSITIVE;
         }
-        let normalized = (x - self.mean).abs() * self.inv_std;
+        let distance = (x - self.mean).abs();
+        let normalized = distance * self.inv_std;
         let [g_mean, gx_mean, gx_floor] = [self.g, self.gx, self.gx_floor::<E>(channel)].map(|v| v / channel.values);
         let terms = relative * (g.abs() + g_mean + normalized * gx_mean);
-        scale * (terms + self.center::<E>() * gx_mean + normalized * gx_floor + E::MIN_POSITIVE) + E::MIN_POSITIVE
+        let subnormal = E::MIN_POSITIVE * (1.0 + distance + 2.0 * normalized);
+        scale * (terms + self.center::<E>() * gx_mean + normalized * gx_floor + subnormal) + E::MIN_POSITIVE
     }
 }

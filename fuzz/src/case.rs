@@ -113,9 +113,9 @@ pub struct Dims {
 impl Dims {
     pub fn shape(self) -> Shape {
         let (limit, channels) = match self.size {
-            0..220 => (1 << 10, 80),
+            0..240 => (1 << 10, 80),
             // More channels than a group of rows has.
-            220..250 => (1 << 14, 10_000),
+            240..254 => (1 << 14, 10_000),
             // Enough for several threads, and for several segments of a channel.
             _ => (1 << 18, 80),
         };

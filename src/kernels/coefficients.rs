@@ -190,7 +190,7 @@ impl<P: Real> Kernel for Forward<'_, P> {
             prescales[c] = P::from_f64(a);
             (hi[c], lo[c]) = split(self.channels.mean[c] * a);
             // Finite, so that x = mean gives beta even where eps lets inv_std leave the range of lanes.
-            scale[c] = P::from_f64((s / a).clamp(-P::LIMIT, P::LIMIT));
+            scale[c] = P::from_f64((s / a).clamp(-P::MAX, P::MAX));
             shift[c] = self.beta.map_or(P::from_f64(0.0), |beta| beta[c]);
         }
     }

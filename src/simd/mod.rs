@@ -57,6 +57,8 @@ impl Isa {
 
 /// A floating-point type that lanes compute in.
 pub trait Real: Copy + Send + Sync + 'static {
+    /// The largest finite value.
+    const MAX: f64;
     /// Lanes scaled to stay below this and above its inverse neither overflow nor meet subnormals in a map.
     const LIMIT: f64;
     /// As [`LIMIT`](Self::LIMIT), for the squares of such values, with room for what they are multiplied by.
@@ -68,6 +70,7 @@ pub trait Real: Copy + Send + Sync + 'static {
 }
 
 impl Real for f32 {
+    const MAX: f64 = f32::MAX as f64;
     const LIMIT: f64 = f64::from_bits((1023 + 100) << 52); // 2^100
     const SQUARE_LIMIT: f64 = (1u64 << 40) as f64;
     #[inline(always)]
@@ -81,6 +84,7 @@ impl Real for f32 {
 }
 
 impl Real for f64 {
+    const MAX: f64 = f64::MAX;
     const LIMIT: f64 = f64::from_bits((1023 + 500) << 52); // 2^500
     const SQUARE_LIMIT: f64 = f64::from_bits((1023 + 300) << 52); // 2^300
     #[inline(always)]
