@@ -4,7 +4,7 @@ use crate::Shape;
 use crate::element::Element;
 use crate::error::{Error, check_len, check_optional};
 use crate::parallel::Threads;
-use crate::passes::RawGradients;
+use crate::passes::{Passes, RawGradients};
 use crate::scratch::Pool;
 use crate::simd::Isa;
 use crate::statistics::{GradientSums, Source, Statistics};
@@ -128,7 +128,8 @@ impl BatchNorm {
     pub fn statistics<E: Element>(&self, x: &[E], statistics: &mut Statistics) -> Result<(), Error> {
         self.check("x", x.len())?;
         check_len("statistics", self.shape.channels(), statistics.channels())?;
-        self.forward::<E>(x.as_ptr(), statistics, None);
+        // SAFETY: all arguments have been checked; slices are apart from each other.
+        unsafe { E::Passes::forward(self, x.as_ptr(), statistics, None) };
         Ok(())
     }
 
@@ -147,7 +148,8 @@ impl BatchNorm {
         self.check("y", y.len())?;
         affine.check(self.shape.channels())?;
         check_len("statistics", self.shape.channels(), statistics.channels())?;
-        self.forward(x.as_ptr(), statistics, Some((affine, y.as_mut_ptr())));
+        // SAFETY: all arguments have been checked; slices are apart from each other.
+        unsafe { E::Passes::forward(self, x.as_ptr(), statistics, Some((affine, y.as_mut_ptr()))) };
         Ok(())
     }
 
@@ -165,7 +167,8 @@ impl BatchNorm {
         affine.check(self.shape.channels())?;
         check_len("statistics", self.shape.channels(), statistics.channels())?;
         let y = x.as_mut_ptr();
-        self.forward(y, statistics, Some((affine, y)));
+        // SAFETY: all arguments have been checked; y is x, and everything else is apart.
+        unsafe { E::Passes::forward(self, y, statistics, Some((affine, y))) };
         Ok(())
     }
 
@@ -218,7 +221,10 @@ impl BatchNorm {
         self.check("dy", dy.len())?;
         source.check(self.shape.channels(), self.shape.is_empty())?;
         check_len("sums", self.shape.channels(), sums.channels())?;
-        self.gradients([dy.as_ptr(), x.as_ptr()], source, None, None, RawGradients::none(), Some(sums));
+        // SAFETY: all arguments have been checked; slices are apart from each other.
+        unsafe {
+            E::Passes::gradients(self, [dy.as_ptr(), x.as_ptr()], source, None, None, RawGradients::none(), Some(sums));
+        }
         Ok(())
     }
 
@@ -275,7 +281,8 @@ impl BatchNorm {
         check_optional("dgamma", channels, dgamma.as_deref())?;
         check_optional("dbeta", channels, dbeta.as_deref())?;
         let gradients = RawGradients { dx: None, dgamma, dbeta };
-        self.gradients::<P>([std::ptr::null(); 2], source, None, Some(sums), gradients, None);
+        // SAFETY: all arguments have been checked; with sums given and dx not asked for inputs are not read.
+        unsafe { P::Passes::gradients(self, [std::ptr::null(); 2], source, None, Some(sums), gradients, None) };
         Ok(())
     }
 
@@ -332,7 +339,8 @@ impl BatchNorm {
     ) -> Result<(), Error> {
         source.check(self.shape.channels(), self.shape.is_empty())?;
         affine.check(self.shape.channels())?;
-        self.normalize_with(x, source, affine, y);
+        // SAFETY: all arguments have been checked; y may be x, and everything else is apart.
+        unsafe { E::Passes::normalize(self, x, source, affine, y) };
         Ok(())
     }
 
@@ -352,7 +360,8 @@ impl BatchNorm {
         check_len("sums", channels, sums.channels())?;
         affine.check(channels)?;
         let gradients = RawGradients { dx: Some(dx), dgamma: None, dbeta: None };
-        self.gradients([dy, x.as_ptr()], source, affine.gamma, Some(sums), gradients, None);
+        // SAFETY: all arguments have been checked; dx may be dy, and everything else is apart.
+        unsafe { E::Passes::gradients(self, [dy, x.as_ptr()], source, affine.gamma, Some(sums), gradients, None) };
         Ok(())
     }
 
@@ -362,7 +371,7 @@ impl BatchNorm {
         dy: *const E,
         source: Source<'_>,
         affine: Affine<'_, E::Param>,
-        gradients: RawGradients<'_, E>,
+        gradients: RawGradients<'_, E, E::Param>,
     ) -> Result<(), Error> {
         let channels = self.shape.channels();
         self.check("x", x.len())?;
@@ -370,7 +379,8 @@ impl BatchNorm {
         affine.check(channels)?;
         check_optional("dgamma", channels, gradients.dgamma.as_deref())?;
         check_optional("dbeta", channels, gradients.dbeta.as_deref())?;
-        self.gradients([dy, x.as_ptr()], source, affine.gamma, None, gradients, None);
+        // SAFETY: all arguments have been checked; dx may be dy, and everything else is apart.
+        unsafe { E::Passes::gradients(self, [dy, x.as_ptr()], source, affine.gamma, None, gradients, None) };
         Ok(())
     }
 }

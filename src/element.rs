@@ -1,5 +1,6 @@
 //! Element types as load and store adapters: what lies in memory, and the lanes it is computed in.
 
+use crate::passes::{Compiled, Passes};
 use crate::simd::{Real, Simd, Vector};
 use std::marker::PhantomData;
 
@@ -16,6 +17,9 @@ pub trait Element: sealed::Sealed + Copy + Send + Sync + 'static {
     /// Whether `Redo` has a larger range than `Native`.
     #[doc(hidden)]
     const HAS_REDO: bool;
+    /// The passes, compiled for this type.
+    #[doc(hidden)]
+    type Passes: Passes<Self, Self::Param>;
 }
 
 impl Element for f32 {
@@ -23,6 +27,7 @@ impl Element for f32 {
     type Native<S: Simd> = Same<S::F32>;
     type Redo<S: Simd> = Widened<S>;
     const HAS_REDO: bool = true;
+    type Passes = Compiled;
 }
 
 impl Element for f64 {
@@ -30,6 +35,7 @@ impl Element for f64 {
     type Native<S: Simd> = Same<S::F64>;
     type Redo<S: Simd> = Same<S::F64>;
     const HAS_REDO: bool = false;
+    type Passes = Compiled;
 }
 
 mod sealed {

@@ -21,14 +21,84 @@ use std::ops::Range;
 /// Outputs of more bytes than this are written past the caches: what is read next would not find them there.
 const STREAM_BYTES: usize = 1 << 22;
 
-/// [`Gradients`](crate::Gradients) with dx as a pointer, which may be that of dy.
-pub(crate) struct RawGradients<'a, E: Element> {
-    pub(crate) dx: Option<*mut E>,
-    pub(crate) dgamma: Option<&'a mut [E::Param]>,
-    pub(crate) dbeta: Option<&'a mut [E::Param]>,
+/// The passes of an element type, compiled in this crate: were they generic functions, every crate that calls them
+/// would compile all kernels again, at its own level of optimization.
+///
+/// # Safety (of all functions)
+/// Lengths fit the plan's shape: pointers to activations cover it, per-channel arguments have its channels. Outputs
+/// overlap nothing else, but may be equal to an input of the same pass.
+pub trait Passes<E, P> {
+    unsafe fn forward(
+        plan: &BatchNorm,
+        x: *const E,
+        statistics: &mut Statistics,
+        output: Option<(Affine<'_, P>, *mut E)>,
+    );
+    unsafe fn normalize(plan: &BatchNorm, x: *const E, source: Source<'_>, affine: Affine<'_, P>, y: *mut E);
+    unsafe fn gradients(
+        plan: &BatchNorm,
+        inputs: [*const E; 2],
+        source: Source<'_>,
+        gamma: Option<&[P]>,
+        given: Option<&GradientSums>,
+        gradients: RawGradients<'_, E, P>,
+        sums_out: Option<&mut GradientSums>,
+    );
 }
 
-impl<E: Element> RawGradients<'_, E> {
+/// The element types whose passes are compiled.
+pub struct Compiled;
+
+macro_rules! passes {
+    ($($element:ty),*) => {$(
+        impl Passes<$element, $element> for Compiled {
+            #[inline(never)]
+            unsafe fn forward(
+                plan: &BatchNorm,
+                x: *const $element,
+                statistics: &mut Statistics,
+                output: Option<(Affine<'_, $element>, *mut $element)>,
+            ) {
+                plan.forward(x, statistics, output);
+            }
+
+            #[inline(never)]
+            unsafe fn normalize(
+                plan: &BatchNorm,
+                x: *const $element,
+                source: Source<'_>,
+                affine: Affine<'_, $element>,
+                y: *mut $element,
+            ) {
+                plan.normalize_with(x, source, affine, y);
+            }
+
+            #[inline(never)]
+            unsafe fn gradients(
+                plan: &BatchNorm,
+                inputs: [*const $element; 2],
+                source: Source<'_>,
+                gamma: Option<&[$element]>,
+                given: Option<&GradientSums>,
+                gradients: RawGradients<'_, $element, $element>,
+                sums_out: Option<&mut GradientSums>,
+            ) {
+                plan.gradients(inputs, source, gamma, given, gradients, sums_out);
+            }
+        }
+    )*};
+}
+
+passes!(f32, f64);
+
+/// [`Gradients`](crate::Gradients) with dx as a pointer, which may be that of dy.
+pub struct RawGradients<'a, E, P> {
+    pub(crate) dx: Option<*mut E>,
+    pub(crate) dgamma: Option<&'a mut [P]>,
+    pub(crate) dbeta: Option<&'a mut [P]>,
+}
+
+impl<E, P> RawGradients<'_, E, P> {
     pub(crate) fn none() -> Self {
         Self { dx: None, dgamma: None, dbeta: None }
     }
@@ -180,7 +250,7 @@ impl BatchNorm {
         source: Source<'_>,
         gamma: Option<&[E::Param]>,
         given: Option<&GradientSums>,
-        gradients: RawGradients<'_, E>,
+        gradients: RawGradients<'_, E, E::Param>,
         sums_out: Option<&mut GradientSums>,
     ) {
         let RawGradients { dx, dgamma, dbeta } = gradients;
@@ -218,7 +288,7 @@ impl BatchNorm {
             let out = unsafe { center.arrays(&all) };
             dispatch(self.isa, Center { channels: self.channels(source, None, &all), out });
         }
-        let mut coefs = self.pool.take(6 * padded);
+        let mut coefs = self.pool.take(7 * padded);
         let coefs = Coefs::<E::Param>::new(coefs.as_mut_ptr(), padded);
         let [dy, x] = inputs.map(|p| Shared::new(p.cast_mut()));
 
@@ -251,7 +321,7 @@ impl BatchNorm {
             match batch {
                 _ if dx.is_none() => {}
                 Some(count) => {
-                    // SAFETY: tasks have disjoint channels; the buffer has six arrays.
+                    // SAFETY: tasks have disjoint channels; the buffer has seven arrays.
                     let out = unsafe { coefs.arrays(&range) };
                     dispatch(self.isa, Backward { channels, count, g, gx, out });
                 }

@@ -235,26 +235,27 @@ impl<P: Real> Kernel for FinishSums<'_, P> {
 }
 
 /// Coefficients of [`InputGradient`](super::input_gradient::InputGradient): prescale, mean_hi, mean_lo, scale, mean of
-/// g, slope.
+/// g, slope, boost.
 pub(crate) struct Backward<'a, P> {
     pub(crate) channels: Channels<'a, P>,
     /// Values per channel that the statistics and the sums are over.
     pub(crate) count: f64,
     pub(crate) g: &'a [f64],
     pub(crate) gx: &'a [f64],
-    pub(crate) out: [&'a mut [P]; 6],
+    pub(crate) out: [&'a mut [P]; 7],
 }
 
 impl<P: Real> Kernel for Backward<'_, P> {
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let [prescale, hi, lo, scale, mean_g, slope] = self.out;
+        let [prescales, hi, lo, scale, mean_g, slope, boost] = self.out;
         for c in 0..self.channels.mean.len() {
             let (inv_std, s) = self.channels.scales(c);
             let a = gradient_prescale::<P>(self.channels.mean[c], self.channels.var[c]);
-            prescale[c] = P::from_f64(a);
+            prescales[c] = P::from_f64(a);
             (hi[c], lo[c]) = split(self.channels.mean[c] * a);
-            scale[c] = P::from_f64(s);
+            let b = prescale::<P>(0.0, 0.0, 0.0, s);
+            (scale[c], boost[c]) = (P::from_f64(s / b), P::from_f64(b));
             mean_g[c] = P::from_f64(self.g[c] / self.count);
             // inv_std twice rather than squared: its square leaves the range of f64 for the smallest variances.
             slope[c] = P::from_f64(-(inv_std * (self.gx[c] / self.count)) * (inv_std / a));

@@ -10,7 +10,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 /// The most coefficients a channel may have.
-pub(crate) const MAX_COEFS: usize = 6;
+pub(crate) const MAX_COEFS: usize = 7;
 
 /// The body of an elementwise pass.
 pub(crate) trait Map {

@@ -10,7 +10,7 @@ impl Map for Normalize {
     const INPUTS: usize = 1;
     const COEFS: usize = 5;
     #[inline(always)]
-    fn apply<V: Vector>([prescale, mean_hi, mean_lo, scale, shift, _]: [V; MAX_COEFS], [x, _]: [V; 2]) -> V {
+    fn apply<V: Vector>([prescale, mean_hi, mean_lo, scale, shift, ..]: [V; MAX_COEFS], [x, _]: [V; 2]) -> V {
         center(x, prescale, mean_hi, mean_lo).mul(scale).add(shift)
     }
 }
