@@ -8,6 +8,8 @@ use std::io::Read;
 pub(crate) const PIXELS: usize = 64;
 /// Digits to tell apart.
 pub(crate) const CLASSES: usize = 10;
+/// Pictures below which there is no telling what a network has learned.
+const LEAST: usize = 1000;
 /// What a pixel full of ink has.
 const INK: f32 = 16.0;
 
@@ -55,7 +57,14 @@ impl Pictures {
                 }
             }
         }
-        if pictures.len() == 0 { Err("expected pictures, got none".into()) } else { Ok(pictures) }
+        let digits = (0..CLASSES).filter(|&digit| pictures.labels.contains(&(digit as u8))).count();
+        if pictures.len() < LEAST || digits < CLASSES {
+            let pictures = pictures.len();
+            return Err(
+                format!("expected at least {LEAST} pictures of all 10 digits, got {pictures} of {digits}").into()
+            );
+        }
+        Ok(pictures)
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -147,12 +156,13 @@ mod tests {
         cut.truncate(1000);
         assert!(error(&cut).starts_with("expected gzip-compressed lines of 64 pixels and a digit: "));
         let good = "0,".repeat(PIXELS) + "7";
-        assert_eq!(Pictures::parse(&compress(&good)).unwrap().labels, [7]);
         for bad in ["".to_string(), "1,2,3".into(), "17,".repeat(PIXELS) + "7", "0,".repeat(PIXELS) + "10"] {
             let message = error(&compress(&format!("{good}\n{bad}\n{good}")));
             assert!(message.starts_with("line 2: expected 64 pixels from 0 to 16 and a digit, got "), "{message}");
             assert!(!message.contains('\n'));
         }
-        assert_eq!(error(&compress("")), "expected pictures, got none");
+        assert_eq!(error(&compress("")), "expected at least 1000 pictures of all 10 digits, got 0 of 0");
+        let sevens = format!("{good}\n").repeat(1000);
+        assert_eq!(error(&compress(&sevens)), "expected at least 1000 pictures of all 10 digits, got 1000 of 1");
     }
 }

@@ -130,6 +130,17 @@ mod tests {
     }
 
     #[test]
+    fn a_page_that_cannot_be_written_is_an_error() {
+        let (folder, _) = answer("unwritable", &["--only", "magic"]);
+        let page = folder.join("report/report.html");
+        std::fs::create_dir_all(&page).unwrap();
+        let (_, result) = answer("unwritable", &[]);
+        let message = result.unwrap_err().to_string();
+        assert!(message.starts_with(&format!("cannot write {}: ", page.display())) && !message.contains('\n'));
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
     fn a_report_holds_its_charts_and_is_the_same_for_the_same_seed() {
         let pages = ["first", "second"].map(|name| {
             let (folder, result) = answer(name, &["--only", "inputs"]);

@@ -1,6 +1,6 @@
 //! gamma = sqrt(var + eps) and beta = mean give the input back; learned, they may do better than 1 and 0.
 
-use super::{Context, Finding, Measure, Spread, Unit, Verdict, difference, dots};
+use super::{Context, Finding, Measure, Spread, Unit, Verdict, difference, dots, points_of};
 use crate::Result;
 use crate::figures::{Axis, Chart, Colour, Figure};
 use crate::network::{Activation, Design, Mode, Network};
@@ -40,7 +40,6 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
         ]);
     }
     let exact = error < 16.0 * f64::from(f32::EPSILON);
-    let points = |(gain, deviation): (f64, f64)| format!("{:+.2} ± {:.2}", 100.0 * gain, 100.0 * deviation);
     Ok(Finding {
         verdict: match (exact, pays) {
             (true, 2) => Verdict::Holds,
@@ -49,9 +48,9 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
         },
         text: format!(
             "gamma = sqrt(var + eps) and beta = mean give the input back to {error:.0e} of its largest value; learning \
-             them changes accuracy by {} points with ReLU and {} with sigmoid (mean and standard error)",
-            points(gains[0]),
-            points(gains[1]),
+             them changes accuracy by {} points with ReLU and {} with sigmoid",
+            points_of(gains[0]),
+            points_of(gains[1]),
         ),
         measures,
         figures: vec![Figure {

@@ -245,6 +245,11 @@ pub(crate) fn difference(a: &[f64], b: &[f64]) -> (f64, f64) {
     (mean, (squares / (n - 1.0) / n).sqrt())
 }
 
+/// A difference of shares in percentage points.
+pub(crate) fn points_of((mean, error): (f64, f64)) -> String {
+    format!("{:+.2} ± {:.2}", 100.0 * mean, 100.0 * error)
+}
+
 /// Mean and range of what several seeds gave.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Spread {
