@@ -117,7 +117,7 @@ impl Dims {
             // More channels than a group of rows has.
             240..254 => (1 << 14, 10_000),
             // Enough for several threads, and for several segments of a channel.
-            _ => (1 << 18, 80),
+            _ => (140_000, 80),
         };
         let below = |v: u16, n: usize| usize::from(v) % (n + 1);
         let channels = below(self.channels, channels);

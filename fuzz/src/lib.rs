@@ -22,6 +22,8 @@ pub trait Float: Element<Param = Self> + PartialEq + Debug {
     const MAX: f64;
     const MIN_NORMAL: f64;
     const MIN_POSITIVE: f64;
+    /// The largest gamma·inv_std that can be applied: 2^120 in one factor, the rest in another.
+    const LARGEST_SCALE: f64;
     /// Whether f64 holds the square of every finite value.
     const SQUARES_FIT: bool;
 
@@ -42,6 +44,7 @@ impl Float for f32 {
     const MAX: f64 = f32::MAX as f64;
     const MIN_NORMAL: f64 = f32::MIN_POSITIVE as f64;
     const MIN_POSITIVE: f64 = f32::from_bits(1) as f64;
+    const LARGEST_SCALE: f64 = f32::MAX as f64 * (1u128 << 120) as f64;
     const SQUARES_FIT: bool = true;
 
     fn of(v: f64) -> Self {
@@ -60,6 +63,7 @@ impl Float for f64 {
     const MAX: f64 = f64::MAX;
     const MIN_NORMAL: f64 = f64::MIN_POSITIVE;
     const MIN_POSITIVE: f64 = f64::from_bits(1);
+    const LARGEST_SCALE: f64 = f64::MAX;
     const SQUARES_FIT: bool = false;
 
     fn of(v: f64) -> Self {
