@@ -107,7 +107,7 @@ pub(crate) enum Mode {
 #[derive(Clone, Debug)]
 enum Layer {
     Linear(Linear),
-    Norm(Norm),
+    Norm(Box<Norm>),
     Activation(Activation),
     Dropout(Dropout),
 }
@@ -127,7 +127,7 @@ impl Network {
     pub(crate) fn with_sizes(design: &Design, inputs: usize, outputs: usize, seed: u64) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
         let (mut layers, mut width) = (Vec::new(), inputs);
-        let norm = |width| Layer::Norm(Norm::new(width, design));
+        let norm = |width| Layer::Norm(Box::new(Norm::new(width, design)));
         for &units in &design.hidden {
             let bias = design.bias.then_some(Role::Bias);
             layers.push(Layer::Linear(Linear::new(width, units, bias, design.initial_scale, &mut random)));
@@ -204,11 +204,11 @@ impl Network {
 
     /// The batch normalization layers.
     pub(crate) fn norms(&self) -> impl Iterator<Item = &Norm> {
-        self.layers.iter().filter_map(|layer| if let Layer::Norm(norm) = layer { Some(norm) } else { None })
+        self.layers.iter().filter_map(|layer| if let Layer::Norm(norm) = layer { Some(&**norm) } else { None })
     }
 
     pub(crate) fn norms_mut(&mut self) -> impl Iterator<Item = &mut Norm> {
-        self.layers.iter_mut().filter_map(|layer| if let Layer::Norm(norm) = layer { Some(norm) } else { None })
+        self.layers.iter_mut().filter_map(|layer| if let Layer::Norm(norm) = layer { Some(&mut **norm) } else { None })
     }
 
     /// Makes the statistics of these rows, all at once, those for test time.

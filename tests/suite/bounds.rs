@@ -86,7 +86,7 @@ fn check<T: Float>(ledger: &mut Ledger, p: &Problem<T>, isas: &[Isa]) {
 
 /// Both walks for M values in a channel; planes of several images where M divides.
 fn check_walks<T: Float>(ledger: &mut Ledger, m: usize, isas: &[Isa]) {
-    let images = [8, 3, 1].into_iter().find(|&n| m % n == 0 && m / n > 1);
+    let images = [8, 3, 1].into_iter().find(|&n| m.is_multiple_of(n) && m / n > 1);
     for eps in [1e-5, 0.0] {
         if let Some(images) = images {
             check(ledger, &families::<T>(images, m / images, eps), isas);
@@ -194,6 +194,6 @@ fn exact_data_is_exact() {
         for i in (1..m).rev() {
             order.swap(i, random.below(i + 1));
         }
-        both(m, |i| if order[i] % 2 == 0 { 1001.0 } else { 999.0 }, (1000.0, 1.0));
+        both(m, |i| if order[i].is_multiple_of(2) { 1001.0 } else { 999.0 }, (1000.0, 1.0));
     }
 }

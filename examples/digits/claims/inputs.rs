@@ -164,9 +164,10 @@ impl Bowl {
 fn solve(mut a: [[f64; 3]; 3], mut b: [f64; 3]) -> [f64; 3] {
     for i in 0..3 {
         for k in (0..3).filter(|&k| k != i) {
-            let factor = a[k][i] / a[i][i];
-            for j in 0..3 {
-                a[k][j] -= factor * a[i][j];
+            let pivot = a[i];
+            let factor = a[k][i] / pivot[i];
+            for (entry, pivot) in a[k].iter_mut().zip(pivot) {
+                *entry -= factor * pivot;
             }
             b[k] -= factor * b[i];
         }

@@ -9,8 +9,15 @@ use crate::optimizers::Rule;
 use crate::training::{Training, score};
 use batchnorm::{BatchNorm, Shape, Statistics};
 
+/// What becomes of a pixel.
+type Change = fn(f32) -> f32;
+
+/// How far a hidden layer's inputs moved in each epoch, and the accuracies on each kind of picture with running and with
+/// re-estimated statistics.
+type Run = (Vec<f64>, Vec<(f64, f64)>);
+
 /// What happens to the pictures after training.
-const SHIFTS: [(&str, fn(f32) -> f32); 4] =
+const SHIFTS: [(&str, Change); 4] =
     [("as trained", |p| p), ("fainter", |p| 0.3 * p), ("grey paper", |p| 0.5 + 0.5 * p), ("inverted", |p| 1.0 - p)];
 
 pub(super) fn check(context: &Context) -> Result<Finding> {
@@ -39,7 +46,7 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
     let (with, plain) = runs.split_at(seeds.len());
 
     let names: Vec<_> = SHIFTS.iter().map(|(name, _)| *name).chain(["other writers"]).collect();
-    let column = |runs: &[(Vec<f64>, Vec<(f64, f64)>)], value: fn(&(f64, f64)) -> f64| -> Vec<Spread> {
+    let column = |runs: &[Run], value: fn(&(f64, f64)) -> f64| -> Vec<Spread> {
         (0..names.len()).map(|i| Spread::of(runs.iter().map(|run| value(&run.1[i])))).collect()
     };
     let columns = [
@@ -54,11 +61,11 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
         }
     }
     let epochs = training.epochs;
-    let line = |label: &str, colour, runs: &[(Vec<f64>, Vec<(f64, f64)>)]| {
+    let line = |label: &str, colour, runs: &[Run]| {
         let point = |epoch: usize| Spread::of(runs.iter().map(|run| run.0[epoch])).at((epoch + 1) as f64);
         Series { label: label.into(), colour, points: (0..epochs).map(point).collect(), style: Style::Line }
     };
-    let total = |runs: &[(Vec<f64>, Vec<(f64, f64)>)]| Spread::of(runs.iter().map(|run| run.0.iter().sum())).mean;
+    let total = |runs: &[Run]| Spread::of(runs.iter().map(|run| run.0.iter().sum())).mean;
     let (moved, moved_plain) = (total(with), total(plain));
     measures.push(Measure::new("way of a hidden layer's inputs in training, with", moved, Unit::Number));
     measures.push(Measure::new("way of a hidden layer's inputs in training, without", moved_plain, Unit::Number));
