@@ -47,7 +47,7 @@ pub(crate) const fn padded(channels: usize) -> usize {
     channels.next_multiple_of(16) + 16
 }
 
-/// Bytes between what a map reads and what it asks for: far enough for memory to answer, near enough to stay in L1.
+/// Bytes between what a map reads and what it asks for: far enough for memory to answer, near enough to be used.
 /// With it maps from memory take 0.7 to 0.9 of the time. (Asking for the next channel's values while this one's are
 /// mapped gained less than 5 %, not enough for handing out channels in blocks.)
 pub(crate) const AHEAD: usize = 4096;

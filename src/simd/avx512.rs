@@ -105,7 +105,7 @@ impl Vector for F32 {
     #[inline(always)]
     fn prefetch(p: *const u8) {
         // SAFETY: SSE is part of x86-64, and a prefetch faults at no address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
     #[inline(always)]
     fn wide_zero() -> [F64; 2] {
@@ -193,7 +193,7 @@ impl Vector for F64 {
     #[inline(always)]
     fn prefetch(p: *const u8) {
         // SAFETY: SSE is part of x86-64, and a prefetch faults at no address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
     #[inline(always)]
     fn wide_zero() -> F64 {

@@ -122,7 +122,8 @@ pub trait Vector: Copy {
     /// A store that passes the caches by, where the tier has one. `p` must be aligned to [`STREAM_ALIGN`].
     unsafe fn stream(self, p: *mut Self::Scalar);
 
-    /// Asks for the cache line at `p`, which may be any address.
+    /// Asks for the cache line at `p`, which may be any address, into L2: into L1, where the next blocks of wide rows do not
+    /// fit beside this one and its sums, takes up to twice as long.
     fn prefetch(p: *const u8);
 
     fn wide_zero() -> Self::Wide;
