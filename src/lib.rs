@@ -42,7 +42,7 @@
 //! - [`Statistics`] and [`GradientSums`] are the seam between the halves; parts of a batch merge.
 //! - [`RunningStatistics`] are the averages for test time.
 //! - [`Isa`] and [`Threads`] choose speed. They never change a bit of a result.
-//! - [`reference`] is the specification, short and slow.
+//! - [`mod@reference`] is the specification, short and slow.
 //!
 //! Nothing panics: a wrong argument is an [`Error`], found before anything is written.
 
