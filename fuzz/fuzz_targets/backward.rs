@@ -148,7 +148,7 @@ impl Terms {
     /// Error of the sum of |g·x̂| that is not relative to its terms: of the mean, which the kernels hold as two lanes,
     /// and of products that are subnormal.
     fn gx_floor<E: Float>(&self, channel: &Channel) -> f64 {
-        self.center::<E>() * self.g + channel.values * E::MIN_POSITIVE * (self.inv_std + 2.0)
+        self.center::<E>() * self.g + channel.values * E::SUBNORMAL * (self.inv_std + 2.0)
     }
 
     /// Error of x̂ by that of the mean.
@@ -159,7 +159,7 @@ impl Terms {
     /// Errors of dbeta and dgamma.
     fn sums<E: Float>(&self, channel: &Channel) -> [f64; 2] {
         let relative = channel.relative::<E>();
-        [relative * self.g + E::MIN_POSITIVE, relative * self.gx + self.gx_floor::<E>(channel) + E::MIN_POSITIVE]
+        [relative * self.g + E::SUBNORMAL, relative * self.gx + self.gx_floor::<E>(channel) + E::SUBNORMAL]
     }
 
     /// Error of dx at a value. The means of g and g·x̂ carry the errors of their sums. The first, and the slope of
@@ -167,13 +167,13 @@ impl Terms {
     fn dx_bound<E: Float>(&self, channel: &Channel, x: f64, g: f64, frozen: bool) -> f64 {
         let (scale, relative) = ((self.gamma * self.inv_std).abs(), 2.0 * channel.relative::<E>());
         if frozen {
-            return relative * scale * g.abs() + E::MIN_POSITIVE;
+            return relative * scale * g.abs() + E::SUBNORMAL;
         }
         let distance = (x - self.mean).abs();
         let normalized = distance * self.inv_std;
         let [g_mean, gx_mean, gx_floor] = [self.g, self.gx, self.gx_floor::<E>(channel)].map(|v| v / channel.values);
         let terms = relative * (g.abs() + g_mean + normalized * gx_mean);
-        let subnormal = E::MIN_POSITIVE * (1.0 + distance + 2.0 * normalized);
-        scale * (terms + self.center::<E>() * gx_mean + normalized * gx_floor + subnormal) + E::MIN_POSITIVE
+        let subnormal = E::SUBNORMAL * (1.0 + distance + 2.0 * normalized);
+        scale * (terms + self.center::<E>() * gx_mean + normalized * gx_floor + subnormal) + E::SUBNORMAL
     }
 }

@@ -120,7 +120,7 @@ fn merge_sums<E: Float>(data: &Data<E>, parts: &[Part], whole: &Statistics) {
         if exact.promised && g <= E::MAX && gx <= E::MAX {
             // Both may be off by the bound of one sum.
             let relative = 2.0 * exact.relative::<E>();
-            let floor = E::U * E::U * exact.mean.abs() * g + 2.0 * exact.values * E::MIN_POSITIVE;
+            let floor = E::U * E::U * exact.mean.abs() * g + 2.0 * exact.values * E::SUBNORMAL;
             within("merged Σg", c, exact, expected.g()[c], merged.g()[c], relative * g);
             within("merged Σg·(x − mean)", c, exact, expected.gx()[c], merged.gx()[c], relative * gx + 2.0 * floor);
         }

@@ -67,11 +67,9 @@ impl Channel {
         self.relative::<E>() * self.var
     }
 
-    /// Error of `y = gamma·x̂ + beta`, with a subnormal's rounding for each of the two results.
+    /// Error of `y = gamma·x̂ + beta`.
     pub fn y_bound<E: Float>(&self, gamma: f64, beta: f64, normalized: f64) -> f64 {
-        self.relative::<E>() * (gamma.abs() * (1.0 + normalized.abs()) + beta.abs())
-            + E::MIN_POSITIVE
-            + f64::from_bits(1)
+        self.relative::<E>() * (gamma.abs() * (1.0 + normalized.abs()) + beta.abs()) + E::SUBNORMAL
     }
 }
 

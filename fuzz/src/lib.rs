@@ -18,10 +18,11 @@ use std::fmt::Debug;
 pub trait Float: Element<Param = Self> + PartialEq + Debug {
     /// Half an ulp at 1.
     const U: f64;
-    /// The largest finite value, the smallest normal and the smallest positive one.
+    /// The largest finite value and the smallest normal one.
     const MAX: f64;
     const MIN_NORMAL: f64;
-    const MIN_POSITIVE: f64;
+    /// What a subnormal result may be off, and the reference's with it: the smallest positive value of each.
+    const SUBNORMAL: f64;
     /// The largest gamma·inv_std that can be applied: 2^120 in one factor, the rest in another.
     const LARGEST_SCALE: f64;
     /// Whether f64 holds the square of every finite value.
@@ -43,7 +44,7 @@ impl Float for f32 {
     const U: f64 = f32::EPSILON as f64 / 2.0;
     const MAX: f64 = f32::MAX as f64;
     const MIN_NORMAL: f64 = f32::MIN_POSITIVE as f64;
-    const MIN_POSITIVE: f64 = f32::from_bits(1) as f64;
+    const SUBNORMAL: f64 = f32::from_bits(1) as f64 + f64::from_bits(1);
     const LARGEST_SCALE: f64 = f32::MAX as f64 * (1u128 << 120) as f64;
     const SQUARES_FIT: bool = true;
 
@@ -62,7 +63,7 @@ impl Float for f64 {
     const U: f64 = f64::EPSILON / 2.0;
     const MAX: f64 = f64::MAX;
     const MIN_NORMAL: f64 = f64::MIN_POSITIVE;
-    const MIN_POSITIVE: f64 = f64::from_bits(1);
+    const SUBNORMAL: f64 = 2.0 * f64::from_bits(1);
     const LARGEST_SCALE: f64 = f64::MAX;
     const SQUARES_FIT: bool = false;
 
