@@ -12,8 +12,8 @@ const ROUNDS: usize = 11;
 
 fn main() {
     let filter: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
-    // `cargo test` runs benches too: then one small shape shows that it works.
-    let test = std::env::args().any(|a| a == "--test");
+    // `cargo test --benches` comes without this argument: then small shapes show that it works.
+    let test = !std::env::args().any(|a| a == "--bench");
     println!("{} threads, medians of {ROUNDS} interleaved rounds, milliseconds", rayon::current_num_threads());
     println!(
         "{:<22} {:>7} {:>7} {:>7} | {:>7} {:>5} | {:>7} {:>5} | {:>7} {:>5}",
