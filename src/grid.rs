@@ -60,10 +60,15 @@ impl Grid {
         Self { channels, values, segment, group }
     }
 
-    /// The cuts for passes that only map: no sums are kept, so a tile may have all channels and be contiguous.
+    /// The cuts for passes that only map: no sums are kept, so a tile may have any number of channels. It is contiguous:
+    /// whole blocks of channels or, where one is too large to be a task, neighbouring planes or a part of a plane.
     pub(crate) fn for_map(shape: Shape) -> Self {
         let (channels, inner, values) = (shape.channels(), shape.inner(), shape.values_per_channel());
-        Self { channels, values, segment: (TILE / channels).max(1).next_multiple_of(inner), group: channels }
+        let (segment, group) = match TILE / (channels * inner) {
+            0 => (inner.min(TILE), (TILE / inner).clamp(1, channels)),
+            blocks => (blocks * inner, channels),
+        };
+        Self { channels, values, segment, group }
     }
 
     pub(crate) fn segments(&self) -> usize {
