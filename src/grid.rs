@@ -33,9 +33,9 @@ pub(crate) type MapTile<'a> = dyn Fn(Tile) + Sync + 'a;
 pub(crate) struct Grid {
     channels: usize,
     /// Positions in all.
-    pub(crate) values: usize,
+    values: usize,
     /// Positions in a segment; the last may have fewer.
-    pub(crate) segment: usize,
+    segment: usize,
     /// Channels in a group; the last may have fewer.
     group: usize,
 }
@@ -83,9 +83,12 @@ impl Grid {
         group * self.group..((group + 1) * self.group).min(self.channels)
     }
 
+    pub(crate) fn positions(&self, segment: usize) -> Range<usize> {
+        segment * self.segment..((segment + 1) * self.segment).min(self.values)
+    }
+
     fn tile(&self, group: usize, segment: usize) -> Tile {
-        let positions = segment * self.segment..((segment + 1) * self.segment).min(self.values);
-        Tile { channels: self.channels(group), positions }
+        Tile { channels: self.channels(group), positions: self.positions(segment) }
     }
 
     /// A pass: `reduce` every tile, given with the number of its segment, `finish` every channel, `map` every tile.

@@ -114,7 +114,7 @@ unsafe fn compute_gradient_sums<E: Element>(plan: &bn_plan, args: bn_gradient_su
         arrays.check_overlap(None)?;
         plan.with_workspace(|Workspace { statistics, running, sums, .. }| {
             let source = source.load(statistics, running)?;
-            plan.batch_norm.gradient_sums(x.slice(), dy.slice(), source, sums)?;
+            plan.batch_norm.gradient_sums(x.slice(), dy.slice(), source, Affine::default(), sums)?;
             out.store(sums);
             Ok(())
         })
@@ -190,7 +190,7 @@ unsafe fn backward<E: Element>(plan: &bn_plan, args: bn_backward_args) -> Result
                     plan.batch_norm.backward_in_place(x.slice(), dx, source, affine, dgamma, dbeta)?;
                 }
                 dx => {
-                    let gradients = Gradients { dx, dgamma, dbeta };
+                    let gradients = Gradients { dx, dgamma, dbeta, ..Gradients::default() };
                     plan.batch_norm.backward(x.slice(), dy.slice(), source, affine, gradients)?;
                 }
             }
