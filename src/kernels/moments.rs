@@ -25,17 +25,17 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::slice;
 
-/// The terms d and d², times the weight.
-struct Deviations<const WEIGHTED: bool>;
+/// The terms d and d², times the weight where `FUSED` and there are weights.
+struct Deviations<const FUSED: bool>;
 
-impl<const WEIGHTED: bool> Reduce for Deviations<WEIGHTED> {
+impl<const FUSED: bool> Reduce for Deviations<FUSED> {
     const INPUTS: usize = 1;
     const COEFS: usize = 1;
-    const FUSED: bool = WEIGHTED;
+    const FUSED: bool = FUSED;
     #[inline(always)]
     fn terms<V: Vector>([pivot, ..]: [V; MAX_COEFS], operands: Operands<V>, fused: &Fused) -> [V; 2] {
         let d = operands.inputs[0].sub(pivot);
-        if !WEIGHTED {
+        if !FUSED {
             return [d, d.mul(d)];
         }
         let d = existing(fused, operands.weight, d);
@@ -44,13 +44,12 @@ impl<const WEIGHTED: bool> Reduce for Deviations<WEIGHTED> {
     }
 }
 
-/// What is fused to [`Deviations`] where they are weighted.
-const WEIGHTS: Fused = Fused {
-    activation: Activation::Identity,
-    reads: [true, false, false, false, false],
-    weighted: true,
-    rebuild: false,
-};
+/// What is fused to [`Deviations`].
+#[inline(always)]
+fn fused(weighted: bool) -> Fused {
+    let reads = [true, false, false, false, false];
+    Fused { activation: Activation::Identity, reads, weighted, rebuild: false }
+}
 
 #[inline(always)]
 fn sources<E: Element>(x: *const E, weights: *const E::Param) -> Sources<E> {
@@ -131,7 +130,7 @@ impl<V: Vector> Channel<V> {
     /// # Safety
     /// They can be read at `x`.
     #[inline(always)]
-    unsafe fn feed<L: Lanes<V = V>, const WEIGHTED: bool>(
+    unsafe fn feed<L: Lanes<V = V>, const FUSED: bool>(
         &mut self,
         mut x: Sources<L::E>,
         mut len: usize,
@@ -139,16 +138,17 @@ impl<V: Vector> Channel<V> {
     ) {
         if self.block == 0 {
             self.block = len.min(FIRST_RUN);
-            if !WEIGHTED {
+            if weights.0.is_null() {
                 // SAFETY: a run has at least one value; the block is within `len`.
-                unsafe { self.first_pivot::<L>(x) };
+                unsafe { self.first_pivot::<L, FUSED>(x) };
             }
         }
         loop {
             let take = len.min(self.block - self.filled);
             let coefs = [V::splat(self.pivot); MAX_COEFS];
             // SAFETY: `take` is at most `len`.
-            self.acc = unsafe { reduce::run::<Deviations<WEIGHTED>, L>(coefs, x, &WEIGHTS, take, self.acc) };
+            self.acc =
+                unsafe { reduce::run::<Deviations<FUSED>, L>(coefs, x, &fused(!weights.0.is_null()), take, self.acc) };
             x = x.advance(take, take);
             self.filled += take;
             len -= take;
@@ -166,12 +166,12 @@ impl<V: Vector> Channel<V> {
     /// # Safety
     /// The block's values, at least one, can be read at `x`.
     #[inline(always)]
-    unsafe fn first_pivot<L: Lanes<V = V>>(&mut self, x: Sources<L::E>) {
+    unsafe fn first_pivot<L: Lanes<V = V>, const FUSED: bool>(&mut self, x: Sources<L::E>) {
         // SAFETY: the caller's promise.
         let (first, acc) = unsafe {
             let first = first::<L>(x.inputs[0]);
             let coefs = [V::splat(first); MAX_COEFS];
-            (first, reduce::run::<Deviations<false>, L>(coefs, x, &WEIGHTS, self.block, self.acc))
+            (first, reduce::run::<Deviations<FUSED>, L>(coefs, x, &fused(false), self.block, self.acc))
         };
         self.pivot = V::Scalar::from_f64(first.to_f64() + wide_sum::<V>(acc[0]) / self.block as f64);
     }
@@ -256,16 +256,15 @@ impl<E: Element> Moments<E> {
         let channels = self.tile.channels.clone();
         // SAFETY: the caller's promise; channels of the tile are below the shape's.
         unsafe {
-            if !self.weights.is_null() {
-                // In f64: blocks that double in length need not double in weight, and f32 lanes rely on that.
-                return self.planes_of::<Redo<E, S>, true>(channels);
+            // Weights in f64: blocks that double in length need not double in weight, and f32 lanes rely on that.
+            let weighted = !self.weights.is_null();
+            if !weighted {
+                self.planes_of::<Native<E, S>, false>(channels.clone());
             }
-            self.planes_of::<Native<E, S>, false>(channels.clone());
-            if E::HAS_REDO {
-                for c in channels {
-                    if out_of_range(n, *self.out[1].add(c)) {
-                        self.planes_of::<Redo<E, S>, false>(c..c + 1);
-                    }
+            let step = if weighted { channels.len() } else { 1 };
+            for c in channels.clone().step_by(step) {
+                if weighted || E::HAS_REDO && out_of_range(n, *self.out[1].add(c)) {
+                    self.planes_of::<Redo<E, S>, true>(c..(c + step).min(channels.end));
                 }
             }
         }
@@ -274,14 +273,14 @@ impl<E: Element> Moments<E> {
     /// # Safety
     /// The pointers cover the shape.
     #[inline(always)]
-    unsafe fn planes_of<L: Lanes<E = E>, const WEIGHTED: bool>(&self, channels: Range<usize>) {
+    unsafe fn planes_of<L: Lanes<E = E>, const FUSED: bool>(&self, channels: Range<usize>) {
         let (count, inner) = (self.shape.channels(), self.shape.inner());
         let weights = self.tile_weights();
         let mut slots = [const { MaybeUninit::uninit() }; MAX_GROUP];
         let states = start(&mut slots, channels.len(), Channel::<L::V>::new());
         // SAFETY: runs and positions lie within the buffers, by the definition of the shape.
         unsafe {
-            if WEIGHTED && let Some(p) = weights.first(0..self.tile.positions.len()) {
+            if FUSED && let Some(p) = weights.first(0..self.tile.positions.len()) {
                 let p = self.tile.positions.start + p;
                 for (state, c) in states.iter_mut().zip(channels.clone()) {
                     state.pivot = first::<L>(self.x.add((p / inner * count + c) * inner + p % inner));
@@ -290,7 +289,7 @@ impl<E: Element> Moments<E> {
             for (o, i, len) in Runs::new(self.shape, &self.tile.positions) {
                 for (state, c) in states.iter_mut().zip(channels.clone()) {
                     let x = sources(self.x.add((o * count + c) * inner + i), self.weights.wrapping_add(o * inner + i));
-                    state.feed::<L, WEIGHTED>(x, len, weights);
+                    state.feed::<L, FUSED>(x, len, weights);
                 }
             }
             for (state, c) in states.iter_mut().zip(channels) {
@@ -327,7 +326,7 @@ impl<E: Element> Moments<E> {
                 let (width, first) = (m2.len(), start + k * PANEL);
                 let (mut new_mean, mut new_m2, mut scratch) = ([0.0; PANEL], [0.0; PANEL], [0.0; 3 * padded(PANEL)]);
                 let out = [&mut new_mean[..width], &mut new_m2[..width]];
-                self.rows_of::<Redo<E, S>, false>(first..first + width, out, scratch.as_mut_ptr());
+                self.rows_of::<Redo<E, S>, true>(first..first + width, out, scratch.as_mut_ptr());
                 for c in 0..width {
                     if out_of_range(n, m2[c]) {
                         (mean[c], m2[c]) = (new_mean[c], new_m2[c]);
@@ -340,7 +339,7 @@ impl<E: Element> Moments<E> {
     /// # Safety
     /// The pointers cover the shape; `scratch` has room for 3 times the padded number of columns.
     #[inline(always)]
-    unsafe fn rows_of<L: Lanes<E = E>, const WEIGHTED: bool>(
+    unsafe fn rows_of<L: Lanes<E = E>, const FUSED: bool>(
         &self,
         columns: Range<usize>,
         out: [&mut [f64]; 2],
@@ -366,17 +365,16 @@ impl<E: Element> Moments<E> {
         let first = FIRST_ROWS.min(end - start);
         // SAFETY: the tile has at least one row, and the rows summed lie within it.
         unsafe {
-            if WEIGHTED {
-                sums.pivot_from::<L>(x.advance(weights.first(0..end - start).unwrap_or(0) * stride, 0));
-            } else {
-                sums.first_pivot::<L>(x, first);
+            match weights.first(0..end - start) {
+                Some(row) if FUSED => sums.pivot_from::<L>(x.advance(row * stride, 0)),
+                _ => sums.first_pivot::<L, FUSED>(x, first),
             }
             mean.fill(0.0);
             m2.fill(0.0);
             let (mut row, mut block, mut count) = (0, first, 0.0);
             while row < end - start {
                 let rows = block.min(end - start - row);
-                sums.sum::<L, WEIGHTED>(x.advance(row * stride, row), rows);
+                sums.sum::<L, FUSED>(x.advance(row * stride, row), !weights.0.is_null(), rows);
                 let n = weights.sum(row..row + rows);
                 sums.close_block(count, [&mut mean[..width], &mut m2[..width]], n);
                 count += n;
@@ -400,7 +398,7 @@ impl<V: Vector> Columns<'_, V> {
     /// # Safety
     /// `rows` rows can be read at `x`.
     #[inline(always)]
-    unsafe fn sum<L: Lanes<V = V>, const WEIGHTED: bool>(&mut self, x: Sources<L::E>, rows: usize) {
+    unsafe fn sum<L: Lanes<V = V>, const FUSED: bool>(&mut self, x: Sources<L::E>, weighted: bool, rows: usize) {
         self.s.fill(0.0);
         self.q.fill(0.0);
         let r = Rows {
@@ -411,7 +409,7 @@ impl<V: Vector> Columns<'_, V> {
             stride: self.stride,
         };
         // SAFETY: the caller's promise; the arrays are padded.
-        unsafe { reduce::rows::<Deviations<WEIGHTED>, L>(&r, x, &WEIGHTS, rows) };
+        unsafe { reduce::rows::<Deviations<FUSED>, L>(&r, x, &fused(weighted), rows) };
     }
 
     /// Takes a row's values as pivots.
@@ -432,11 +430,11 @@ impl<V: Vector> Columns<'_, V> {
     /// # Safety
     /// `rows` rows, at least one, can be read at `x`.
     #[inline(always)]
-    unsafe fn first_pivot<L: Lanes<V = V>>(&mut self, x: Sources<L::E>, rows: usize) {
+    unsafe fn first_pivot<L: Lanes<V = V>, const FUSED: bool>(&mut self, x: Sources<L::E>, rows: usize) {
         // SAFETY: the caller's promise.
         unsafe {
             self.pivot_from::<L>(x);
-            self.sum::<L, false>(x, rows);
+            self.sum::<L, FUSED>(x, false, rows);
         }
         for (p, s) in self.pivot.iter_mut().zip(&*self.s) {
             *p = Real::from_f64(p.to_f64() + s / rows as f64);

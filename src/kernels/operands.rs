@@ -103,12 +103,15 @@ impl<P: Real> Weights<P> {
         sums.iter().sum()
     }
 
-    /// The first of some positions that exists.
+    /// The first of some positions that exists; none where there are no weights.
     ///
     /// # Safety
-    /// There are weights, and they can be read.
+    /// The weights can be read.
     #[inline(always)]
     pub(crate) unsafe fn first(self, mut positions: Range<usize>) -> Option<usize> {
+        if self.0.is_null() {
+            return None;
+        }
         // SAFETY: the caller's promise.
         positions.find(|&p| unsafe { (*self.0.add(p)).to_f64() > 0.0 })
     }

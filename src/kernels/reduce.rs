@@ -96,6 +96,18 @@ unsafe fn chunk<R: Reduce, L: Lanes, const ROWS: bool, const PARTIAL: bool>(
     let (elements, positions) = step;
     // SAFETY: the caller's promise.
     unsafe {
+        if R::FUSED {
+            // The same sums from a loop, since the terms are much code.
+            let mut t = [[L::V::splat(Real::from_f64(0.0)); 2]; CHUNK];
+            for (j, t) in t.iter_mut().enumerate().take(count) {
+                *t = terms::<R, L, ROWS, PARTIAL>(coefs, x.advance(j * elements, j * positions), fused, n);
+            }
+            return if count == CHUNK {
+                add(add(add(t[0], t[1]), add(t[2], t[3])), add(add(t[4], t[5]), add(t[6], t[7])))
+            } else {
+                t[1..count].iter().fold(t[0], |sums, t| add(sums, *t))
+            };
+        }
         if count == CHUNK {
             let a = four::<R, L, ROWS, PARTIAL>(coefs, x, fused, step, n);
             let rest = x.advance(4 * elements, 4 * positions);

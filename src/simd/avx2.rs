@@ -3,6 +3,7 @@
 //! SAFETY, for every block here that only says "AVX2": values of these types are made by kernels that run inside
 //! [`enter`], which only `dispatch` calls, after detection; memory operations pass their caller's promise on.
 
+use super::exp::exp;
 use super::{Kernel, Real, Simd, Vector};
 use std::arch::x86_64::*;
 
@@ -107,6 +108,17 @@ impl Vector for F32 {
             let high = _mm256_slli_epi32::<23>(_mm256_castps_si256(bits.1));
             Self(_mm256_castsi256_ps(_mm256_add_epi32(low, one)), _mm256_castsi256_ps(_mm256_add_epi32(high, one)))
         }
+    }
+    #[inline(always)]
+    fn exp(self) -> Self {
+        /// Once, not wherever it is used: it is much code.
+        #[target_feature(enable = "avx2,f16c")]
+        #[inline(never)]
+        fn outlined(v: F32) -> F32 {
+            exp(v)
+        }
+        // SAFETY: AVX2.
+        unsafe { outlined(self) }
     }
     #[inline(always)]
     fn first(self, n: usize) -> Self {
@@ -232,6 +244,17 @@ impl Vector for F64 {
             let high = _mm256_slli_epi64::<52>(_mm256_castpd_si256(bits.1));
             Self(_mm256_castsi256_pd(_mm256_add_epi64(low, one)), _mm256_castsi256_pd(_mm256_add_epi64(high, one)))
         }
+    }
+    #[inline(always)]
+    fn exp(self) -> Self {
+        /// Once, not wherever it is used: it is much code.
+        #[target_feature(enable = "avx2,f16c")]
+        #[inline(never)]
+        fn outlined(v: F64) -> F64 {
+            exp(v)
+        }
+        // SAFETY: AVX2.
+        unsafe { outlined(self) }
     }
     #[inline(always)]
     fn first(self, n: usize) -> Self {

@@ -3,6 +3,7 @@
 //! SAFETY, for every block here that only says "AVX-512F": values of these types are made by kernels that run inside
 //! [`enter`], which only `dispatch` calls, after detection; memory operations pass their caller's promise on.
 
+use super::exp::exp;
 use super::{Kernel, Real, Simd, Vector};
 use std::arch::x86_64::*;
 
@@ -93,6 +94,17 @@ impl Vector for F32 {
             let exponent = _mm512_slli_epi32::<23>(_mm512_castps_si512(bits.0));
             Self(_mm512_castsi512_ps(_mm512_add_epi32(exponent, _mm512_castps_si512(Self::splat(1.0).0))))
         }
+    }
+    #[inline(always)]
+    fn exp(self) -> Self {
+        /// Once, not wherever it is used: it is much code.
+        #[target_feature(enable = "avx512f")]
+        #[inline(never)]
+        fn outlined(v: F32) -> F32 {
+            exp(v)
+        }
+        // SAFETY: AVX-512F.
+        unsafe { outlined(self) }
     }
     #[inline(always)]
     fn first(self, n: usize) -> Self {
@@ -203,6 +215,17 @@ impl Vector for F64 {
             let exponent = _mm512_slli_epi64::<52>(_mm512_castpd_si512(bits.0));
             Self(_mm512_castsi512_pd(_mm512_add_epi64(exponent, _mm512_castpd_si512(Self::splat(1.0).0))))
         }
+    }
+    #[inline(always)]
+    fn exp(self) -> Self {
+        /// Once, not wherever it is used: it is much code.
+        #[target_feature(enable = "avx512f")]
+        #[inline(never)]
+        fn outlined(v: F64) -> F64 {
+            exp(v)
+        }
+        // SAFETY: AVX-512F.
+        unsafe { outlined(self) }
     }
     #[inline(always)]
     fn first(self, n: usize) -> Self {

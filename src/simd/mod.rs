@@ -8,6 +8,7 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod exp;
 #[cfg(feature = "half")]
 mod half;
 mod portable;
@@ -144,6 +145,8 @@ pub trait Vector: Copy {
     fn if_positive(self, then: Self, otherwise: Self) -> Self;
     /// 2 to the power of lanes that hold integers, in the range of normal numbers.
     fn exp2(self) -> Self;
+    /// e to the power of lanes, within four roundings.
+    fn exp(self) -> Self;
     /// The first `n` lanes; zero in the others.
     fn first(self, n: usize) -> Self;
 

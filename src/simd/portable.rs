@@ -1,5 +1,6 @@
 //! The `wide` crate's vectors: SSE2, NEON, wasm simd128 or scalar code, as the crate was compiled.
 
+use super::exp::exp;
 use super::{Real, Simd, Vector};
 use wide::{f32x16, f64x8};
 
@@ -53,6 +54,10 @@ macro_rules! portable_vector {
             let power =
                 |v: $scalar| <$scalar>::from_bits((v.to_bits() << (<$scalar>::MANTISSA_DIGITS - 1)).wrapping_add(one));
             <$vector>::new((self + <$vector>::splat(<$scalar as Real>::ROUNDER as $scalar)).to_array().map(power))
+        }
+        #[inline(never)]
+        fn exp(self) -> Self {
+            exp(self)
         }
         #[inline(always)]
         fn first(self, n: usize) -> Self {
