@@ -1,6 +1,6 @@
 //! The walks of passes that write: an output an element, or two, from the inputs and the channel's coefficients.
 
-use super::operands::{Fused, Lanes, Native, Operands, Sources, load};
+use super::operands::{Fused, INPUTS, Lanes, Native, Operands, Sources, load};
 use super::sink::{Lines, Sink};
 use super::{AHEAD, Runs, Tile};
 use crate::Shape;
@@ -55,27 +55,31 @@ impl<M: Map, E: Element> Kernel for Apply<M, E> {
     }
 }
 
-/// Where the outputs of a pass go.
+/// Where the outputs of a pass go, the second only where something is fused.
 struct Sinks<'a, E: Element, L: Store<Element = E>, const STREAM: bool> {
     out: [*mut E; 2],
-    sinks: [Sink<'a, L, STREAM>; 2],
+    first: Sink<'a, L, STREAM>,
+    second: Sink<'a, L, STREAM>,
 }
 
 impl<E: Element, L: Store<Element = E>, const STREAM: bool> Sinks<'_, E, L, STREAM> {
-    /// Whether an output is written.
     #[inline(always)]
-    fn writes<M: Map>(&self, k: usize) -> bool {
-        if M::FUSED { !self.out[k].is_null() } else { k == 0 }
+    fn writes<M: Map>(&self) -> [bool; 2] {
+        if M::FUSED { [!self.out[0].is_null(), !self.out[1].is_null()] } else { [true, false] }
     }
 
     /// # Safety
     /// What was put before may be written.
     #[inline(always)]
     unsafe fn seek<M: Map>(&mut self, at: usize) {
-        for k in 0..2 {
-            if self.writes::<M>(k) {
-                // SAFETY: the caller's promise.
-                unsafe { self.sinks[k].seek(self.out[k].wrapping_add(at)) };
+        let [first, second] = self.writes::<M>();
+        // SAFETY: the caller's promise.
+        unsafe {
+            if first {
+                self.first.seek(self.out[0].wrapping_add(at));
+            }
+            if second {
+                self.second.seek(self.out[1].wrapping_add(at));
             }
         }
     }
@@ -84,10 +88,14 @@ impl<E: Element, L: Store<Element = E>, const STREAM: bool> Sinks<'_, E, L, STRE
     /// The first `n` lanes may be written.
     #[inline(always)]
     unsafe fn put<M: Map, const PARTIAL: bool>(&mut self, v: [L::V; 2], n: usize) {
-        for (k, v) in v.into_iter().enumerate() {
-            if self.writes::<M>(k) {
-                // SAFETY: the caller's promise.
-                unsafe { self.sinks[k].put::<PARTIAL>(v, n) };
+        let [first, second] = self.writes::<M>();
+        // SAFETY: the caller's promise.
+        unsafe {
+            if first {
+                self.first.put::<PARTIAL>(v[0], n);
+            }
+            if second {
+                self.second.put::<PARTIAL>(v[1], n);
             }
         }
     }
@@ -96,10 +104,14 @@ impl<E: Element, L: Store<Element = E>, const STREAM: bool> Sinks<'_, E, L, STRE
     /// What was put may be written.
     #[inline(always)]
     unsafe fn flush<M: Map>(&mut self) {
-        for k in 0..2 {
-            if self.writes::<M>(k) {
-                // SAFETY: the caller's promise.
-                unsafe { self.sinks[k].flush() };
+        let [first, second] = self.writes::<M>();
+        // SAFETY: the caller's promise.
+        unsafe {
+            if first {
+                self.first.flush();
+            }
+            if second {
+                self.second.flush();
             }
         }
     }
@@ -110,8 +122,9 @@ impl<M: Map, E: Element> Apply<M, E> {
     /// The pointers cover the shape.
     #[inline(always)]
     unsafe fn walk<S: Simd, const STREAM: bool>(&self) {
-        let mut lines = [Lines::new(), Lines::new()];
-        let mut sinks = Sinks { out: self.out, sinks: lines.each_mut().map(Sink::<E::Native<S>, STREAM>::new) };
+        let (mut first, mut second) = (Lines::new(), Lines::new());
+        let (first, second) = (Sink::new(&mut first), Sink::new(&mut second));
+        let mut sinks = Sinks::<E, E::Native<S>, STREAM> { out: self.out, first, second };
         // SAFETY: the caller's promise.
         unsafe {
             if self.shape.inner() == 1 {
@@ -135,9 +148,10 @@ impl<M: Map, E: Element> Apply<M, E> {
         n: usize,
         sinks: &mut Sinks<'_, E, E::Native<S>, STREAM>,
     ) {
-        for (k, p) in x.inputs.iter().enumerate() {
-            if if M::FUSED { self.fused.reads[k] } else { k < M::INPUTS } {
-                <Native<E, S> as Lanes>::V::prefetch(p.cast::<u8>().wrapping_add(AHEAD));
+        for k in 0..INPUTS {
+            let reads = if M::FUSED { self.fused.reads[k] } else { k < M::INPUTS };
+            if reads {
+                <Native<E, S> as Lanes>::V::prefetch(x.inputs[k].cast::<u8>().wrapping_add(AHEAD));
             }
         }
         // SAFETY: the caller's promise.

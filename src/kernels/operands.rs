@@ -55,6 +55,14 @@ pub(crate) struct Fused {
     pub(crate) rebuild: bool,
 }
 
+impl Fused {
+    /// Whether an input is read, by a pass with `own` inputs.
+    #[inline(always)]
+    pub(crate) fn reads<const FUSED: bool>(&self, k: usize, own: usize) -> bool {
+        if FUSED { self.reads[k] } else { k < own }
+    }
+}
+
 /// The inputs of a pass at the start of a run or row, and the weights of its positions, null where there are none.
 pub(crate) struct Sources<E: Element> {
     pub(crate) inputs: Inputs<E>,
@@ -125,6 +133,24 @@ pub(crate) struct Operands<V> {
     pub(crate) weight: V,
 }
 
+/// A vector, or its first `n` lanes where `PARTIAL`; zero where it is not read.
+///
+/// # Safety
+/// The lanes can be read at `p` where they are.
+#[inline(always)]
+unsafe fn input<L: Load, const PARTIAL: bool>(reads: bool, p: *const L::Element, n: usize) -> L::V {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if !reads {
+            L::V::splat(Real::from_f64(0.0))
+        } else if PARTIAL {
+            L::load_first(p, n)
+        } else {
+            L::load(p)
+        }
+    }
+}
+
 /// Loads a vector, or its first `n` lanes where `PARTIAL`; with the weights of as many positions in planes, that of one
 /// in rows.
 ///
@@ -137,25 +163,25 @@ pub(crate) unsafe fn load<L: Lanes, const FUSED: bool, const ROWS: bool, const P
     fused: &Fused,
     n: usize,
 ) -> Operands<L::V> {
-    #[inline(always)]
-    unsafe fn some<L: Load, const PARTIAL: bool>(p: *const L::Element, n: usize) -> L::V {
-        // SAFETY: the caller's promise.
-        unsafe { if PARTIAL { L::load_first(p, n) } else { L::load(p) } }
-    }
-    let mut inputs = [L::V::splat(Real::from_f64(0.0)); INPUTS];
-    for (k, (v, p)) in inputs.iter_mut().zip(sources.inputs).enumerate() {
-        if if FUSED { fused.reads[k] } else { k < own } {
-            // SAFETY: the caller's promise.
-            *v = unsafe { some::<L::X, PARTIAL>(p, n) };
-        }
-    }
+    let [a, b, c, residual, output] = sources.inputs;
+    // One by one: loops over arrays of vectors are seldom unrolled.
+    // SAFETY: the caller's promise.
+    let inputs = unsafe {
+        [
+            input::<L::X, PARTIAL>(fused.reads::<FUSED>(0, own), a, n),
+            input::<L::X, PARTIAL>(fused.reads::<FUSED>(1, own), b, n),
+            input::<L::X, PARTIAL>(fused.reads::<FUSED>(2, own), c, n),
+            input::<L::X, PARTIAL>(fused.reads::<FUSED>(RESIDUAL, own), residual, n),
+            input::<L::X, PARTIAL>(fused.reads::<FUSED>(OUTPUT, own), output, n),
+        ]
+    };
     let weight = if FUSED && fused.weighted {
         // SAFETY: positions have weights as they have elements.
         unsafe {
             if ROWS {
                 L::V::splat(Real::from_f64((*sources.weights).to_f64()))
             } else {
-                some::<L::W, PARTIAL>(sources.weights, n)
+                input::<L::W, PARTIAL>(true, sources.weights, n)
             }
         }
     } else {

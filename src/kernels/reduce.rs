@@ -72,12 +72,21 @@ unsafe fn four<R: Reduce, L: Lanes, const ROWS: bool, const PARTIAL: bool>(
     (elements, positions): Step,
     n: usize,
 ) -> [L::V; 2] {
-    let mut t = [[L::V::splat(Real::from_f64(0.0)); 2]; 4];
-    for (k, t) in t.iter_mut().enumerate() {
-        // SAFETY: the caller's promise.
-        *t = unsafe { terms::<R, L, ROWS, PARTIAL>(coefs, x.advance(k * elements, k * positions), fused, n) };
+    // SAFETY: the caller's promise.
+    unsafe {
+        let second = x.advance(elements, positions);
+        let third = x.advance(2 * elements, 2 * positions);
+        let fourth = x.advance(3 * elements, 3 * positions);
+        let a = add(
+            terms::<R, L, ROWS, PARTIAL>(coefs, x, fused, n),
+            terms::<R, L, ROWS, PARTIAL>(coefs, second, fused, n),
+        );
+        let b = add(
+            terms::<R, L, ROWS, PARTIAL>(coefs, third, fused, n),
+            terms::<R, L, ROWS, PARTIAL>(coefs, fourth, fused, n),
+        );
+        add(a, b)
     }
-    add(add(t[0], t[1]), add(t[2], t[3]))
 }
 
 /// The sums of `count` vectors, 1 to `CHUNK`.
