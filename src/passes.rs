@@ -11,7 +11,7 @@ use crate::kernels::input_gradient::{self, InputGradient};
 use crate::kernels::map::{Apply, Map};
 use crate::kernels::moments::Moments;
 use crate::kernels::normalize::{self, Normalize};
-use crate::kernels::operands::{Fused, INPUTS, RESIDUAL, Sources, Weights};
+use crate::kernels::operands::{Fused, INPUTS, Sources, Weights};
 use crate::kernels::{Tile, padded};
 use crate::parallel::Shared;
 use crate::simd::dispatch;
@@ -135,8 +135,8 @@ impl<E: Element> Reads<E> {
     fn new(activation: Activation, own: [*const E; 3], [residual, output]: [*const E; 2], extras: &Extras<E>) -> Self {
         let inputs = [own[0], own[1], own[2], residual, output];
         let weights = extras.weights.map_or(null(), <[E::Param]>::as_ptr);
-        let reads = inputs.map(|p| !p.is_null());
-        let fused = Fused { activation, reads, weighted: extras.weights.is_some(), rebuild: false };
+        let (residual, output, weighted) = (!residual.is_null(), !output.is_null(), extras.weights.is_some());
+        let fused = Fused { activation, residual, output, weighted, rebuild: false, constant: false };
         Self { inputs: inputs.map(|p| Shared::new(p.cast_mut())), weights: Shared::new(weights.cast_mut()), fused }
     }
 
@@ -147,8 +147,8 @@ impl<E: Element> Reads<E> {
 
     /// Whether a pass differs from the plain one.
     fn fuses(&self) -> bool {
-        let Fused { activation, reads, weighted, rebuild } = self.fused;
-        activation != Activation::Identity || reads[RESIDUAL] || weighted || rebuild
+        let fused = &self.fused;
+        fused.activation != Activation::Identity || fused.residual || fused.weighted || fused.rebuild
     }
 }
 
@@ -356,10 +356,12 @@ impl BatchNorm {
         let reads = |x: *const E| {
             let mut reads = Reads::new(self.activation, [dy, x, null()], [residual, output], &extras);
             reads.fused.rebuild = rebuild;
+            reads.fused.constant = batch.is_none();
             reads
         };
-        let reduce_reads = reads(if rebuild { null() } else { x });
-        let map_reads = reads(if rebuild || (batch.is_none() && !recompute) { null() } else { x });
+        // Where x is not needed the kernels find what is in cache already.
+        let reduce_reads = reads(if rebuild { dy } else { x });
+        let map_reads = reads(if rebuild || (batch.is_none() && !recompute) { dy } else { x });
         let fuses = reduce_reads.fuses() || dresidual.is_some();
         let seen = |affine, range: &Range<usize>| Channels { rebuild, ..self.channels(source, affine, range) };
 

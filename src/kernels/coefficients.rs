@@ -283,11 +283,8 @@ impl<P: Real> Kernel for Backward<'_, P> {
             // One factor may be beyond the range of lanes where the product is not.
             let b = prescale::<P>(0.0, 0.0, 0.0, s);
             (scale[c], boost[c]) = (P::from_f64(s / b), P::from_f64(b));
-            let Some(count) = self.count else {
-                (prescales[c], hi[c], lo[c]) = (P::from_f64(1.0), P::from_f64(0.0), P::from_f64(0.0));
-                (mean_g[c], slope[c]) = (P::from_f64(0.0), P::from_f64(0.0));
-                continue;
-            };
+            // Not read where the statistics are constants.
+            let count = self.count.unwrap_or(1.0);
             let seen = self.channels.seen(c);
             let a = gradient_prescale::<P>(seen.mean, seen.std);
             prescales[c] = P::from_f64(a);

@@ -21,6 +21,7 @@ struct Terms<const FUSED: bool>;
 impl<const FUSED: bool> Reduce for Terms<FUSED> {
     const INPUTS: usize = 2;
     const COEFS: usize = if FUSED { COEFS + normalize::COEFS } else { COEFS };
+    const RECOMPUTE_COEFS: usize = if FUSED { normalize::COEFS } else { 0 };
     const FUSED: bool = FUSED;
     #[inline(always)]
     fn terms<V: Vector>(coefs: [V; MAX_COEFS], operands: Operands<V>, fused: &Fused) -> [V; 2] {

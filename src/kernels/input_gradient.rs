@@ -20,6 +20,7 @@ pub(crate) struct InputGradient<const FUSED: bool>;
 impl<const FUSED: bool> Map for InputGradient<FUSED> {
     const INPUTS: usize = 2;
     const COEFS: usize = if FUSED { COEFS + normalize::COEFS } else { COEFS };
+    const RECOMPUTE_COEFS: usize = if FUSED { normalize::COEFS } else { 0 };
     const FUSED: bool = FUSED;
     #[inline(always)]
     fn apply<V: Vector>(coefs: [V; MAX_COEFS], operands: Operands<V>, fused: &Fused) -> [V; 2] {
@@ -30,9 +31,13 @@ impl<const FUSED: bool> Map for InputGradient<FUSED> {
         }
         let (g, x) = upstream(forward, &operands, fused);
         let w = operands.weight;
-        let through = center(x, prescale, mean_hi, mean_lo).mul(slope).mul(w);
-        let dx = g.sub(mean_g.mul(w)).add(through).mul(scale).mul(boost);
-        [existing(fused, w, dx), g]
+        let inner = if fused.constant {
+            g
+        } else {
+            let through = center(x, prescale, mean_hi, mean_lo).mul(slope).mul(w);
+            existing(fused, w, g.sub(mean_g.mul(w)).add(through))
+        };
+        [inner.mul(scale).mul(boost), g]
     }
 }
 
@@ -43,7 +48,7 @@ pub(crate) fn upstream<V: Vector>(forward: [V; normalize::COEFS], operands: &Ope
     let output = operands.inputs[OUTPUT];
     let z = match fused.activation {
         Activation::Identity => x,
-        _ if fused.reads[OUTPUT] => output,
+        _ if fused.output => output,
         _ => argument(forward, x, operands, fused),
     };
     let g = existing(fused, operands.weight, gradient(fused.activation, z, dy));

@@ -16,8 +16,10 @@ pub(crate) const MAX_COEFS: usize = 12;
 pub(crate) trait Map {
     /// How many inputs are read.
     const INPUTS: usize;
-    /// How many coefficients a channel has.
+    /// How many coefficients a channel has, and how many of them are only needed where the activation's argument is
+    /// computed again.
     const COEFS: usize;
+    const RECOMPUTE_COEFS: usize = 0;
     /// Whether anything is fused; without, there is one output.
     const FUSED: bool;
     fn apply<V: Vector>(coefs: [V; MAX_COEFS], x: Operands<V>, fused: &Fused) -> [V; 2];
@@ -149,7 +151,7 @@ impl<M: Map, E: Element> Apply<M, E> {
         sinks: &mut Sinks<'_, E, E::Native<S>, STREAM>,
     ) {
         for k in 0..INPUTS {
-            let reads = if M::FUSED { self.fused.reads[k] } else { k < M::INPUTS };
+            let reads = if M::FUSED { self.fused.reads::<true>(k, M::INPUTS) } else { k < M::INPUTS };
             if reads {
                 <Native<E, S> as Lanes>::V::prefetch(x.inputs[k].cast::<u8>().wrapping_add(AHEAD));
             }
@@ -212,8 +214,10 @@ impl<M: Map, E: Element> Apply<M, E> {
                 let mut c = start;
                 while c < end {
                     let mut coefs = [Vector::splat(Real::from_f64(0.0)); MAX_COEFS];
-                    for (k, v) in coefs.iter_mut().enumerate().take(M::COEFS) {
-                        *v = Vector::load(self.coefs.add(k * self.padded + c));
+                    for k in 0..M::COEFS {
+                        if k < M::COEFS - M::RECOMPUTE_COEFS || self.fused.recomputes() {
+                            coefs[k] = Vector::load(self.coefs.add(k * self.padded + c));
+                        }
                     }
                     let n = end - c;
                     if n >= lanes {

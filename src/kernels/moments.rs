@@ -47,8 +47,8 @@ impl<const FUSED: bool> Reduce for Deviations<FUSED> {
 /// What is fused to [`Deviations`].
 #[inline(always)]
 fn fused(weighted: bool) -> Fused {
-    let reads = [true, false, false, false, false];
-    Fused { activation: Activation::Identity, reads, weighted, rebuild: false }
+    let (residual, output, rebuild, constant) = (false, false, false, false);
+    Fused { activation: Activation::Identity, residual, output, weighted, rebuild, constant }
 }
 
 #[inline(always)]

@@ -43,5 +43,5 @@ fn normalize<V: Vector>([prescale, mean_hi, mean_lo, scale, shift]: [V; COEFS], 
 #[inline(always)]
 pub(crate) fn argument<V: Vector>(coefs: [V; COEFS], x: V, operands: &Operands<V>, fused: &Fused) -> V {
     let z = normalize(coefs, x);
-    if fused.reads[RESIDUAL] { z.add(operands.inputs[RESIDUAL]) } else { z }
+    if fused.residual { z.add(operands.inputs[RESIDUAL]) } else { z }
 }

@@ -34,8 +34,8 @@ impl<E: Element, S: Simd> Lanes for Redo<E, S> {
     type W = <E::Param as Element>::Redo<S>;
 }
 
-/// Arrays of the plan's shape that a pass may read: its own (x; or dy, x, and one more), the residual, and y. Those
-/// that it does not read are null.
+/// Arrays of the plan's shape that a pass may read: up to three of its own, the residual, and y. Those that it does not
+/// read are null.
 pub(crate) type Inputs<E> = [*const E; INPUTS];
 pub(crate) const INPUTS: usize = 5;
 /// Where the residual stands in [`Inputs`].
@@ -48,18 +48,31 @@ pub(crate) const OUTPUT: usize = 4;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Fused {
     pub(crate) activation: Activation,
-    /// Which of the [`Inputs`] are read.
-    pub(crate) reads: [bool; INPUTS],
+    pub(crate) residual: bool,
+    /// Whether y is read.
+    pub(crate) output: bool,
     pub(crate) weighted: bool,
     /// Whether x is rebuilt from y.
     pub(crate) rebuild: bool,
+    /// Whether the statistics are constants, through which no gradient flows.
+    pub(crate) constant: bool,
 }
 
 impl Fused {
-    /// Whether an input is read, by a pass with `own` inputs.
+    /// Whether an input is read, by a pass that has `own` inputs.
     #[inline(always)]
     pub(crate) fn reads<const FUSED: bool>(&self, k: usize, own: usize) -> bool {
-        if FUSED { self.reads[k] } else { k < own }
+        match k {
+            RESIDUAL => FUSED && self.residual,
+            OUTPUT => FUSED && self.output,
+            _ => k < own,
+        }
+    }
+
+    /// Whether a backward pass computes the activation's argument again.
+    #[inline(always)]
+    pub(crate) fn recomputes(&self) -> bool {
+        self.activation != Activation::Identity && !self.output
     }
 }
 
@@ -155,7 +168,7 @@ unsafe fn input<L: Load, const PARTIAL: bool>(reads: bool, p: *const L::Element,
 /// in rows.
 ///
 /// # Safety
-/// The lanes can be read in the first `own` inputs or, where `FUSED`, in those that `fused` names.
+/// The lanes can be read in the first `own` inputs and, where `FUSED`, in those that `fused` names.
 #[inline(always)]
 pub(crate) unsafe fn load<L: Lanes, const FUSED: bool, const ROWS: bool, const PARTIAL: bool>(
     sources: Sources<L::E>,

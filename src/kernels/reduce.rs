@@ -5,7 +5,7 @@
 //! and each lane is a channel. Chunks are counted from the start of the run or block of rows, so the order of all
 //! additions follows from the shape alone.
 
-use super::operands::{Fused, Lanes, Operands, Sources, load};
+use super::operands::{Fused, INPUTS, Lanes, Operands, Sources, load};
 use crate::simd::{Real, Vector};
 
 /// Vectors that are summed in the element's precision before they are added to f64 accumulators. 8 keeps widening
@@ -19,8 +19,10 @@ pub(crate) const MAX_COEFS: usize = 8;
 pub(crate) trait Reduce {
     /// How many inputs are read.
     const INPUTS: usize;
-    /// How many coefficients a channel has.
+    /// How many coefficients a channel has, and how many of them are only needed where the activation's argument is
+    /// computed again.
     const COEFS: usize;
+    const RECOMPUTE_COEFS: usize = 0;
     /// Whether anything is fused.
     const FUSED: bool;
     fn terms<V: Vector>(coefs: [V; MAX_COEFS], x: Operands<V>, fused: &Fused) -> [V; 2];
@@ -255,16 +257,21 @@ unsafe fn column_panel<R: Reduce, L: Lanes, const PARTIAL: bool>(
     let mut coefs = [L::V::splat(Real::from_f64(0.0)); MAX_COEFS];
     // SAFETY: `column` plus a vector lies within the padded arrays; rows are the caller's promise.
     unsafe {
-        for (k, c) in coefs.iter_mut().enumerate().take(R::COEFS) {
-            *c = L::V::load(r.coefs.add(k * r.padded + column));
+        for k in 0..R::COEFS {
+            if k < R::COEFS - R::RECOMPUTE_COEFS || fused.recomputes() {
+                coefs[k] = L::V::load(r.coefs.add(k * r.padded + column));
+            }
         }
         let [s, t] = r.sums.map(|p| p.add(column));
         let mut acc = [L::V::wide_load(s), L::V::wide_load(t)];
         let mut row = 0;
         while row < rows {
             let count = CHUNK.min(rows - row);
-            for next in next.inputs.iter().take(R::INPUTS) {
-                prefetch::<L::V, L::E>(*next, CHUNK * L::V::LANES);
+            for k in 0..INPUTS {
+                let reads = if R::FUSED { fused.reads::<true>(k, R::INPUTS) } else { k < R::INPUTS };
+                if reads {
+                    prefetch::<L::V, L::E>(next.inputs[k], CHUNK * L::V::LANES);
+                }
             }
             *next = next.advance(CHUNK * L::V::LANES, 0);
             let x = x.advance(row * r.stride, row);
