@@ -12,7 +12,7 @@ use crate::kernels::map::{Apply, Map};
 use crate::kernels::moments::Moments;
 use crate::kernels::normalize::{self, Normalize};
 use crate::kernels::operands::{Fused, INPUTS, Sources, Weights};
-use crate::kernels::{Tile, padded};
+use crate::kernels::{AHEAD, Tile, padded};
 use crate::parallel::Shared;
 use crate::simd::dispatch;
 use crate::statistics::{GradientSums, Source, Statistics};
@@ -123,6 +123,9 @@ impl<E, P> RawGradients<'_, E, P> {
     }
 }
 
+/// What [`MapTile`](grid::MapTile) is given.
+type Mapped = (Tile, Option<usize>);
+
 /// The inputs of a pass, by what is fused: pointers that tasks share.
 struct Reads<E: Element> {
     inputs: [Shared<E>; INPUTS],
@@ -215,18 +218,25 @@ impl BatchNorm {
     }
 
     /// Maps a tile of the inputs into the outputs.
-    fn apply<M: Map, E: Element>(&self, tile: Tile, reads: &Reads<E>, coefs: &Coefs<E::Param>, out: [*mut E; 2]) {
+    fn apply<M: Map, E: Element>(
+        &self,
+        (tile, next): Mapped,
+        reads: &Reads<E>,
+        coefs: &Coefs<E::Param>,
+        out: [*mut E; 2],
+    ) {
         let x = reads.sources();
         let in_place = out.iter().any(|p| !p.is_null() && x.inputs.contains(&p.cast_const()));
         // What was just read lies in cache and would have to be thrown out of it to be written past it.
         let stream = !in_place && self.shape.len() * size_of::<E>() > STREAM_BYTES;
         let (padded, coefs) = (coefs.padded, coefs.base.ptr().cast_const());
         let (shape, fused, pass) = (self.shape, reads.fused, PhantomData::<M>);
-        dispatch(self.isa, Apply { shape, tile, x, fused, coefs, padded, out, stream, pass });
+        let ahead = next.map_or(AHEAD, |elements| elements * size_of::<E>());
+        dispatch(self.isa, Apply { shape, tile, x, fused, ahead, coefs, padded, out, stream, pass });
     }
 
     /// [`apply`](Self::apply), for y.
-    fn apply_normalize<E: Element>(&self, tile: Tile, reads: &Reads<E>, coefs: &Coefs<E::Param>, y: *mut E) {
+    fn apply_normalize<E: Element>(&self, tile: Mapped, reads: &Reads<E>, coefs: &Coefs<E::Param>, y: *mut E) {
         let out = [y, std::ptr::null_mut()];
         if reads.fuses() {
             self.apply::<Normalize<true>, E>(tile, reads, coefs, out);
@@ -251,7 +261,7 @@ impl BatchNorm {
             statistics.var.fill(0.0);
             return;
         }
-        let grid = Grid::new(self.shape, size_of::<E>());
+        let grid = Grid::new(self.shape, if output.is_some() { size_of::<E>() } else { 0 });
         let padded = padded(self.shape.channels());
         let mut slots = self.pool.take(2 * padded * grid.segments());
         let mut coefs = self.pool.take(normalize::COEFS * padded);
@@ -294,7 +304,7 @@ impl BatchNorm {
         match y {
             None => grid.walk((&self.threads, self.thread_count::<E>(1)), Some(&reduce), &finish, None),
             Some(y) => {
-                let map = |tile| self.apply_normalize(tile, &reads, &coefs, y.ptr());
+                let map = |tile, next| self.apply_normalize((tile, next), &reads, &coefs, y.ptr());
                 grid.walk((&self.threads, self.thread_count::<E>(3)), Some(&reduce), &finish, Some(&map));
             }
         }
@@ -324,7 +334,7 @@ impl BatchNorm {
             let out = unsafe { coefs.arrays(&range) };
             dispatch(self.isa, Forward { channels: self.channels(source, affine, &range), out });
         };
-        let map = |tile| self.apply_normalize(tile, &reads, &coefs, y.ptr());
+        let map = |tile, next| self.apply_normalize((tile, next), &reads, &coefs, y.ptr());
         grid.walk((&self.threads, self.thread_count::<E>(2)), None, &finish, Some(&map));
     }
 
@@ -395,7 +405,8 @@ impl BatchNorm {
         let mut coefs = self.pool.take((input_gradient::COEFS + normalize::COEFS) * padded);
         let coefs = Coefs::<E::Param>::new(coefs.as_mut_ptr(), padded);
 
-        let grid = walks.then(|| Grid::new(self.shape, size_of::<E>()));
+        let again = if reduces && maps { 2 * size_of::<E>() } else { 0 };
+        let grid = walks.then(|| Grid::new(self.shape, again));
         let segments = grid.as_ref().filter(|_| reduces).map_or(0, Grid::segments);
         let mut slots = self.pool.take(2 * padded * segments);
         let slots = Shared::new(slots.as_mut_ptr());
@@ -449,7 +460,8 @@ impl BatchNorm {
         match &grid {
             None => finish(all),
             Some(grid) => {
-                let map = |tile| {
+                let map = |tile, next| {
+                    let tile = (tile, next);
                     let out = [out[0].ptr(), out[1].ptr()];
                     if fuses {
                         self.apply::<InputGradient<true>, E>(tile, &map_reads, &coefs, out);

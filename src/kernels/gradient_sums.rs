@@ -80,6 +80,8 @@ impl<E: Element, const FUSED: bool> GradientTerms<E, FUSED> {
                     for (k, v) in coefs.iter_mut().enumerate().take(Terms::<FUSED>::COEFS) {
                         *v = L::V::splat(*self.coefs.add(k * padded + c));
                     }
+                    reduce::prefetch_plane::<L::V, E>(x.inputs[0].wrapping_add(channels * inner), len);
+                    reduce::prefetch_plane::<L::V, E>(x.inputs[1].wrapping_add(channels * inner), len);
                     *acc = reduce::run::<Terms<FUSED>, L>(coefs, x, &self.fused, len, *acc);
                 }
             }

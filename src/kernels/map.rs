@@ -2,7 +2,7 @@
 
 use super::operands::{Fused, INPUTS, Lanes, Native, Operands, Sources, load};
 use super::sink::{Lines, Sink};
-use super::{AHEAD, Runs, Tile};
+use super::{Runs, Tile};
 use crate::Shape;
 use crate::element::{Element, Store};
 use crate::simd::{Kernel, Real, Simd, Vector};
@@ -32,6 +32,8 @@ pub(crate) struct Apply<M, E: Element> {
     /// May be equal to an output: each vector is loaded before it is stored.
     pub(crate) x: Sources<E>,
     pub(crate) fused: Fused,
+    /// Bytes between what is read and what is asked for.
+    pub(crate) ahead: usize,
     /// `M::COEFS` arrays, each `padded(channels)` long.
     pub(crate) coefs: *const E::Param,
     pub(crate) padded: usize,
@@ -153,7 +155,7 @@ impl<M: Map, E: Element> Apply<M, E> {
         for k in 0..INPUTS {
             let reads = if M::FUSED { self.fused.reads::<true>(k, M::INPUTS) } else { k < M::INPUTS };
             if reads {
-                <Native<E, S> as Lanes>::V::prefetch(x.inputs[k].cast::<u8>().wrapping_add(AHEAD));
+                <Native<E, S> as Lanes>::V::prefetch(x.inputs[k].cast::<u8>().wrapping_add(self.ahead));
             }
         }
         // SAFETY: the caller's promise.

@@ -289,6 +289,7 @@ impl<E: Element> Moments<E> {
             for (o, i, len) in Runs::new(self.shape, &self.tile.positions) {
                 for (state, c) in states.iter_mut().zip(channels.clone()) {
                     let x = sources(self.x.add((o * count + c) * inner + i), self.weights.wrapping_add(o * inner + i));
+                    reduce::prefetch_plane::<L::V, E>(x.inputs[0].wrapping_add(count * inner), len);
                     state.feed::<L, FUSED>(x, len, weights);
                 }
             }

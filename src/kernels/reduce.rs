@@ -138,9 +138,6 @@ pub(crate) type Wide<V> = [<V as Vector>::Wide; 2];
 
 /// Adds the terms of `len` contiguous elements of one channel to its accumulators.
 ///
-/// Asking for lines ahead, also across the jump to the next plane, made no difference here that stood out from the
-/// noise: planes are walked in the order of memory, which hardware foresees.
-///
 /// # Safety
 /// `len` elements can be read in every input used.
 #[inline(always)]
@@ -180,6 +177,18 @@ pub(crate) unsafe fn run<R: Reduce, L: Lanes>(
 fn prefetch<V: Vector, E>(p: *const E, n: usize) {
     for line in 0..(n * size_of::<E>()).div_ceil(LINE) {
         V::prefetch(p.cast::<u8>().wrapping_add(line * LINE));
+    }
+}
+
+/// Bytes of a plane so short that the hardware does not foresee the next one, a jump away, in time. Asking for the next
+/// of longer planes takes up to 1.5 times as long as leaving it to the hardware.
+const SHORT_PLANE: usize = 4096;
+
+/// Asks for a channel's next plane, where planes are short: sums of 7×7 ones take 0.7 of the time then.
+#[inline(always)]
+pub(crate) fn prefetch_plane<V: Vector, E>(p: *const E, n: usize) {
+    if n * size_of::<E>() <= SHORT_PLANE {
+        prefetch::<V, E>(p, n);
     }
 }
 
