@@ -26,8 +26,9 @@ QUICK = [(32, 64, 56, 56), (32, 512, 28, 28), (32, 57, 17, 16), (1, 64, 7, 7), (
 
 # A timing repeats a pass for at least so long, or the clock and waking threads would count.
 TIMING_SECONDS = 4e-3
-# OpenMP's threads spin for some milliseconds before they sleep, on the cores that the next contestant needs.
-PAUSE_SECONDS = 8e-3
+# So long OpenMP's threads spin before they sleep, with some to spare.
+SPIN_SECONDS = 15e-3
+CPUS = sorted(os.sched_getaffinity(0))
 
 
 def arguments():
@@ -39,7 +40,7 @@ def arguments():
     parser.add_argument("--rounds", type=int, default=9, help="medians of so many (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="a few shapes")
     parser.add_argument("--large", action="store_true", help="a tensor of 1 GB too")
-    parser.add_argument("--openmp", action="store_true", help="ours on OpenMP's threads instead of a pool of its own")
+    parser.add_argument("--own-threads", action="store_true", help="ours on a pool of its own instead of OpenMP's")
     parser.add_argument("--huge-pages", action="store_true", help="tensors on huge pages, if madvise gives them")
     parser.add_argument("--json", metavar="PATH", help="write the rows there")
     parser.add_argument("--contestants", required=True, help=argparse.SUPPRESS)
@@ -72,6 +73,9 @@ class Buffers:
         self.x, self.dy, self.out = torch.randn(size), torch.randn(size), torch.empty(size)
         self.by_channel(self.x).mul_(self.var.sqrt().view(-1, 1)).add_(self.mean.view(-1, 1))
         self.dgamma, self.dbeta = torch.empty(self.c), torch.empty(self.c)
+        # What PyTorch will allocate then finds its pages in place: malloc does not always take the same ones.
+        spare = [torch.zeros(size) for _ in range(3)]
+        del spare
 
     def view(self, flat):
         """As PyTorch has tensors of the layout."""
@@ -90,7 +94,7 @@ class Buffers:
     def case(self, options):
         pointers = [getattr(self, name).data_ptr() for name in Case.POINTERS]
         channels_last = self.layout != "NCHW"
-        return Case(self.n, self.c, self.h, self.w, channels_last, options.threads, not options.openmp, EPS, *pointers)
+        return Case(self.n, self.c, self.h, self.w, channels_last, options.threads, options.own_threads, EPS, *pointers)
 
 
 class Native:
@@ -213,7 +217,7 @@ def seconds(call, repeat):
     return (time.perf_counter() - start) / repeat
 
 
-def measure(calls, rounds):
+def measure(calls, rounds, pause):
     """Medians in milliseconds of calls by name, timed in turn."""
     repeats = {}
     for name, call in calls.items():
@@ -222,7 +226,7 @@ def measure(calls, rounds):
     times = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            time.sleep(PAUSE_SECONDS)
+            time.sleep(pause)
             if repeats[name] > 1:
                 call()
             times[name].append(seconds(call, repeats[name]))
@@ -232,8 +236,13 @@ def measure(calls, rounds):
 def rows_of(library, options, layout, shape):
     buffers = Buffers(shape, layout)
     case = buffers.case(options)
+    threads = set(os.listdir("/proc/self/task"))
+    ours = Native(library, "ours", case)
+    # Those of OpenMP are bound likewise.
+    for cpu, thread in enumerate(set(os.listdir("/proc/self/task")) - threads, start=1):
+        os.sched_setaffinity(int(thread), {CPUS[cpu]})
     contestants = {
-        "ours": Native(library, "ours", case),
+        "ours": ours,
         "torch": PyTorch(buffers),
         "onednn": Native(library, "onednn", case),
     }
@@ -244,7 +253,7 @@ def rows_of(library, options, layout, shape):
     limits = Native(library, "limits", case)
     calls = {(name, who): c.call(name) for name in options.passes for who, c in contestants.items()}
     calls |= {who: limits.call(name) for name, who in zip(PASSES, ["read", "copy", "triad"])}
-    times = measure(calls, options.rounds)
+    times = measure(calls, options.rounds, SPIN_SECONDS if options.own_threads else 0)
     for name in options.passes:
         row = {"pass": name, "layout": layout, "dtype": "f32", "shape": shape, "threads": options.threads}
         row |= {f"{who}_ms": times[name, who] for who in contestants}
@@ -284,10 +293,18 @@ def keep_freed_memory():
         raise SystemExit("mallopt is not as expected")
 
 
+def busy_seconds():
+    """CPU time of the whole machine."""
+    with open("/proc/stat") as lines:
+        user, nice, system, _, _, irq, softirq, *_ = map(int, lines.readline().split()[1:])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
 def main():
     options = arguments()
     # Read when libraries are loaded, therefore set before they are imported.
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    os.environ["OMP_PROC_BIND"] = "true"
     if options.huge_pages:
         os.environ["THP_MEM_ALLOC_ENABLE"] = "1"
     keep_freed_memory()
@@ -298,14 +315,15 @@ def main():
     torch.set_num_threads(options.threads)
     library = ctypes.CDLL(options.contestants)  # after PyTorch, whose OpenMP oneDNN then shares
     rows = []
+    busy, own, start = busy_seconds(), time.process_time(), time.perf_counter()
     with torch.inference_mode():
-        print(report.HEADING)
+        print(report.HEADING, flush=True)
         for layout, shape in shapes(options):
             for row in rows_of(library, options, layout, shape):
                 rows.append(row)
                 print(report.line(row), flush=True)
-    print()
-    print(report.summary(rows))
+    others = (busy_seconds() - busy - (time.process_time() - own)) / (time.perf_counter() - start)
+    print(f"\n{options.threads} threads; other processes kept {others:.2f} CPUs busy\n\n{report.summary(rows)}")
     if options.json:
         with open(options.json, "w") as file:
             file.write("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
