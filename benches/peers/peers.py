@@ -12,6 +12,7 @@ import time
 import report
 
 PASSES = ["forward", "inference", "backward"]
+LAYOUTS = ["NCHW", "NHWC", "NC"]
 EPS = 1e-5
 
 # ResNet-50 at batch 32, its nine distinct layers: channels and side.
@@ -34,8 +35,8 @@ CPUS = sorted(os.sched_getaffinity(0))
 def arguments():
     parser = argparse.ArgumentParser(prog="benches/peers/run", description=__doc__)
     parser.add_argument("shape", nargs="*", help="only shapes that contain one of these, such as 32x64x56")
-    parser.add_argument("--layout", nargs="+", choices=["NCHW", "NHWC", "NC"], default=["NCHW", "NHWC", "NC"])
-    parser.add_argument("--pass", dest="passes", nargs="+", choices=PASSES, default=PASSES)
+    parser.add_argument("--layout", action="append", choices=LAYOUTS, help="only this; can be repeated")
+    parser.add_argument("--pass", dest="passes", action="append", choices=PASSES, help="only this; can be repeated")
     parser.add_argument("--threads", type=int, default=2, help="of every contestant (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=9, help="medians of so many (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="a few shapes")
@@ -44,7 +45,9 @@ def arguments():
     parser.add_argument("--huge-pages", action="store_true", help="tensors on huge pages, if madvise gives them")
     parser.add_argument("--json", metavar="PATH", help="write the rows there")
     parser.add_argument("--contestants", required=True, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.layout, options.passes = options.layout or LAYOUTS, options.passes or PASSES
+    return options
 
 
 class Case(ctypes.Structure):
@@ -186,9 +189,9 @@ def oracle(buffers, name, channels):
 
 def check(buffers, contestants, passes):
     """
-    Every contestant writes every element, and is right in f64: in all channels of tensors up to 16 MB, in 16 channels of
-    larger ones. Ours has the bounds that the crate promises. The peers add M values in f32, whose roundings, as a random
-    walk, may add up to sqrt(M) times that.
+    Every contestant writes every element, and is right in f64: in all channels of tensors up to 16 MB, in 16 of larger
+    ones. Ours has the bounds that the crate promises. The peers add M values in f32, whose roundings, as a random walk,
+    may add up to sqrt(M) times that.
     """
     few = buffers.x.numel() > 1 << 22
     channels = torch.linspace(0, buffers.c - 1, min(buffers.c, 16) if few else buffers.c).round().long()
@@ -257,7 +260,8 @@ def rows_of(library, options, layout, shape):
     for name in options.passes:
         row = {"pass": name, "layout": layout, "dtype": "f32", "shape": shape, "threads": options.threads}
         row |= {f"{who}_ms": times[name, who] for who in contestants}
-        yield row | {f"{who}_ms": times[who] for who in ["read", "copy", "triad"]}
+        row |= {f"{who}_ms": times[who] for who in ["read", "copy", "triad"]}
+        yield row | {"onednn": contestants["onednn"].implementation(name)}
 
 
 def fits(shape):
@@ -322,6 +326,8 @@ def main():
             for row in rows_of(library, options, layout, shape):
                 rows.append(row)
                 print(report.line(row), flush=True)
+    if not rows:
+        raise SystemExit("no shape was chosen: " + ", ".join(map(report.shape_name, IMAGES + ROWS)))
     others = (busy_seconds() - busy - (time.process_time() - own)) / (time.perf_counter() - start)
     print(f"\n{options.threads} threads; other processes kept {others:.2f} CPUs busy\n\n{report.summary(rows)}")
     if options.json:
