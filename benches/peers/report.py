@@ -138,7 +138,7 @@ def put_between_markers(path, lines):
         sys.exit(f"{path}: expected one line {BEGIN} and one {END}")
     before, rest = text.split(BEGIN)
     with open(path, "w", encoding="utf-8") as file:
-        file.write(f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{rest.split(END)[1]}")
+        file.write(f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{rest.split(END)[1]}")
 
 
 def bandwidth(row, ms):
