@@ -23,6 +23,8 @@ use std::ptr::null;
 
 /// Outputs of more bytes than this are written past the caches: what is read next would not find them there.
 const STREAM_BYTES: usize = 1 << 22;
+/// The same for a pass that sweeps once: input and output together may still find room in L3.
+const STREAM_BYTES_ONCE: usize = 1 << 23;
 
 /// The passes of an element type, compiled in this crate: were they generic functions, every crate that calls them
 /// would compile all kernels again, at its own level of optimization.
@@ -131,6 +133,8 @@ struct Reads<E: Element> {
     inputs: [Shared<E>; INPUTS],
     weights: Shared<E::Param>,
     fused: Fused,
+    /// Whether nothing has read the inputs just before.
+    once: bool,
 }
 
 impl<E: Element> Reads<E> {
@@ -140,7 +144,12 @@ impl<E: Element> Reads<E> {
         let weights = extras.weights.map_or(null(), <[E::Param]>::as_ptr);
         let (residual, output, weighted) = (!residual.is_null(), !output.is_null(), extras.weights.is_some());
         let fused = Fused { activation, residual, output, weighted, rebuild: false, constant: false };
-        Self { inputs: inputs.map(|p| Shared::new(p.cast_mut())), weights: Shared::new(weights.cast_mut()), fused }
+        Self {
+            inputs: inputs.map(|p| Shared::new(p.cast_mut())),
+            weights: Shared::new(weights.cast_mut()),
+            fused,
+            once: false,
+        }
     }
 
     fn sources(&self) -> Sources<E> {
@@ -228,7 +237,8 @@ impl BatchNorm {
         let x = reads.sources();
         let in_place = out.iter().any(|p| !p.is_null() && x.inputs.contains(&p.cast_const()));
         // What was just read lies in cache and would have to be thrown out of it to be written past it.
-        let stream = !in_place && self.shape.len() * size_of::<E>() > STREAM_BYTES;
+        let limit = if reads.once { STREAM_BYTES_ONCE } else { STREAM_BYTES };
+        let stream = !in_place && self.shape.len() * size_of::<E>() > limit;
         let (padded, coefs) = (coefs.padded, coefs.base.ptr().cast_const());
         let (shape, fused, pass) = (self.shape, reads.fused, PhantomData::<M>);
         let ahead = next.map_or(AHEAD, |elements| elements * size_of::<E>());
@@ -327,7 +337,8 @@ impl BatchNorm {
         let mut coefs = self.pool.take(normalize::COEFS * padded);
         let coefs = Coefs::<E::Param>::new(coefs.as_mut_ptr(), padded);
         let residual = extras.residual.map_or(null(), <[E]>::as_ptr);
-        let reads = Reads::new(self.activation, [x, null(), null()], [residual, null()], &extras);
+        let mut reads = Reads::new(self.activation, [x, null(), null()], [residual, null()], &extras);
+        reads.once = true;
         let y = Shared::new(y);
         let finish = |range: Range<usize>| {
             // SAFETY: tasks have disjoint channels; the buffer has as many arrays.
@@ -367,6 +378,7 @@ impl BatchNorm {
             let mut reads = Reads::new(self.activation, [dy, x, null()], [residual, output], &extras);
             reads.fused.rebuild = rebuild;
             reads.fused.constant = batch.is_none();
+            reads.once = !reduces;
             reads
         };
         // Where x is not needed the kernels find what is in cache already.

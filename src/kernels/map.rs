@@ -200,7 +200,8 @@ impl<M: Map, E: Element> Apply<M, E> {
     }
 
     /// Row by row, in the order of memory: walking several rows at once, to load coefficients less often, takes up
-    /// to twice as long on large tensors, as hardware prefetchers lose the track.
+    /// to twice as long on large tensors, as hardware prefetchers lose the track; blocks of eight rows of at most 128
+    /// channels gained less than 5 %.
     ///
     /// # Safety
     /// The pointers cover the shape.
