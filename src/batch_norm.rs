@@ -7,7 +7,7 @@ use crate::parallel::Threads;
 use crate::passes::{Passes, RawGradients};
 use crate::scratch::Pool;
 use crate::simd::Isa;
-use crate::statistics::{GradientSums, Source, Statistics};
+use crate::statistics::{GradientSums, Source, Statistics, Values, ValuesMut};
 
 /// gamma and beta, each absent or one value a channel. Absent, gamma is 1 and beta is 0.
 #[derive(Clone, Copy, Debug)]
@@ -125,11 +125,11 @@ impl BatchNorm {
     ///
     /// # Errors
     /// See [`BatchNorm`].
-    pub fn statistics<E: Element>(&self, x: &[E], statistics: &mut Statistics) -> Result<(), Error> {
+    pub fn statistics<E: Element>(&self, x: &[E], statistics: &mut Statistics<impl ValuesMut>) -> Result<(), Error> {
         self.check("x", x.len())?;
         check_len("statistics", self.shape.channels(), statistics.channels())?;
         // SAFETY: all arguments have been checked; slices are apart from each other.
-        unsafe { E::Passes::forward(self, x.as_ptr(), statistics, None) };
+        statistics.lend(|statistics| unsafe { E::Passes::forward(self, x.as_ptr(), statistics, None) });
         Ok(())
     }
 
@@ -142,14 +142,16 @@ impl BatchNorm {
         x: &[E],
         affine: Affine<'_, E::Param>,
         y: &mut [E],
-        statistics: &mut Statistics,
+        statistics: &mut Statistics<impl ValuesMut>,
     ) -> Result<(), Error> {
         self.check("x", x.len())?;
         self.check("y", y.len())?;
         affine.check(self.shape.channels())?;
         check_len("statistics", self.shape.channels(), statistics.channels())?;
         // SAFETY: all arguments have been checked; slices are apart from each other.
-        unsafe { E::Passes::forward(self, x.as_ptr(), statistics, Some((affine, y.as_mut_ptr()))) };
+        statistics.lend(|statistics| unsafe {
+            E::Passes::forward(self, x.as_ptr(), statistics, Some((affine, y.as_mut_ptr())));
+        });
         Ok(())
     }
 
@@ -161,14 +163,14 @@ impl BatchNorm {
         &self,
         x: &mut [E],
         affine: Affine<'_, E::Param>,
-        statistics: &mut Statistics,
+        statistics: &mut Statistics<impl ValuesMut>,
     ) -> Result<(), Error> {
         self.check("x", x.len())?;
         affine.check(self.shape.channels())?;
         check_len("statistics", self.shape.channels(), statistics.channels())?;
         let y = x.as_mut_ptr();
         // SAFETY: all arguments have been checked; y is x, and everything else is apart.
-        unsafe { E::Passes::forward(self, y, statistics, Some((affine, y))) };
+        statistics.lend(|statistics| unsafe { E::Passes::forward(self, y, statistics, Some((affine, y))) });
         Ok(())
     }
 
@@ -214,7 +216,7 @@ impl BatchNorm {
         x: &[E],
         dy: &[E],
         source: impl Into<Source<'s>>,
-        sums: &mut GradientSums,
+        sums: &mut GradientSums<impl ValuesMut>,
     ) -> Result<(), Error> {
         let source = source.into();
         self.check("x", x.len())?;
@@ -223,7 +225,8 @@ impl BatchNorm {
         check_len("sums", self.shape.channels(), sums.channels())?;
         // SAFETY: all arguments have been checked; slices are apart from each other.
         unsafe {
-            E::Passes::gradients(self, [dy.as_ptr(), x.as_ptr()], source, None, None, RawGradients::none(), Some(sums));
+            let (inputs, sums) = ([dy.as_ptr(), x.as_ptr()], Some(sums.view_mut()));
+            E::Passes::gradients(self, inputs, source, None, None, RawGradients::none(), sums);
         }
         Ok(())
     }
@@ -237,8 +240,8 @@ impl BatchNorm {
         &self,
         x: &[E],
         dy: &[E],
-        statistics: &Statistics,
-        sums: &GradientSums,
+        statistics: &Statistics<impl Values>,
+        sums: &GradientSums<impl Values>,
         affine: Affine<'_, E::Param>,
         dx: &mut [E],
     ) -> Result<(), Error> {
@@ -255,8 +258,8 @@ impl BatchNorm {
         &self,
         x: &[E],
         dy: &mut [E],
-        statistics: &Statistics,
-        sums: &GradientSums,
+        statistics: &Statistics<impl Values>,
+        sums: &GradientSums<impl Values>,
         affine: Affine<'_, E::Param>,
     ) -> Result<(), Error> {
         self.check("dy", dy.len())?;
@@ -271,7 +274,7 @@ impl BatchNorm {
     pub fn parameter_gradients<'s, P: Element<Param = P>>(
         &self,
         source: impl Into<Source<'s>>,
-        sums: &GradientSums,
+        sums: &GradientSums<impl Values>,
         dgamma: Option<&mut [P]>,
         dbeta: Option<&mut [P]>,
     ) -> Result<(), Error> {
@@ -282,7 +285,7 @@ impl BatchNorm {
         check_optional("dbeta", channels, dbeta.as_deref())?;
         let gradients = RawGradients { dx: None, dgamma, dbeta };
         // SAFETY: all arguments have been checked; with sums given and dx not asked for inputs are not read.
-        unsafe { P::Passes::gradients(self, [std::ptr::null(); 2], source, None, Some(sums), gradients, None) };
+        unsafe { P::Passes::gradients(self, [std::ptr::null(); 2], source, None, Some(sums.view()), gradients, None) };
         Ok(())
     }
 
@@ -348,20 +351,22 @@ impl BatchNorm {
         &self,
         x: &[E],
         dy: *const E,
-        statistics: &Statistics,
-        sums: &GradientSums,
+        statistics: &Statistics<impl Values>,
+        sums: &GradientSums<impl Values>,
         affine: Affine<'_, E::Param>,
         dx: *mut E,
     ) -> Result<(), Error> {
         let channels = self.shape.channels();
-        let source = Source::Batch(statistics);
+        let source = Source::from(statistics);
         self.check("x", x.len())?;
         source.check(channels, self.shape.is_empty())?;
         check_len("sums", channels, sums.channels())?;
         affine.check(channels)?;
         let gradients = RawGradients { dx: Some(dx), dgamma: None, dbeta: None };
         // SAFETY: all arguments have been checked; dx may be dy, and everything else is apart.
-        unsafe { E::Passes::gradients(self, [dy, x.as_ptr()], source, affine.gamma, Some(sums), gradients, None) };
+        unsafe {
+            E::Passes::gradients(self, [dy, x.as_ptr()], source, affine.gamma, Some(sums.view()), gradients, None);
+        }
         Ok(())
     }
 

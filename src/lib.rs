@@ -65,7 +65,7 @@ pub use error::Error;
 pub use parallel::{Executor, Threads};
 pub use shape::Shape;
 pub use simd::Isa;
-pub use statistics::{GradientSums, Momentum, RunningStatistics, Source, Statistics};
+pub use statistics::{GradientSums, Momentum, RunningStatistics, Source, Statistics, Values, ValuesMut};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

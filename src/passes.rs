@@ -31,7 +31,7 @@ pub trait Passes<E, P> {
     unsafe fn forward(
         plan: &BatchNorm,
         x: *const E,
-        statistics: &mut Statistics,
+        statistics: &mut Statistics<&mut [f64]>,
         output: Option<(Affine<'_, P>, *mut E)>,
     );
     unsafe fn normalize(plan: &BatchNorm, x: *const E, source: Source<'_>, affine: Affine<'_, P>, y: *mut E);
@@ -40,9 +40,9 @@ pub trait Passes<E, P> {
         inputs: [*const E; 2],
         source: Source<'_>,
         gamma: Option<&[P]>,
-        given: Option<&GradientSums>,
+        given: Option<GradientSums<&[f64]>>,
         gradients: RawGradients<'_, E, P>,
-        sums_out: Option<&mut GradientSums>,
+        sums_out: Option<GradientSums<&mut [f64]>>,
     );
 }
 
@@ -56,7 +56,7 @@ macro_rules! passes {
             unsafe fn forward(
                 plan: &BatchNorm,
                 x: *const $element,
-                statistics: &mut Statistics,
+                statistics: &mut Statistics<&mut [f64]>,
                 output: Option<(Affine<'_, $element>, *mut $element)>,
             ) {
                 plan.forward(x, statistics, output);
@@ -79,9 +79,9 @@ macro_rules! passes {
                 inputs: [*const $element; 2],
                 source: Source<'_>,
                 gamma: Option<&[$element]>,
-                given: Option<&GradientSums>,
+                given: Option<GradientSums<&[f64]>>,
                 gradients: RawGradients<'_, $element, $element>,
-                sums_out: Option<&mut GradientSums>,
+                sums_out: Option<GradientSums<&mut [f64]>>,
             ) {
                 plan.gradients(inputs, source, gamma, given, gradients, sums_out);
             }
@@ -169,7 +169,7 @@ impl BatchNorm {
     pub(crate) fn forward<E: Element>(
         &self,
         x: *const E,
-        statistics: &mut Statistics,
+        statistics: &mut Statistics<&mut [f64]>,
         output: Option<(Affine<'_, E::Param>, *mut E)>,
     ) {
         statistics.count = self.shape.values_per_channel() as f64;
@@ -249,9 +249,9 @@ impl BatchNorm {
         inputs: [*const E; 2],
         source: Source<'_>,
         gamma: Option<&[E::Param]>,
-        given: Option<&GradientSums>,
+        given: Option<GradientSums<&[f64]>>,
         gradients: RawGradients<'_, E, E::Param>,
-        sums_out: Option<&mut GradientSums>,
+        sums_out: Option<GradientSums<&mut [f64]>>,
     ) {
         let RawGradients { dx, dgamma, dbeta } = gradients;
         let channels = self.shape.channels();
@@ -272,8 +272,8 @@ impl BatchNorm {
         let [g, gx] = unsafe { sums.arrays(&all) };
         match given {
             Some(given) => {
-                g.copy_from_slice(&given.g);
-                gx.copy_from_slice(&given.gx);
+                g.copy_from_slice(given.g);
+                gx.copy_from_slice(given.gx);
             }
             None => {
                 g.fill(0.0);

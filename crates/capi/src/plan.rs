@@ -1,18 +1,14 @@
-//! The handle, and the memory in which calls keep statistics while the core works on them.
+//! The handle.
 
 use super::descriptors::{BN_ISA_PORTABLE, bn_plan_desc, check_pointer, check_reserved, choose, read};
-use super::status::{BN_ERROR_OUT_OF_MEMORY, Status, fail, guard};
+use super::status::guard;
 use super::threads::threads;
-use batchnorm::{BatchNorm, GradientSums, Isa, RunningStatistics, Shape, Statistics};
-use std::sync::{Mutex, PoisonError};
+use batchnorm::{BatchNorm, Isa, Shape};
 
 /// A plan: a shape, how to normalize it and where to run. It does not change once it is made.
 pub struct bn_plan {
     pub(crate) batch_norm: BatchNorm,
     pub(crate) element: Element,
-    /// Boxed, so that a loan moves a pointer.
-    #[allow(clippy::vec_box)]
-    workspaces: Mutex<Vec<Box<Workspace>>>,
 }
 
 /// The element types of `BN_ELEMENT_`.
@@ -22,48 +18,9 @@ pub(crate) enum Element {
     F64,
 }
 
-/// What the core has for a call's per-channel arrays.
-pub(crate) struct Workspace {
-    pub(crate) statistics: Statistics,
-    pub(crate) other_statistics: Statistics,
-    pub(crate) running: RunningStatistics,
-    pub(crate) sums: GradientSums,
-    pub(crate) other_sums: GradientSums,
-}
-
-impl Workspace {
-    fn new(channels: usize) -> Result<Box<Self>, Status> {
-        let zeros = || {
-            let mut zeros = Vec::new();
-            zeros.try_reserve_exact(channels).map_err(|e| {
-                fail(BN_ERROR_OUT_OF_MEMORY, format_args!("no memory for statistics of {channels} channels: {e}"))
-            })?;
-            zeros.resize(channels, 0.0);
-            Ok::<_, Status>(zeros)
-        };
-        Ok(Box::new(Self {
-            statistics: Statistics::from_parts(0.0, zeros()?, zeros()?)?,
-            other_statistics: Statistics::from_parts(0.0, zeros()?, zeros()?)?,
-            running: RunningStatistics::from_parts(zeros()?, zeros()?, 0)?,
-            sums: GradientSums::from_parts(zeros()?, zeros()?)?,
-            other_sums: GradientSums::from_parts(zeros()?, zeros()?)?,
-        }))
-    }
-}
-
 impl bn_plan {
     pub(crate) fn channels(&self) -> usize {
         self.batch_norm.shape().channels()
-    }
-
-    /// Runs a call with a workspace of its own: the plan's, or another one where several threads use the plan at once.
-    pub(crate) fn with_workspace(&self, call: impl FnOnce(&mut Workspace) -> Result<(), Status>) -> Result<(), Status> {
-        let workspaces = || self.workspaces.lock().unwrap_or_else(PoisonError::into_inner);
-        let idle = workspaces().pop();
-        let mut workspace = idle.map_or_else(|| Workspace::new(self.channels()), Ok)?;
-        let result = call(&mut workspace);
-        workspaces().push(workspace);
-        result
     }
 }
 
@@ -82,9 +39,8 @@ pub unsafe extern "C" fn bn_plan_create(desc: *const bn_plan_desc, plan: *mut *m
         let isa = choose("desc.isa", desc.isa, &isas)?;
         let shape = Shape::new(desc.outer, desc.channels, desc.inner)?;
         let batch_norm = BatchNorm::new(shape).eps(desc.eps)?.isa(isa)?;
-        let workspaces = Mutex::new(vec![Workspace::new(desc.channels)?]);
         let batch_norm = batch_norm.threads(threads(&desc)?);
-        let made = Box::new(bn_plan { batch_norm, element, workspaces });
+        let made = Box::new(bn_plan { batch_norm, element });
         // SAFETY: the caller has room for a pointer there, which is not null and is aligned.
         unsafe { plan.write(Box::into_raw(made)) };
         Ok(())
