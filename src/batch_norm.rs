@@ -24,7 +24,7 @@ impl<'a, P> Affine<'a, P> {
         Self { gamma: Some(gamma), beta: Some(beta) }
     }
 
-    fn check(&self, channels: usize) -> Result<(), Error> {
+    pub(crate) fn check(&self, channels: usize) -> Result<(), Error> {
         check_optional("gamma", channels, self.gamma)?;
         check_optional("beta", channels, self.beta)
     }

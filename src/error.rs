@@ -18,6 +18,15 @@ pub enum Error {
         /// Elements that came.
         actual: usize,
     },
+    /// Weights are not whole rows or blocks, or there are none.
+    Multiple {
+        /// The argument.
+        argument: &'static str,
+        /// Elements of which a multiple was expected.
+        of: usize,
+        /// Elements that came.
+        actual: usize,
+    },
     /// The product of a shape's extents, times 8 bytes, passes `isize::MAX`.
     ShapeOverflow {
         /// The extents that came.
@@ -57,6 +66,12 @@ impl fmt::Display for Error {
         match self {
             Self::Length { argument, expected, actual } => {
                 write!(f, "{argument} has the wrong length: expected {expected} elements, got {actual}")
+            }
+            Self::Multiple { argument, of, actual } => {
+                write!(
+                    f,
+                    "{argument} has the wrong length: expected a positive multiple of {of} elements, got {actual}"
+                )
             }
             Self::ShapeOverflow { dims } => {
                 write!(f, "shape {dims:?} is too large: expected at most isize::MAX bytes at 8 bytes an element")
