@@ -4,10 +4,11 @@ use crate::Shape;
 use crate::element::Element;
 use crate::error::{Error, check_len, check_optional};
 use crate::parallel::Threads;
-use crate::passes::{Passes, RawGradients};
-use crate::scratch::Pool;
+use crate::passes::{Passes, RawGradients, scratch_sizes};
+use crate::scratch::Scratch;
 use crate::simd::Isa;
 use crate::statistics::{GradientSums, Source, Statistics, Values, ValuesMut};
+use std::mem::MaybeUninit;
 
 /// gamma and beta, each absent or one value a channel. Absent, gamma is 1 and beta is 0.
 #[derive(Clone, Copy, Debug)]
@@ -66,8 +67,8 @@ impl<E: Element> Default for Gradients<'_, E> {
 /// The halves are for engines that put statistics together from several parts of a batch in between.
 ///
 /// Activations are slices of `f32` or `f64` in the plan's [`Shape`]; a pass named `_in_place` overwrites its input.
-/// A plan keeps a little scratch memory, which grows with the channels, not with the batch, so make it once and use it
-/// again; it can be shared between threads.
+/// A plan keeps some scratch memory for its next pass, for each channel a dozen to some hundred values, or the memory
+/// that [`scratch`](Self::scratch) gives it. So make it once and use it again; it can be shared between threads.
 ///
 /// # Errors
 /// All passes return [`Error::Length`] for a slice, [`Affine`], [`Statistics`] or [`GradientSums`] that does not fit
@@ -78,13 +79,14 @@ pub struct BatchNorm {
     pub(crate) eps: f64,
     pub(crate) isa: Isa,
     pub(crate) threads: Threads,
-    pub(crate) pool: Pool,
+    pub(crate) scratch: Scratch,
 }
 
 impl BatchNorm {
     /// A plan with eps 1e-5, the best [`Isa`] of this CPU, and the default [`Threads`].
     pub fn new(shape: Shape) -> Self {
-        Self { shape, eps: 1e-5, isa: Isa::best(), threads: Threads::default(), pool: Pool::default() }
+        let scratch = Scratch::new(scratch_sizes(shape));
+        Self { shape, eps: 1e-5, isa: Isa::best(), threads: Threads::default(), scratch }
     }
 
     /// With another eps, which is added to the variance before its root is taken. It may be 0: a channel without
@@ -114,6 +116,35 @@ impl BatchNorm {
     pub fn threads(mut self, threads: Threads) -> Self {
         self.threads = threads;
         self
+    }
+
+    /// With scratch memory of the caller's, so that no pass allocates: as many passes at once as the memory has room
+    /// for, on no more threads than the plan has now. What is beyond that takes memory from the heap, as plans do
+    /// without: when they first run, and again where more passes run at once than ever before.
+    ///
+    /// ```
+    /// use batchnorm::{BatchNorm, Shape, Threads};
+    ///
+    /// let plan = BatchNorm::new(Shape::nc(128, 64)?).threads(Threads::Sequential);
+    /// let memory = Box::leak(Box::new_uninit_slice(plan.scratch_bytes(1)));
+    /// let plan = plan.scratch(memory)?;
+    /// # Ok::<(), batchnorm::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Scratch`] where there is not enough for one pass.
+    pub fn scratch(mut self, memory: &'static mut [MaybeUninit<u8>]) -> Result<Self, Error> {
+        let (expected, actual) = (self.scratch_bytes(1), memory.len());
+        if self.scratch.give(memory, self.most_threads()) { Ok(self) } else { Err(Error::Scratch { expected, actual }) }
+    }
+
+    /// Bytes of [`scratch`](Self::scratch) memory, aligned or not, with which `calls` passes can run at once.
+    pub fn scratch_bytes(&self, calls: usize) -> usize {
+        self.scratch.bytes(calls, self.most_threads())
+    }
+
+    fn most_threads(&self) -> usize {
+        self.threads.count(usize::MAX)
     }
 
     /// The shape that the passes work on.

@@ -52,6 +52,13 @@ pub enum Error {
         /// Its variance.
         value: f64,
     },
+    /// Memory given for scratch is not enough for one pass.
+    Scratch {
+        /// Bytes that are enough wherever they start.
+        expected: usize,
+        /// Bytes that came.
+        actual: usize,
+    },
     /// This machine's CPU lacks the instruction set asked for.
     UnsupportedIsa {
         /// What was asked for.
@@ -88,6 +95,9 @@ impl fmt::Display for Error {
             Self::Count(n) => write!(f, "count is out of range: expected a finite number >= 0, got {n}"),
             Self::Variance { channel, value } => {
                 write!(f, "variance of channel {channel} is invalid: expected a number >= 0, got {value}")
+            }
+            Self::Scratch { expected, actual } => {
+                write!(f, "scratch memory is too small: expected at least {expected} bytes, got {actual}")
             }
             Self::UnsupportedIsa { isa, best } => {
                 write!(f, "this CPU does not support {isa:?}: expected at most {best:?}")

@@ -1,5 +1,6 @@
 //! The passes behind the plan's methods: per-channel algebra between two walks. Arguments have been checked.
 
+use crate::Shape;
 use crate::batch_norm::{Affine, BatchNorm};
 use crate::element::Element;
 use crate::grid::{self, Grid};
@@ -13,6 +14,7 @@ use crate::kernels::moments::Moments;
 use crate::kernels::normalize::Normalize;
 use crate::kernels::{Tile, padded};
 use crate::parallel::Shared;
+use crate::scratch::Sizes;
 use crate::simd::dispatch;
 use crate::statistics::{GradientSums, Source, Statistics};
 use std::marker::PhantomData;
@@ -20,6 +22,24 @@ use std::ops::Range;
 
 /// Outputs of more bytes than this are written past the caches: what is read next would not find them there.
 const STREAM_BYTES: usize = 1 << 22;
+
+/// Arrays of partial results, one value a channel each, that a segment has.
+const PARTIALS: usize = 2;
+/// Other arrays, coefficients and sums, that the pass with most of them takes.
+const ARRAYS: usize = 2 + 3 + 7;
+
+/// The scratch memory of passes over a shape.
+pub(crate) fn scratch_sizes(shape: Shape) -> Sizes {
+    // An empty shape may have any number of channels.
+    let grid = (!shape.is_empty()).then(|| Grid::new(shape, size_of::<f64>()));
+    let padded = padded(shape.channels().min(usize::MAX / 2));
+    let segments = grid.as_ref().map_or(0, Grid::segments);
+    Sizes {
+        pass: padded.saturating_mul(ARRAYS + PARTIALS * segments),
+        task: grid.as_ref().map_or(0, |_| Moments::<f64>::scratch(shape)),
+        tasks: grid.as_ref().map_or(1, Grid::tiles),
+    }
+}
 
 /// The passes of an element type, compiled in this crate: were they generic functions, every crate that calls them
 /// would compile all kernels again, at its own level of optimization.
@@ -180,15 +200,16 @@ impl BatchNorm {
         }
         let grid = Grid::new(self.shape, size_of::<E>());
         let padded = padded(self.shape.channels());
-        let (mut slots, mut coefs) = (self.pool.take(2 * padded * grid.segments()), self.pool.take(5 * padded));
-        let (slots, coefs) = (Shared::new(slots.as_mut_ptr()), Coefs::<E::Param>::new(coefs.as_mut_ptr(), padded));
+        let mut scratch = self.scratch.pass();
+        let slots = Shared::new(scratch.take(PARTIALS * padded * grid.segments()));
+        let coefs = Coefs::<E::Param>::new(scratch.take(5 * padded), padded);
         let (mean, var) = (Shared::new(statistics.mean.as_mut_ptr()), Shared::new(statistics.var.as_mut_ptr()));
         let x = Shared::new(x.cast_mut());
         let (affine, y) = output.map(|(affine, y)| (affine, Shared::new(y))).unzip();
 
         let reduce = |segment: usize, tile: Tile| {
-            let mut scratch = self.pool.take(Moments::<E>::scratch(&tile));
-            let (out, scratch) = (slot(&slots, segment, padded), scratch.as_mut_ptr());
+            let mut scratch = self.scratch.task();
+            let (out, scratch) = (slot(&slots, segment, padded), scratch.take(Moments::<E>::scratch(self.shape)));
             dispatch(self.isa, Moments { shape: self.shape, tile, x: x.ptr().cast_const(), out, scratch });
         };
         let finish = |channels: Range<usize>| {
@@ -228,8 +249,8 @@ impl BatchNorm {
         }
         let grid = Grid::for_map(self.shape);
         let padded = padded(self.shape.channels());
-        let mut coefs = self.pool.take(5 * padded);
-        let coefs = Coefs::<E::Param>::new(coefs.as_mut_ptr(), padded);
+        let mut scratch = self.scratch.pass();
+        let coefs = Coefs::<E::Param>::new(scratch.take(5 * padded), padded);
         let (x, y) = (Shared::new(x.cast_mut()), Shared::new(y));
         let finish = |range: Range<usize>| {
             let channels = self.channels(source, affine.gamma, &range);
@@ -266,8 +287,8 @@ impl BatchNorm {
         let needed = sums_out.is_some() || dgamma.is_some() || dbeta.is_some() || (dx.is_some() && batch.is_some());
         let reduces = walks && needed && given.is_none();
 
-        let mut sums = self.pool.take(2 * padded);
-        let sums = Coefs::<f64>::new(sums.as_mut_ptr(), padded);
+        let mut scratch = self.scratch.pass();
+        let sums = Coefs::<f64>::new(scratch.take(2 * padded), padded);
         // SAFETY: the buffer has two arrays, and nothing else uses them yet.
         let [g, gx] = unsafe { sums.arrays(&all) };
         match given {
@@ -281,21 +302,18 @@ impl BatchNorm {
             }
         }
 
-        let mut center = self.pool.take(3 * padded);
-        let center = Coefs::<E::Param>::new(center.as_mut_ptr(), padded);
+        let center = Coefs::<E::Param>::new(scratch.take(3 * padded), padded);
         if reduces {
             // SAFETY: the buffer has three arrays, and nothing else uses them yet.
             let out = unsafe { center.arrays(&all) };
             dispatch(self.isa, Center { channels: self.channels(source, None, &all), out });
         }
-        let mut coefs = self.pool.take(7 * padded);
-        let coefs = Coefs::<E::Param>::new(coefs.as_mut_ptr(), padded);
+        let coefs = Coefs::<E::Param>::new(scratch.take(7 * padded), padded);
         let [dy, x] = inputs.map(|p| Shared::new(p.cast_mut()));
 
         let grid = walks.then(|| Grid::new(self.shape, size_of::<E>()));
         let segments = grid.as_ref().filter(|_| reduces).map_or(0, Grid::segments);
-        let mut slots = self.pool.take(2 * padded * segments);
-        let slots = Shared::new(slots.as_mut_ptr());
+        let slots = Shared::new(scratch.take(PARTIALS * padded * segments));
         let dgamma = dgamma.map(|d| Shared::new(d.as_mut_ptr()));
         let dbeta = dbeta.map(|d| Shared::new(d.as_mut_ptr()));
         let dx = dx.map(Shared::new);

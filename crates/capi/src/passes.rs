@@ -12,11 +12,11 @@ use batchnorm::{Affine, Element, Gradients};
 
 /// # Safety
 /// The arguments' pointers are as the header asks for.
-type Pass<A> = unsafe fn(&bn_plan, A) -> Result<(), Status>;
+pub(crate) type Pass<A> = unsafe fn(&bn_plan, A) -> Result<(), Status>;
 
 /// # Safety
 /// As [`Pass`], and as the header asks for the plan.
-unsafe fn call<A: Descriptor>(handle: *const bn_plan, args: *const A, f32: Pass<A>, f64: Pass<A>) -> i32 {
+pub(crate) unsafe fn call<A: Descriptor>(handle: *const bn_plan, args: *const A, f32: Pass<A>, f64: Pass<A>) -> i32 {
     // SAFETY: the caller's promise.
     guard(|| unsafe {
         let plan = plan(handle)?;
@@ -30,7 +30,7 @@ unsafe fn call<A: Descriptor>(handle: *const bn_plan, args: *const A, f32: Pass<
 
 /// # Safety
 /// As [`Array::slice`].
-unsafe fn slice<'a, T>(array: Option<Array<T>>) -> Option<&'a [T]> {
+pub(crate) unsafe fn slice<'a, T>(array: Option<Array<T>>) -> Option<&'a [T]> {
     // SAFETY: the caller's promise.
     array.map(|array| unsafe { array.slice() })
 }
@@ -43,7 +43,7 @@ unsafe fn slice_mut<'a, T>(array: Option<Array<T>>) -> Option<&'a mut [T]> {
 }
 
 unsafe fn compute_statistics<E: Element>(plan: &bn_plan, args: bn_statistics_args) -> Result<(), Status> {
-    let (shape, mut arrays) = (plan.batch_norm.shape(), Arrays::new());
+    let (shape, mut arrays) = (plan.batch_norm.shape(), Arrays::new(plan));
     let x = arrays.input::<E>("x", args.x, shape.len())?;
     // SAFETY: the caller's promise; what becomes a slice and is written has been checked.
     unsafe {
@@ -57,7 +57,7 @@ unsafe fn compute_statistics<E: Element>(plan: &bn_plan, args: bn_statistics_arg
 }
 
 unsafe fn forward_training<E: Element>(plan: &bn_plan, args: bn_forward_training_args) -> Result<(), Status> {
-    let (shape, mut arrays) = (plan.batch_norm.shape(), Arrays::new());
+    let (shape, mut arrays) = (plan.batch_norm.shape(), Arrays::new(plan));
     let x = arrays.input::<E>("x", args.x, shape.len())?;
     let gamma = arrays.input_or_absent::<E::Param>("gamma", args.gamma, shape.channels())?;
     let beta = arrays.input_or_absent::<E::Param>("beta", args.beta, shape.channels())?;
@@ -79,7 +79,7 @@ unsafe fn forward_training<E: Element>(plan: &bn_plan, args: bn_forward_training
 }
 
 unsafe fn normalize<E: Element>(plan: &bn_plan, args: bn_normalize_args) -> Result<(), Status> {
-    let (shape, mut arrays) = (plan.batch_norm.shape(), Arrays::new());
+    let (shape, mut arrays) = (plan.batch_norm.shape(), Arrays::new(plan));
     let x = arrays.input::<E>("x", args.x, shape.len())?;
     let gamma = arrays.input_or_absent::<E::Param>("gamma", args.gamma, shape.channels())?;
     let beta = arrays.input_or_absent::<E::Param>("beta", args.beta, shape.channels())?;
@@ -99,7 +99,7 @@ unsafe fn normalize<E: Element>(plan: &bn_plan, args: bn_normalize_args) -> Resu
 }
 
 unsafe fn compute_gradient_sums<E: Element>(plan: &bn_plan, args: bn_gradient_sums_args) -> Result<(), Status> {
-    let (shape, mut arrays) = (plan.batch_norm.shape(), Arrays::new());
+    let (shape, mut arrays) = (plan.batch_norm.shape(), Arrays::new(plan));
     let x = arrays.input::<E>("x", args.x, shape.len())?;
     let dy = arrays.input::<E>("dy", args.dy, shape.len())?;
     // SAFETY: the caller's promise; what becomes a slice and is written has been checked.
@@ -112,7 +112,7 @@ unsafe fn compute_gradient_sums<E: Element>(plan: &bn_plan, args: bn_gradient_su
 }
 
 unsafe fn input_gradient<E: Element>(plan: &bn_plan, args: bn_input_gradient_args) -> Result<(), Status> {
-    let (shape, mut arrays) = (plan.batch_norm.shape(), Arrays::new());
+    let (shape, mut arrays) = (plan.batch_norm.shape(), Arrays::new(plan));
     let channels = shape.channels();
     let x = arrays.input::<E>("x", args.x, shape.len())?;
     let dy = arrays.input::<E>("dy", args.dy, shape.len())?;
@@ -139,7 +139,7 @@ unsafe fn parameter_gradients<P: Element<Param = P>>(
     plan: &bn_plan,
     args: bn_parameter_gradients_args,
 ) -> Result<(), Status> {
-    let (channels, mut arrays) = (plan.channels(), Arrays::new());
+    let (channels, mut arrays) = (plan.channels(), Arrays::new(plan));
     let dgamma = arrays.output_or_absent::<P>("dgamma", args.dgamma, channels)?;
     let dbeta = arrays.output_or_absent::<P>("dbeta", args.dbeta, channels)?;
     // SAFETY: the caller's promise; what becomes a slice has been checked.
@@ -153,7 +153,7 @@ unsafe fn parameter_gradients<P: Element<Param = P>>(
 }
 
 unsafe fn backward<E: Element>(plan: &bn_plan, args: bn_backward_args) -> Result<(), Status> {
-    let (shape, mut arrays) = (plan.batch_norm.shape(), Arrays::new());
+    let (shape, mut arrays) = (plan.batch_norm.shape(), Arrays::new(plan));
     let channels = shape.channels();
     let x = arrays.input::<E>("x", args.x, shape.len())?;
     let dy = arrays.input::<E>("dy", args.dy, shape.len())?;

@@ -236,7 +236,7 @@ pub unsafe extern "C" fn bn_merge_statistics(
         // SAFETY: the header asks the caller for what each of these needs; what is read and written has been checked.
         unsafe {
             let plan = self::plan(plan)?;
-            let (channels, mut arrays) = (plan.channels(), Arrays::new());
+            let (channels, mut arrays) = (plan.channels(), Arrays::new(plan));
             let into = StatisticsView::new(&mut arrays, INTO_STATISTICS, into, channels, Access::Write)?;
             let other = StatisticsView::new(&mut arrays, OTHER_STATISTICS, other.cast_mut(), channels, Access::Read)?;
             arrays.check_overlap(None)?;
@@ -259,7 +259,7 @@ pub unsafe extern "C" fn bn_merge_gradient_sums(
         // SAFETY: the header asks the caller for what each of these needs; what is read and written has been checked.
         unsafe {
             let plan = self::plan(plan)?;
-            let (channels, mut arrays) = (plan.channels(), Arrays::new());
+            let (channels, mut arrays) = (plan.channels(), Arrays::new(plan));
             let into = SumsView::new(&mut arrays, INTO_SUMS, into, channels, Access::Write)?;
             let other = SumsView::new(&mut arrays, OTHER_SUMS, other, channels, Access::Read)?;
             arrays.check_overlap(None)?;
@@ -283,7 +283,7 @@ pub unsafe extern "C" fn bn_update_running_statistics(
         // SAFETY: the header asks the caller for what each of these needs; what is read and written has been checked.
         unsafe {
             let plan = self::plan(plan)?;
-            let (channels, mut arrays) = (plan.channels(), Arrays::new());
+            let (channels, mut arrays) = (plan.channels(), Arrays::new(plan));
             let place = RunningView::new(&mut arrays, running, channels, Access::Write)?;
             let batch = StatisticsView::new(&mut arrays, STATISTICS, statistics.cast_mut(), channels, Access::Read)?;
             arrays.check_overlap(None)?;
