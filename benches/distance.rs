@@ -75,7 +75,12 @@ fn measure(name: &str, shape: Shape) {
         clock(3, &mut || plan.forward_training(&x, affine, &mut y, &mut statistics).expect("valid arguments"));
         clock(1, &mut || limits::streaming_copy(&x, &mut y));
         clock(5, &mut || {
-            let gradients = Gradients { dx: Some(&mut dx), dgamma: Some(&mut dgamma), dbeta: Some(&mut dbeta) };
+            let gradients = Gradients {
+                dx: Some(&mut dx),
+                dgamma: Some(&mut dgamma),
+                dbeta: Some(&mut dbeta),
+                ..Gradients::default()
+            };
             plan.backward(&x, &dy, &statistics, affine, gradients).expect("valid arguments");
         });
         clock(2, &mut || limits::streaming_add(&x, &dy, &mut dx));

@@ -94,8 +94,12 @@ impl Case {
 
     fn backward(&mut self) {
         let affine = Affine::new(&self.gamma, &self.beta);
-        let gradients =
-            Gradients { dx: Some(&mut self.y), dgamma: Some(&mut self.dgamma), dbeta: Some(&mut self.dbeta) };
+        let gradients = Gradients {
+            dx: Some(&mut self.y),
+            dgamma: Some(&mut self.dgamma),
+            dbeta: Some(&mut self.dbeta),
+            ..Gradients::default()
+        };
         self.plan.backward(&self.x, &self.dy, &self.statistics, affine, gradients).expect("valid arguments");
     }
 

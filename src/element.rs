@@ -4,19 +4,25 @@ use crate::passes::{Compiled, Passes};
 use crate::simd::{Real, Simd, Vector};
 use std::marker::PhantomData;
 
-/// A type of activations: `f32` or `f64`. Sealed: the kernels know how each is loaded and stored.
-pub trait Element: sealed::Sealed + Copy + Send + Sync + 'static {
-    /// The type of gamma and beta and of their gradients; also what native lanes hold.
-    type Param: Real;
+#[cfg(feature = "half")]
+mod half;
+
+/// A type of activations: `f32`, `f64`, `bf16` or `f16`. Sealed: the kernels know how each is loaded and stored.
+pub trait Element: sealed::Sealed + Copy + std::fmt::Debug + Send + Sync + 'static {
+    /// The type of gamma, beta, weights and parameter gradients, in which lanes compute: f64 for f64, else f32.
+    type Param: Real + Element<Param = Self::Param>;
     /// The lanes that passes compute in.
     #[doc(hidden)]
     type Native<S: Simd>: Store<Element = Self, V: Vector<Scalar = Self::Param>>;
-    /// Lanes of f64, to redo a reduction in which f32 overflowed or met subnormals.
+    /// Lanes of f64, to redo a reduction in which f32 overflowed or met subnormals, and for weighted ones.
     #[doc(hidden)]
     type Redo<S: Simd>: Load<Element = Self, V = S::F64>;
-    /// Whether `Redo` has a larger range than `Native`.
+    /// Whether squares can leave the range of `Native`, and not that of `Redo`.
     #[doc(hidden)]
     const HAS_REDO: bool;
+    /// The largest finite value and the smallest normal one.
+    #[doc(hidden)]
+    const RANGE: [f64; 2];
     /// The passes, compiled for this type.
     #[doc(hidden)]
     type Passes: Passes<Self, Self::Param>;
@@ -25,8 +31,9 @@ pub trait Element: sealed::Sealed + Copy + Send + Sync + 'static {
 impl Element for f32 {
     type Param = f32;
     type Native<S: Simd> = Same<S::F32>;
-    type Redo<S: Simd> = Widened<S>;
+    type Redo<S: Simd> = Widened<S, Same<S::F32>>;
     const HAS_REDO: bool = true;
+    const RANGE: [f64; 2] = [f32::MAX as f64, f32::MIN_POSITIVE as f64];
     type Passes = Compiled;
 }
 
@@ -35,6 +42,7 @@ impl Element for f64 {
     type Native<S: Simd> = Same<S::F64>;
     type Redo<S: Simd> = Same<S::F64>;
     const HAS_REDO: bool = false;
+    const RANGE: [f64; 2] = [f64::MAX, f64::MIN_POSITIVE];
     type Passes = Compiled;
 }
 
@@ -60,12 +68,10 @@ pub trait Load {
 /// How lanes are written as an element type.
 ///
 /// # Safety (of all functions)
-/// The caller guarantees that the values named can be written at `p`; only `stream` asks for an alignment, of
-/// [`STREAM_ALIGN`](crate::simd::STREAM_ALIGN).
+/// The caller guarantees that the values named can be written at `p`; no alignment is needed.
 pub trait Store: Load {
     unsafe fn store(v: Self::V, p: *mut Self::Element);
     unsafe fn store_first(v: Self::V, p: *mut Self::Element, n: usize);
-    unsafe fn stream(v: Self::V, p: *mut Self::Element);
 }
 
 /// Elements computed in lanes of their own type.
@@ -98,28 +104,23 @@ impl<V: Vector> Store for Same<V> {
         // SAFETY: the caller's promise.
         unsafe { v.store_first(p, n) }
     }
-    #[inline(always)]
-    unsafe fn stream(v: V, p: *mut V::Scalar) {
-        // SAFETY: the caller's promise.
-        unsafe { v.stream(p) }
-    }
 }
 
-/// f32 computed in lanes of f64.
-pub struct Widened<S>(PhantomData<S>);
+/// What a kernel computes in lanes of f32, in lanes of f64: the first half of each vector.
+pub struct Widened<S, L>(PhantomData<(S, L)>);
 
-impl<S: Simd> Load for Widened<S> {
-    type Element = f32;
+impl<S: Simd, L: Load<V = S::F32>> Load for Widened<S, L> {
+    type Element = L::Element;
     type V = S::F64;
 
     #[inline(always)]
-    unsafe fn load(p: *const f32) -> S::F64 {
-        // SAFETY: the caller's promise.
-        unsafe { S::widen(p) }
+    unsafe fn load(p: *const L::Element) -> S::F64 {
+        // SAFETY: the caller's promise for the 8 lanes of an f64 vector.
+        unsafe { S::widen(L::load_first(p, 8)) }
     }
     #[inline(always)]
-    unsafe fn load_first(p: *const f32, n: usize) -> S::F64 {
-        // SAFETY: the caller's promise.
-        unsafe { S::widen_first(p, n) }
+    unsafe fn load_first(p: *const L::Element, n: usize) -> S::F64 {
+        // SAFETY: the caller's promise for `n` values, and no more than the lanes of an f64 vector.
+        unsafe { S::widen(L::load_first(p, n.min(8))) }
     }
 }

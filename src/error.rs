@@ -1,6 +1,6 @@
 //! What can be wrong with a call: one enum for the whole crate.
 
-use crate::Isa;
+use crate::{Activation, Isa};
 use std::fmt;
 
 /// What was wrong with the arguments of a call, what was expected and what came.
@@ -34,6 +34,33 @@ pub enum Error {
     },
     /// eps must be finite and not negative.
     Eps(f64),
+    /// The slope of a leaky ReLU must be finite and not negative.
+    Slope(f64),
+    /// A weight must be finite and not negative.
+    Weight {
+        /// Its position `o * inner + i`.
+        position: usize,
+        /// What came.
+        value: f64,
+    },
+    /// The plan's activation does not allow what was asked for.
+    Activation {
+        /// What was asked for.
+        pass: &'static str,
+        /// The activations that allow it.
+        expected: &'static str,
+        /// The plan's.
+        actual: Activation,
+    },
+    /// x cannot be rebuilt from y within the stated bound.
+    NotInvertible {
+        /// The first channel concerned.
+        channel: usize,
+        /// Its gamma.
+        gamma: f64,
+        /// Its beta.
+        beta: f64,
+    },
     /// An exponential momentum must lie in [0, 1].
     Momentum(f64),
     /// An unbiased variance needs more than one value per channel.
@@ -84,6 +111,18 @@ impl fmt::Display for Error {
                 write!(f, "shape {dims:?} is too large: expected at most isize::MAX bytes at 8 bytes an element")
             }
             Self::Eps(eps) => write!(f, "eps is out of range: expected a finite number >= 0, got {eps}"),
+            Self::Slope(slope) => write!(f, "slope is out of range: expected a finite number >= 0, got {slope}"),
+            Self::Weight { position, value } => {
+                write!(f, "weight of position {position} is invalid: expected a finite number >= 0, got {value}")
+            }
+            Self::Activation { pass, expected, actual } => {
+                write!(f, "{pass} does not go with the plan's activation: expected {expected}, got {actual:?}")
+            }
+            Self::NotInvertible { channel, gamma, beta } => write!(
+                f,
+                "channel {channel} cannot be rebuilt from its output: expected |beta| <= 64*|gamma|, and gamma neither \
+                 too small nor too large for the element type, got gamma {gamma} and beta {beta}"
+            ),
             Self::Momentum(m) => write!(f, "momentum is out of range: expected a number in [0, 1], got {m}"),
             Self::TooFewValues { count } => write!(
                 f,

@@ -156,8 +156,8 @@ fn check_multiple(argument: &'static str, of: usize, actual: usize) -> Result<us
 }
 
 impl BatchNorm {
-    /// The scale and the shift that [`normalize`](Self::normalize) with these statistics is. A channel without variance
-    /// has scale 0 where eps is 0.
+    /// The scale and the shift that [`normalize`](Self::normalize) with these statistics is, before the plan's activation
+    /// and a residual, which stay after the folded layer. A channel without variance has scale 0 where eps is 0.
     ///
     /// # Errors
     /// As [`normalize`](Self::normalize); [`Error::Length`] where `fold` has another number of channels.

@@ -27,7 +27,7 @@
 //! // Backward: ask for the gradients that are needed.
 //! let dy = [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0];
 //! let (mut dx, mut dgamma, mut dbeta) = ([0.0; 8], [0.0; 2], [0.0; 2]);
-//! let gradients = Gradients { dx: Some(&mut dx), dgamma: Some(&mut dgamma), dbeta: Some(&mut dbeta) };
+//! let gradients = Gradients { dx: Some(&mut dx), dgamma: Some(&mut dgamma), dbeta: Some(&mut dbeta), ..Gradients::default() };
 //! plan.backward(&x, &dy, &batch, affine, gradients)?;
 //! assert_eq!(dbeta, [1.0, 1.0]);
 //!
@@ -46,6 +46,7 @@
 //!
 //! Nothing panics: a wrong argument is an [`Error`], found before anything is written.
 
+mod activation;
 mod batch_norm;
 mod element;
 mod error;
@@ -60,7 +61,8 @@ mod shape;
 mod simd;
 mod statistics;
 
-pub use batch_norm::{Affine, BatchNorm, Gradients};
+pub use activation::Activation;
+pub use batch_norm::{Affine, BatchNorm, Extras, Gradients, With};
 pub use element::Element;
 pub use error::Error;
 pub use fold::Fold;

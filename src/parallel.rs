@@ -136,7 +136,7 @@ impl<T> Shared<T> {
     /// # Safety
     /// The range lies within what the pointer was made from, and nothing else uses it while the slice lives.
     #[allow(clippy::mut_from_ref)] // the caller's promise stands in for the borrow
-    pub(crate) unsafe fn slice(&self, range: std::ops::Range<usize>) -> &mut [T] {
+    pub(crate) unsafe fn slice<'a>(&self, range: std::ops::Range<usize>) -> &'a mut [T] {
         // SAFETY: the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.0.add(range.start), range.len()) }
     }

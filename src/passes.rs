@@ -7,26 +7,33 @@ use crate::grid::{self, Grid};
 use crate::kernels::coefficients::{
     Backward, Center, Channels, Finish, FinishSums, Forward, Frozen, ParameterGradients, Partials,
 };
-use crate::kernels::gradient_sums::GradientTerms;
-use crate::kernels::input_gradient::InputGradient;
+use crate::kernels::gradient_sums::{self, GradientTerms};
+use crate::kernels::input_gradient::{self, InputGradient};
 use crate::kernels::map::{Apply, Map};
 use crate::kernels::moments::Moments;
-use crate::kernels::normalize::Normalize;
-use crate::kernels::{Tile, padded};
+use crate::kernels::normalize::{self, Normalize};
+use crate::kernels::operands::{Fused, INPUTS, Sources, Weights};
+use crate::kernels::{AHEAD, Tile, padded};
 use crate::parallel::Shared;
 use crate::scratch::Sizes;
 use crate::simd::dispatch;
 use crate::statistics::{GradientSums, Source, Statistics};
+use crate::{Activation, Extras};
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::ptr::null;
 
 /// Outputs of more bytes than this are written past the caches: what is read next would not find them there.
 const STREAM_BYTES: usize = 1 << 22;
 
 /// Arrays of partial results, one value a channel each, that a segment has.
 const PARTIALS: usize = 2;
-/// Other arrays, coefficients and sums, that the pass with most of them takes.
-const ARRAYS: usize = 2 + 3 + 7;
+/// Arrays of coefficients that the sums of the backward pass take, those to recompute its activation's argument included.
+const CENTERED: usize = gradient_sums::COEFS + normalize::COEFS;
+/// As these, for the map of the backward pass.
+const MAPPED: usize = input_gradient::COEFS + normalize::COEFS;
+/// Arrays beside partial results, coefficients and sums, that the pass with most of them takes.
+const ARRAYS: usize = 2 + CENTERED + MAPPED;
 
 /// The scratch memory of passes over a shape.
 pub(crate) fn scratch_sizes(shape: Shape) -> Sizes {
@@ -35,7 +42,8 @@ pub(crate) fn scratch_sizes(shape: Shape) -> Sizes {
     let padded = padded(shape.channels().min(usize::MAX / 2));
     let segments = grid.as_ref().map_or(0, Grid::segments);
     Sizes {
-        pass: padded.saturating_mul(ARRAYS + PARTIALS * segments),
+        // Beside arrays, one value a segment.
+        pass: padded.saturating_mul(ARRAYS + PARTIALS * segments).saturating_add(segments.next_multiple_of(8)),
         task: grid.as_ref().map_or(0, |_| Moments::<f64>::scratch(shape)),
         tasks: grid.as_ref().map_or(1, Grid::tiles),
     }
@@ -47,23 +55,23 @@ pub(crate) fn scratch_sizes(shape: Shape) -> Sizes {
 /// # Safety (of all functions)
 /// Lengths fit the plan's shape: pointers to activations cover it, per-channel arguments have its channels. Outputs
 /// overlap nothing else, but may be equal to an input of the same pass.
-pub trait Passes<E, P> {
+pub trait Passes<E: Element, P> {
     unsafe fn forward(
         plan: &BatchNorm,
         x: *const E,
+        extras: Extras<'_, E>,
         statistics: &mut Statistics<&mut [f64]>,
         output: Option<(Affine<'_, P>, *mut E)>,
     );
-    unsafe fn normalize(plan: &BatchNorm, x: *const E, source: Source<'_>, affine: Affine<'_, P>, y: *mut E);
-    unsafe fn gradients(
+    unsafe fn normalize(
         plan: &BatchNorm,
-        inputs: [*const E; 2],
+        x: *const E,
+        extras: Extras<'_, E>,
         source: Source<'_>,
-        gamma: Option<&[P]>,
-        given: Option<GradientSums<&[f64]>>,
-        gradients: RawGradients<'_, E, P>,
-        sums_out: Option<GradientSums<&mut [f64]>>,
+        affine: Affine<'_, P>,
+        y: *mut E,
     );
+    unsafe fn gradients(plan: &BatchNorm, gradients: GradientsOf<'_, E, P>, sums_out: Option<GradientSums<&mut [f64]>>);
 }
 
 /// The element types whose passes are compiled.
@@ -71,56 +79,104 @@ pub struct Compiled;
 
 macro_rules! passes {
     ($($element:ty),*) => {$(
-        impl Passes<$element, $element> for Compiled {
+        impl Passes<$element, <$element as Element>::Param> for Compiled {
             #[inline(never)]
             unsafe fn forward(
                 plan: &BatchNorm,
                 x: *const $element,
+                extras: Extras<'_, $element>,
                 statistics: &mut Statistics<&mut [f64]>,
-                output: Option<(Affine<'_, $element>, *mut $element)>,
+                output: Option<(Affine<'_, <$element as Element>::Param>, *mut $element)>,
             ) {
-                plan.forward(x, statistics, output);
+                plan.forward(x, extras, statistics, output);
             }
 
             #[inline(never)]
             unsafe fn normalize(
                 plan: &BatchNorm,
                 x: *const $element,
+                extras: Extras<'_, $element>,
                 source: Source<'_>,
-                affine: Affine<'_, $element>,
+                affine: Affine<'_, <$element as Element>::Param>,
                 y: *mut $element,
             ) {
-                plan.normalize_with(x, source, affine, y);
+                plan.normalize_with(x, extras, source, affine, y);
             }
 
             #[inline(never)]
             unsafe fn gradients(
                 plan: &BatchNorm,
-                inputs: [*const $element; 2],
-                source: Source<'_>,
-                gamma: Option<&[$element]>,
-                given: Option<GradientSums<&[f64]>>,
-                gradients: RawGradients<'_, $element, $element>,
+                gradients: GradientsOf<'_, $element, <$element as Element>::Param>,
                 sums_out: Option<GradientSums<&mut [f64]>>,
             ) {
-                plan.gradients(inputs, source, gamma, given, gradients, sums_out);
+                plan.gradients(gradients, sums_out);
             }
         }
     )*};
 }
 
 passes!(f32, f64);
+#[cfg(feature = "half")]
+passes!(half::bf16, half::f16);
 
-/// [`Gradients`](crate::Gradients) with dx as a pointer, which may be that of dy.
-pub struct RawGradients<'a, E, P> {
+/// What any part of the backward pass starts from, and what it makes.
+pub struct GradientsOf<'a, E: Element, P> {
+    /// Not read where given sums leave nothing to compute from it.
+    pub(crate) dy: *const E,
+    /// Not read where it is rebuilt from y, nor where nothing depends on it.
+    pub(crate) x: *const E,
+    /// Whether x̂ is rebuilt from y, which `extras` has then.
+    pub(crate) rebuild: bool,
+    pub(crate) extras: Extras<'a, E>,
+    pub(crate) source: Source<'a>,
+    pub(crate) affine: Affine<'a, P>,
+    pub(crate) sums: Option<GradientSums<&'a [f64]>>,
+    pub(crate) out: RawGradients<'a, E, P>,
+}
+
+/// [`Gradients`](crate::Gradients) with pointers to those of the plan's shape; that of dx may be that of dy.
+pub(crate) struct RawGradients<'a, E, P> {
     pub(crate) dx: Option<*mut E>,
+    pub(crate) dresidual: Option<*mut E>,
     pub(crate) dgamma: Option<&'a mut [P]>,
     pub(crate) dbeta: Option<&'a mut [P]>,
 }
 
 impl<E, P> RawGradients<'_, E, P> {
     pub(crate) fn none() -> Self {
-        Self { dx: None, dgamma: None, dbeta: None }
+        Self { dx: None, dresidual: None, dgamma: None, dbeta: None }
+    }
+}
+
+/// What [`MapTile`](grid::MapTile) is given.
+type Mapped = (Tile, Option<usize>);
+
+/// The inputs of a pass, by what is fused: pointers that tasks share.
+struct Reads<E: Element> {
+    inputs: [Shared<E>; INPUTS],
+    weights: Shared<E::Param>,
+    fused: Fused,
+}
+
+impl<E: Element> Reads<E> {
+    /// From a pass's own inputs and what it may read beside them, null where it does not.
+    fn new(activation: Activation, own: [*const E; 3], [residual, output]: [*const E; 2], extras: &Extras<E>) -> Self {
+        let inputs = [own[0], own[1], own[2], residual, output];
+        let weights = extras.weights.map_or(null(), <[E::Param]>::as_ptr);
+        let (residual, output, weighted) = (!residual.is_null(), !output.is_null(), extras.weights.is_some());
+        let fused = Fused { activation, residual, output, weighted, rebuild: false, constant: false };
+        Self { inputs: inputs.map(|p| Shared::new(p.cast_mut())), weights: Shared::new(weights.cast_mut()), fused }
+    }
+
+    fn sources(&self) -> Sources<E> {
+        let inputs = std::array::from_fn(|k| self.inputs[k].ptr().cast_const());
+        Sources { inputs, weights: self.weights.ptr().cast_const() }
+    }
+
+    /// Whether a pass differs from the plain one.
+    fn fuses(&self) -> bool {
+        let fused = &self.fused;
+        fused.activation != Activation::Identity || fused.residual || fused.weighted || fused.rebuild
     }
 }
 
@@ -136,12 +192,17 @@ impl<P> Coefs<P> {
         Self { base: Shared::new(buffer.cast()), padded }
     }
 
+    /// The arrays but the first `k`.
+    fn after(&self, k: usize) -> Self {
+        Self { base: Shared::new(self.base.ptr().wrapping_add(k * self.padded)), padded: self.padded }
+    }
+
     /// Some channels of the first K arrays.
     ///
     /// # Safety
     /// The buffer has K arrays, and nothing else uses these channels of them while the slices live.
     #[allow(clippy::mut_from_ref)] // the caller's promise stands in for the borrow
-    unsafe fn arrays<const K: usize>(&self, channels: &Range<usize>) -> [&mut [P]; K] {
+    unsafe fn arrays<'a, const K: usize>(&self, channels: &Range<usize>) -> [&'a mut [P]; K] {
         std::array::from_fn(|k| {
             let at = k * self.padded;
             // SAFETY: the caller's promise; arrays are apart.
@@ -156,8 +217,12 @@ fn slot(partials: &Shared<f64>, segment: usize, padded: usize) -> [*mut f64; 2] 
     [first, first.wrapping_add(padded)]
 }
 
-fn partials<'a>(grid: &Grid, slots: &'a Shared<f64>, padded: usize, channels: Range<usize>) -> Partials<'a> {
-    Partials { slots, padded, channels, segment: grid.segment, values: grid.values }
+/// y, where the activation's derivative follows from its sign.
+fn mask<E: Element>(activation: Activation, extras: &Extras<E>) -> Option<*const E> {
+    match activation {
+        Activation::Relu | Activation::LeakyRelu(_) => extras.output.map(<[E]>::as_ptr),
+        Activation::Identity | Activation::Silu => None,
+    }
 }
 
 impl BatchNorm {
@@ -166,71 +231,104 @@ impl BatchNorm {
         self.threads.count(self.shape.len() * size_of::<E>() * sweeps)
     }
 
-    fn channels<'a, P>(&self, source: Source<'a>, gamma: Option<&'a [P]>, range: &Range<usize>) -> Channels<'a, P> {
+    fn channels<'a, P>(&self, source: Source<'a>, affine: Affine<'a, P>, range: &Range<usize>) -> Channels<'a, P> {
         Channels {
             mean: &source.mean()[range.clone()],
             var: &source.var()[range.clone()],
             eps: self.eps,
-            gamma: gamma.map(|gamma| &gamma[range.clone()]),
+            gamma: affine.gamma.map(|gamma| &gamma[range.clone()]),
+            beta: affine.beta.map(|beta| &beta[range.clone()]),
+            rebuild: false,
         }
     }
 
-    /// Maps a tile of the inputs into `out`.
-    fn apply<M: Map, E: Element>(&self, tile: Tile, x: [*const E; 2], coefs: &Coefs<E::Param>, out: *mut E) {
-        let in_place = x.contains(&out.cast_const());
+    /// Maps a tile of the inputs into the outputs.
+    fn apply<M: Map, E: Element>(
+        &self,
+        (tile, next): Mapped,
+        reads: &Reads<E>,
+        coefs: &Coefs<E::Param>,
+        out: [*mut E; 2],
+    ) {
+        let x = reads.sources();
+        let in_place = out.iter().any(|p| !p.is_null() && x.inputs.contains(&p.cast_const()));
         // What was just read lies in cache and would have to be thrown out of it to be written past it.
         let stream = !in_place && self.shape.len() * size_of::<E>() > STREAM_BYTES;
         let (padded, coefs) = (coefs.padded, coefs.base.ptr().cast_const());
-        let pass = PhantomData::<M>;
-        dispatch(self.isa, Apply { shape: self.shape, tile, x, coefs, padded, out, stream, pass });
+        let (shape, fused, pass) = (self.shape, reads.fused, PhantomData::<M>);
+        let ahead = next.map_or(AHEAD, |elements| elements * size_of::<E>());
+        dispatch(self.isa, Apply { shape, tile, x, fused, ahead, coefs, padded, out, stream, pass });
+    }
+
+    /// [`apply`](Self::apply), for y.
+    fn apply_normalize<E: Element>(&self, tile: Mapped, reads: &Reads<E>, coefs: &Coefs<E::Param>, y: *mut E) {
+        let out = [y, std::ptr::null_mut()];
+        if reads.fuses() {
+            self.apply::<Normalize<true>, E>(tile, reads, coefs, out);
+        } else {
+            self.apply::<Normalize<false>, E>(tile, reads, coefs, out);
+        }
     }
 
     /// Statistics and, where there is an output, y.
     pub(crate) fn forward<E: Element>(
         &self,
         x: *const E,
+        extras: Extras<'_, E>,
         statistics: &mut Statistics<&mut [f64]>,
         output: Option<(Affine<'_, E::Param>, *mut E)>,
     ) {
-        statistics.count = self.shape.values_per_channel() as f64;
+        let weights = Weights(extras.weights.map_or(null(), <[E::Param]>::as_ptr));
         if self.shape.is_empty() {
+            // SAFETY: weights cover the positions.
+            statistics.count = unsafe { weights.sum(0..self.shape.values_per_channel()) };
             statistics.mean.fill(0.0);
             statistics.var.fill(0.0);
             return;
         }
-        let grid = Grid::new(self.shape, size_of::<E>());
+        let grid = Grid::new(self.shape, if output.is_some() { size_of::<E>() } else { 0 });
         let padded = padded(self.shape.channels());
         let mut scratch = self.scratch.pass();
         let slots = Shared::new(scratch.take(PARTIALS * padded * grid.segments()));
-        let coefs = Coefs::<E::Param>::new(scratch.take(5 * padded), padded);
+        let coefs = Coefs::<E::Param>::new(scratch.take(normalize::COEFS * padded), padded);
+        // SAFETY: the memory has a value for each segment, and weights cover the positions.
+        let counts: &[f64] = unsafe {
+            let counts = std::slice::from_raw_parts_mut(scratch.take(grid.segments()), grid.segments());
+            for (segment, count) in counts.iter_mut().enumerate() {
+                *count = weights.sum(grid.positions(segment));
+            }
+            counts
+        };
+        statistics.count = counts.iter().sum();
         let (mean, var) = (Shared::new(statistics.mean.as_mut_ptr()), Shared::new(statistics.var.as_mut_ptr()));
-        let x = Shared::new(x.cast_mut());
+        let residual = extras.residual.map_or(null(), <[E]>::as_ptr);
+        let reads = Reads::new(self.activation, [x, null(), null()], [residual, null()], &extras);
         let (affine, y) = output.map(|(affine, y)| (affine, Shared::new(y))).unzip();
 
         let reduce = |segment: usize, tile: Tile| {
             let mut scratch = self.scratch.task();
             let (out, scratch) = (slot(&slots, segment, padded), scratch.take(Moments::<E>::scratch(self.shape)));
-            dispatch(self.isa, Moments { shape: self.shape, tile, x: x.ptr().cast_const(), out, scratch });
+            let Sources { inputs: [x, ..], weights } = reads.sources();
+            dispatch(self.isa, Moments { shape: self.shape, tile, x, weights, out, scratch });
         };
         let finish = |channels: Range<usize>| {
             // SAFETY: tasks have disjoint channels, all below the number of channels.
             let (mean, var) = unsafe { (mean.slice(channels.clone()), var.slice(channels.clone())) };
-            let partials = partials(&grid, &slots, padded, channels.clone());
+            let partials = Partials { slots: &slots, padded, channels: channels.clone(), counts };
             dispatch(self.isa, Finish { partials, mean, var });
             if let Some(affine) = affine {
                 let gamma = affine.gamma.map(|gamma| &gamma[channels.clone()]);
                 let beta = affine.beta.map(|beta| &beta[channels.clone()]);
-                // SAFETY: tasks have disjoint channels; the buffer has five arrays.
+                // SAFETY: tasks have disjoint channels; the buffer has as many arrays.
                 let out = unsafe { coefs.arrays(&channels) };
-                dispatch(self.isa, Forward { channels: Channels { mean, var, eps: self.eps, gamma }, beta, out });
+                let channels = Channels { mean, var, eps: self.eps, gamma, beta, rebuild: false };
+                dispatch(self.isa, Forward { channels, out });
             }
         };
         match y {
             None => grid.walk((&self.threads, self.thread_count::<E>(1)), Some(&reduce), &finish, None),
             Some(y) => {
-                let map = |tile| {
-                    self.apply::<Normalize, E>(tile, [x.ptr().cast_const(); 2], &coefs, y.ptr());
-                };
+                let map = |tile, next| self.apply_normalize((tile, next), &reads, &coefs, y.ptr());
                 grid.walk((&self.threads, self.thread_count::<E>(3)), Some(&reduce), &finish, Some(&map));
             }
         }
@@ -240,6 +338,7 @@ impl BatchNorm {
     pub(crate) fn normalize_with<E: Element>(
         &self,
         x: *const E,
+        extras: Extras<'_, E>,
         source: Source<'_>,
         affine: Affine<'_, E::Param>,
         y: *mut E,
@@ -250,42 +349,55 @@ impl BatchNorm {
         let grid = Grid::for_map(self.shape);
         let padded = padded(self.shape.channels());
         let mut scratch = self.scratch.pass();
-        let coefs = Coefs::<E::Param>::new(scratch.take(5 * padded), padded);
-        let (x, y) = (Shared::new(x.cast_mut()), Shared::new(y));
+        let coefs = Coefs::<E::Param>::new(scratch.take(normalize::COEFS * padded), padded);
+        let residual = extras.residual.map_or(null(), <[E]>::as_ptr);
+        let reads = Reads::new(self.activation, [x, null(), null()], [residual, null()], &extras);
+        let y = Shared::new(y);
         let finish = |range: Range<usize>| {
-            let channels = self.channels(source, affine.gamma, &range);
-            let beta = affine.beta.map(|beta| &beta[range.clone()]);
-            // SAFETY: tasks have disjoint channels; the buffer has five arrays.
+            // SAFETY: tasks have disjoint channels; the buffer has as many arrays.
             let out = unsafe { coefs.arrays(&range) };
-            dispatch(self.isa, Forward { channels, beta, out });
+            dispatch(self.isa, Forward { channels: self.channels(source, affine, &range), out });
         };
-        let map = |tile| self.apply::<Normalize, E>(tile, [x.ptr().cast_const(); 2], &coefs, y.ptr());
+        let map = |tile, next| self.apply_normalize((tile, next), &reads, &coefs, y.ptr());
         grid.walk((&self.threads, self.thread_count::<E>(2)), None, &finish, Some(&map));
     }
 
-    /// Any part of the backward pass. `inputs` are dy and x; they are not read where `given` sums leave nothing to
-    /// compute from them. `sums_out` receives the sums.
+    /// Any part of the backward pass. `sums_out` receives the sums.
     pub(crate) fn gradients<E: Element>(
         &self,
-        inputs: [*const E; 2],
-        source: Source<'_>,
-        gamma: Option<&[E::Param]>,
-        given: Option<GradientSums<&[f64]>>,
-        gradients: RawGradients<'_, E, E::Param>,
+        gradients: GradientsOf<'_, E, E::Param>,
         sums_out: Option<GradientSums<&mut [f64]>>,
     ) {
-        let RawGradients { dx, dgamma, dbeta } = gradients;
+        let GradientsOf { dy, x, rebuild, extras, source, affine, sums: given, out } = gradients;
+        let RawGradients { dx, dresidual, dgamma, dbeta } = out;
         let channels = self.shape.channels();
         let padded = padded(channels);
         let all = 0..channels;
         let walks = !self.shape.is_empty();
-        // dx through the batch's statistics, or with constant ones and the number of values that does not matter then.
+        // dx through the batch's statistics, or with constant ones.
         let batch = match source {
             Source::Batch(statistics) => Some(statistics.count),
             Source::Running(_) => None,
         };
         let needed = sums_out.is_some() || dgamma.is_some() || dbeta.is_some() || (dx.is_some() && batch.is_some());
         let reduces = walks && needed && given.is_none();
+        let maps = dx.is_some() || dresidual.is_some();
+
+        let mask = mask(self.activation, &extras);
+        let recompute = self.activation != Activation::Identity && mask.is_none() && !rebuild;
+        let residual = extras.residual.filter(|_| recompute).map_or(null(), <[E]>::as_ptr);
+        let output = if rebuild { extras.output.map(<[E]>::as_ptr) } else { mask }.unwrap_or(null());
+        let reads = |x: *const E| {
+            let mut reads = Reads::new(self.activation, [dy, x, null()], [residual, output], &extras);
+            reads.fused.rebuild = rebuild;
+            reads.fused.constant = batch.is_none();
+            reads
+        };
+        // Where x is not needed the kernels find what is in cache already.
+        let reduce_reads = reads(if rebuild { dy } else { x });
+        let map_reads = reads(if rebuild || (batch.is_none() && !recompute) { dy } else { x });
+        let fuses = reduce_reads.fuses() || dresidual.is_some();
+        let seen = |affine, range: &Range<usize>| Channels { rebuild, ..self.channels(source, affine, range) };
 
         let mut scratch = self.scratch.pass();
         let sums = Coefs::<f64>::new(scratch.take(2 * padded), padded);
@@ -302,72 +414,91 @@ impl BatchNorm {
             }
         }
 
-        let center = Coefs::<E::Param>::new(scratch.take(3 * padded), padded);
+        let center = Coefs::<E::Param>::new(scratch.take(CENTERED * padded), padded);
         if reduces {
-            // SAFETY: the buffer has three arrays, and nothing else uses them yet.
+            // SAFETY: the buffer has as many arrays, and nothing else uses them yet.
             let out = unsafe { center.arrays(&all) };
-            dispatch(self.isa, Center { channels: self.channels(source, None, &all), out });
+            dispatch(self.isa, Center { channels: seen(affine, &all), out });
+            if recompute {
+                // SAFETY: as above; these arrays come after the others.
+                let out = unsafe { center.after(gradient_sums::COEFS).arrays(&all) };
+                dispatch(self.isa, Forward { channels: self.channels(source, affine, &all), out });
+            }
         }
-        let coefs = Coefs::<E::Param>::new(scratch.take(7 * padded), padded);
-        let [dy, x] = inputs.map(|p| Shared::new(p.cast_mut()));
+        let coefs = Coefs::<E::Param>::new(scratch.take(MAPPED * padded), padded);
 
-        let grid = walks.then(|| Grid::new(self.shape, size_of::<E>()));
+        let again = if reduces && maps { 2 * size_of::<E>() } else { 0 };
+        let grid = walks.then(|| Grid::new(self.shape, again));
         let segments = grid.as_ref().filter(|_| reduces).map_or(0, Grid::segments);
         let slots = Shared::new(scratch.take(PARTIALS * padded * segments));
+        // SAFETY: the memory has as many values; sums are merged without regard to what they count.
+        let counts: &[f64] = unsafe { std::slice::from_raw_parts(scratch.take(segments), segments) };
         let dgamma = dgamma.map(|d| Shared::new(d.as_mut_ptr()));
         let dbeta = dbeta.map(|d| Shared::new(d.as_mut_ptr()));
-        let dx = dx.map(Shared::new);
+        let out = [dx, dresidual].map(|p| Shared::new(p.unwrap_or(std::ptr::null_mut())));
 
         let reduce = |segment: usize, tile: Tile| {
             let (out, coefs) = (slot(&slots, segment, padded), center.base.ptr().cast_const());
-            let x = [dy.ptr().cast_const(), x.ptr().cast_const()];
-            dispatch(self.isa, GradientTerms::<E> { shape: self.shape, tile, x, coefs, out });
+            let (shape, x, fused) = (self.shape, reduce_reads.sources(), reduce_reads.fused);
+            if fuses {
+                dispatch(self.isa, GradientTerms::<E, true> { shape, tile, x, fused, coefs, out });
+            } else {
+                dispatch(self.isa, GradientTerms::<E, false> { shape, tile, x, fused, coefs, out });
+            }
         };
         let finish = |range: Range<usize>| {
             // SAFETY: tasks have disjoint channels; the buffer has two arrays.
             let [g, gx] = unsafe { sums.arrays(&range) };
-            if let (true, Some(grid)) = (reduces, &grid) {
-                let partials = partials(grid, &slots, padded, range.clone());
-                // SAFETY: tasks have disjoint channels; the buffer has three arrays.
-                let [prescale, ..] = unsafe { center.arrays::<3>(&range) };
-                dispatch(self.isa, FinishSums { partials, prescale, g, gx });
+            let channels = seen(affine, &range);
+            if reduces {
+                let partials = Partials { slots: &slots, padded, channels: range.clone(), counts };
+                // SAFETY: tasks have disjoint channels; the buffer has this array.
+                let [prescale] = unsafe { center.arrays(&range) };
+                dispatch(self.isa, FinishSums { channels, partials, prescale, g, gx });
             }
             // SAFETY: tasks have disjoint channels, all below the number of channels.
             let [dgamma, dbeta] = [&dgamma, &dbeta].map(|d| d.as_ref().map(|d| unsafe { d.slice(range.clone()) }));
-            let channels = self.channels(source, gamma, &range);
             dispatch(self.isa, ParameterGradients { channels, g, gx, dgamma, dbeta });
-            match batch {
-                _ if dx.is_none() => {}
-                Some(count) => {
-                    // SAFETY: tasks have disjoint channels; the buffer has seven arrays.
-                    let out = unsafe { coefs.arrays(&range) };
-                    dispatch(self.isa, Backward { channels, count, g, gx, out });
-                }
-                None => {
-                    // SAFETY: as above.
-                    let out = unsafe { coefs.arrays(&range) };
-                    dispatch(self.isa, Frozen { channels, out });
-                }
+            if !maps {
+                return;
+            }
+            if batch.is_some() || fuses {
+                // SAFETY: tasks have disjoint channels; the buffer has as many arrays.
+                let out = unsafe { coefs.arrays(&range) };
+                dispatch(self.isa, Backward { channels, count: batch, g, gx, out });
+            } else {
+                // SAFETY: as above.
+                let out = unsafe { coefs.arrays(&range) };
+                dispatch(self.isa, Frozen { channels, out });
+            }
+            if recompute {
+                // SAFETY: as above; these arrays come after the others.
+                let out = unsafe { coefs.after(input_gradient::COEFS).arrays(&range) };
+                dispatch(self.isa, Forward { channels: self.channels(source, affine, &range), out });
             }
         };
         match &grid {
             None => finish(all),
             Some(grid) => {
-                let map = |tile| {
-                    let (dy, x) = (dy.ptr().cast_const(), x.ptr().cast_const());
-                    match (&dx, batch) {
-                        (Some(dx), Some(_)) => self.apply::<InputGradient, E>(tile, [dy, x], &coefs, dx.ptr()),
-                        (Some(dx), None) => self.apply::<Normalize, E>(tile, [dy, dy], &coefs, dx.ptr()),
-                        (None, _) => {}
+                let map = |tile, next| {
+                    let tile = (tile, next);
+                    let out = [out[0].ptr(), out[1].ptr()];
+                    if fuses {
+                        self.apply::<InputGradient<true>, E>(tile, &map_reads, &coefs, out);
+                    } else if batch.is_some() {
+                        self.apply::<InputGradient<false>, E>(tile, &map_reads, &coefs, out);
+                    } else {
+                        // Constant statistics: a scale alone, of dy, which is the first input.
+                        self.apply::<Normalize<false>, E>(tile, &map_reads, &coefs, out);
                     }
                 };
-                let sweeps = if reduces { 2 } else { 0 } + if dx.is_some() { 3 } else { 0 };
+                let sweeps = if reduces { 2 } else { 0 } + if maps { 3 } else { 0 };
                 let (reduce, map): (&grid::Reduce, &grid::MapTile) = (&reduce, &map);
                 grid.walk(
                     (&self.threads, self.thread_count::<E>(sweeps)),
                     reduces.then_some(reduce),
                     &finish,
-                    dx.is_some().then_some(map),
+                    maps.then_some(map),
                 );
             }
         }

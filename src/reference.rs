@@ -8,9 +8,13 @@
 //! dbeta = Σ dy         dgamma = Σ dy·x̂               dx = gamma / sqrt(var + eps) · (dy − dbeta/M − x̂·dgamma/M)
 //! ```
 //!
+//! What is fused to a pass is put around these: `y = activate(normalize(..) + residual)`, and backward functions take
+//! `activation_gradient(z, dy)` for dy. Weights w of positions replace `(1/M) Σ` by `(1/Σw) Σ w` in the statistics, and
+//! `/M` by `·w/Σw` in dx.
+//!
 //! Ioffe, Szegedy, "Batch Normalization" (2015).
 
-use crate::Shape;
+use crate::{Activation, Shape};
 
 /// Where the values of channel `c` live.
 pub fn indices(shape: Shape, c: usize) -> impl Iterator<Item = usize> + Clone {
@@ -20,11 +24,18 @@ pub fn indices(shape: Shape, c: usize) -> impl Iterator<Item = usize> + Clone {
 
 /// Mean and biased variance of each channel, in two passes; 0 and 0 for no values.
 pub fn statistics(shape: Shape, x: &[f64]) -> (Vec<f64>, Vec<f64>) {
-    let m = shape.values_per_channel().max(1) as f64;
+    weighted_statistics(shape, x, &vec![1.0; shape.values_per_channel()])
+}
+
+/// Mean and biased variance of each channel with a weight for each position; what has weight 0 does not exist.
+pub fn weighted_statistics(shape: Shape, x: &[f64], weights: &[f64]) -> (Vec<f64>, Vec<f64>) {
+    let total = weights.iter().sum::<f64>();
+    let total = if total > 0.0 { total } else { 1.0 };
     (0..shape.channels())
         .map(|c| {
-            let mean = indices(shape, c).map(|k| x[k]).sum::<f64>() / m;
-            let var = indices(shape, c).map(|k| (x[k] - mean).powi(2)).sum::<f64>() / m;
+            let existing = indices(shape, c).zip(weights).filter(|(_, w)| **w > 0.0);
+            let mean = existing.clone().map(|(k, w)| w * x[k]).sum::<f64>() / total;
+            let var = existing.map(|(k, w)| w * (x[k] - mean).powi(2)).sum::<f64>() / total;
             (mean, var)
         })
         .unzip()
@@ -62,12 +73,32 @@ pub fn backward(
     eps: f64,
     gamma: &[f64],
 ) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
-    let m = shape.values_per_channel().max(1) as f64;
-    let (mut dx, dgamma, dbeta) = backward_frozen(shape, x, dy, (mean, var), eps, gamma);
-    for c in 0..shape.channels() {
+    weighted_backward(shape, x, dy, (mean, var), eps, gamma, &vec![1.0; shape.values_per_channel()])
+}
+
+/// [`backward`], where the statistics are weighted; 0 for what does not exist.
+pub fn weighted_backward(
+    shape: Shape,
+    x: &[f64],
+    dy: &[f64],
+    (mean, var): (&[f64], &[f64]),
+    eps: f64,
+    gamma: &[f64],
+    weights: &[f64],
+) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
+    let channels = shape.channels();
+    let total = weights.iter().sum::<f64>();
+    let (mut dx, mut dgamma, mut dbeta) = (vec![0.0; x.len()], vec![0.0; channels], vec![0.0; channels]);
+    for c in 0..channels {
         let s = inv_std(var[c], eps);
-        for k in indices(shape, c) {
-            dx[k] = gamma[c] * s * (dy[k] - dbeta[c] / m - (x[k] - mean[c]) * s * dgamma[c] / m);
+        let existing = indices(shape, c).zip(weights).filter(|(_, w)| **w > 0.0);
+        for (k, _) in existing.clone() {
+            dbeta[c] += dy[k];
+            dgamma[c] += dy[k] * ((x[k] - mean[c]) * s);
+        }
+        for (k, w) in existing {
+            let through = dbeta[c] + (x[k] - mean[c]) * s * dgamma[c];
+            dx[k] = gamma[c] * s * (dy[k] - w / total * through);
         }
     }
     (dx, dgamma, dbeta)
@@ -93,4 +124,29 @@ pub fn backward_frozen(
         }
     }
     (dx, dgamma, dbeta)
+}
+
+/// The activation of a value.
+pub fn activate(activation: Activation, z: f64) -> f64 {
+    match activation {
+        Activation::Identity => z,
+        Activation::Relu if z <= 0.0 => 0.0,
+        Activation::LeakyRelu(slope) if z <= 0.0 => slope * z,
+        Activation::Relu | Activation::LeakyRelu(_) => z,
+        Activation::Silu => z / (1.0 + (-z).exp()),
+    }
+}
+
+/// The gradient of an activation's argument z, from that of its value.
+pub fn activation_gradient(activation: Activation, z: f64, dy: f64) -> f64 {
+    match activation {
+        Activation::Identity => dy,
+        Activation::Relu if z <= 0.0 => 0.0,
+        Activation::LeakyRelu(slope) if z <= 0.0 => slope * dy,
+        Activation::Relu | Activation::LeakyRelu(_) => dy,
+        Activation::Silu => {
+            let s = 1.0 / (1.0 + (-z).exp());
+            dy * s * (1.0 + z * (1.0 - s))
+        }
+    }
 }

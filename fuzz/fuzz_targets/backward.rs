@@ -56,7 +56,7 @@ fn run<E: Float>(input: &Input) {
         } else if input.place.in_place {
             plan.backward_in_place(&x, &mut dy, source, data.affine(), dgamma, dbeta)
         } else {
-            plan.backward(&x, &dy, source, data.affine(), Gradients { dx: ask_dx.then_some(dx), dgamma, dbeta })
+            plan.backward(&x, &dy, source, data.affine(), Gradients { dx: ask_dx.then_some(dx), dgamma, dbeta, ..Gradients::default() })
         }
         .expect("valid arguments");
 
@@ -80,7 +80,7 @@ fn gradients<E: Float>(plan: &BatchNorm, data: &Data<E>, source: Source<'_>) -> 
     let nan = |n: usize| vec![E::of(f64::NAN); n];
     let mut out = [nan(data.x.len()), nan(data.shape.channels()), nan(data.shape.channels())];
     let [dx, dgamma, dbeta] = &mut out;
-    let gradients = Gradients { dx: Some(dx), dgamma: Some(dgamma), dbeta: Some(dbeta) };
+    let gradients = Gradients { dx: Some(dx), dgamma: Some(dgamma), dbeta: Some(dbeta), ..Gradients::default() };
     plan.backward(&data.x, &data.dy, source, data.affine(), gradients).expect("valid arguments");
     out
 }

@@ -276,11 +276,11 @@ impl<E: Float> Arguments<E> {
             Call::ForwardTrainingInPlace => plan.forward_training_in_place(x, affine, &mut self.statistics),
             Call::Normalize => plan.normalize(x, source, affine, out),
             Call::NormalizeInPlace => plan.normalize_in_place(x, source, affine),
-            Call::GradientSums => plan.gradient_sums(x, dy, source, &mut self.sums),
+            Call::GradientSums => plan.gradient_sums(x, dy, source, Affine::default(), &mut self.sums),
             Call::InputGradient => plan.input_gradient(x, dy, &batch, &self.sums, affine, out),
             Call::InputGradientInPlace => plan.input_gradient_in_place(x, dy, &batch, &self.sums, affine),
             Call::ParameterGradients => plan.parameter_gradients(source, &self.sums, dgamma, dbeta),
-            Call::Backward => plan.backward(x, dy, source, affine, Gradients { dx: Some(out), dgamma, dbeta }),
+            Call::Backward => plan.backward(x, dy, source, affine, Gradients { dx: Some(out), dgamma, dbeta, ..Gradients::default() }),
             Call::BackwardInPlace => plan.backward_in_place(x, dy, source, affine, dgamma, dbeta),
         }
     }

@@ -104,7 +104,7 @@ fn merge_sums<E: Float>(data: &Data<E>, parts: &[Part], whole: &Statistics) {
     let sums = |plan: &BatchNorm, range: std::ops::Range<usize>| {
         let mut sums = GradientSums::new(data.shape.channels());
         let (x, dy) = (&data.x[range.clone()], &data.dy[range]);
-        plan.gradient_sums(x, dy, whole, &mut sums).expect("valid arguments");
+        plan.gradient_sums(x, dy, whole, Affine::default(), &mut sums).expect("valid arguments");
         sums
     };
     let expected = sums(&baseline(data.shape, data.eps), 0..data.x.len());

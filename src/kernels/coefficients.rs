@@ -39,8 +39,7 @@ fn prescale<P: Real>(mean: f64, var: f64, inv_std: f64, scale: f64) -> f64 {
 /// As [`prescale`], for the gradients: deviations are multiplied by g and by inv_std squared, so that lanes leave their
 /// range earlier; they are then brought to about 1.
 #[inline(always)]
-fn gradient_prescale<P: Real>(mean: f64, var: f64) -> f64 {
-    let std = var.sqrt();
+fn gradient_prescale<P: Real>(mean: f64, std: f64) -> f64 {
     let ordinary = (std == 0.0) | ((std <= P::SQUARE_LIMIT) & (std >= 1.0 / P::SQUARE_LIMIT));
     let wanted = power_of_two(1.0 / std).min(P::LIMIT / power_of_two(mean.abs().max(std)));
     let wanted = wanted.clamp(1.0 / (P::LIMIT * MARGIN), P::LIMIT * MARGIN);
@@ -61,9 +60,8 @@ pub(crate) struct Partials<'a> {
     /// From a slot's first array to its second; twice that from slot to slot.
     pub(crate) padded: usize,
     pub(crate) channels: Range<usize>,
-    /// Values of a channel in each segment but the last, and in all.
-    pub(crate) segment: usize,
-    pub(crate) values: usize,
+    /// Values of a channel in each segment, or their weight.
+    pub(crate) counts: &'a [f64],
 }
 
 /// How two partial results of the given counts become one.
@@ -114,11 +112,8 @@ impl<'a> Partials<'a> {
     /// Nothing else uses these channels of the slots while the result lives.
     #[inline(always)]
     unsafe fn fold<M: Merge>(&self) -> [&'a mut [f64]; 2] {
-        let count = |first: usize, slots: usize| {
-            let end = ((first + slots) * self.segment).min(self.values);
-            (end - first * self.segment) as f64
-        };
-        let slots = self.values.div_ceil(self.segment);
+        let slots = self.counts.len();
+        let count = |first: usize, n: usize| self.counts[first..(first + n).min(slots)].iter().sum();
         let mut step = 1;
         while step < slots {
             for i in (0..slots - step).step_by(2 * step) {
@@ -146,7 +141,8 @@ impl Kernel for Finish<'_> {
         // SAFETY: whoever makes a `Finish` promises that it alone uses its channels' partials.
         let [mean, m2] = unsafe { self.partials.fold::<Chan>() };
         self.mean.copy_from_slice(mean);
-        let count = self.partials.values as f64;
+        // Weights that are all 0 leave no values, and M2 is 0 then.
+        let count = self.partials.counts.iter().sum::<f64>().max(f64::MIN_POSITIVE);
         for (var, m2) in self.var.iter_mut().zip(m2) {
             *var = *m2 / count;
         }
@@ -161,22 +157,44 @@ pub(crate) struct Channels<'a, P> {
     pub(crate) eps: f64,
     /// 1 where absent.
     pub(crate) gamma: Option<&'a [P]>,
+    /// 0 where absent.
+    pub(crate) beta: Option<&'a [P]>,
+    /// Whether the gradients see `gamma·x̂ + beta`, rebuilt from y, in the place of x.
+    pub(crate) rebuild: bool,
+}
+
+/// A channel as the gradients see it: `x̂ = (v − mean)·factor`, where v is x or, where x is rebuilt, `gamma·x̂ + beta`.
+struct Seen {
+    mean: f64,
+    std: f64,
+    factor: f64,
 }
 
 impl<P: Real> Channels<'_, P> {
-    /// inv_std and scale = gamma·inv_std of a channel.
     #[inline(always)]
-    fn scales(&self, c: usize) -> (f64, f64) {
-        let inv_std = inv_std(self.var[c], self.eps);
-        (inv_std, self.gamma.map_or(inv_std, |gamma| gamma[c].to_f64() * inv_std))
+    fn inv_std(&self, c: usize) -> f64 {
+        inv_std(self.var[c], self.eps)
+    }
+
+    #[inline(always)]
+    fn gamma(&self, c: usize) -> f64 {
+        self.gamma.map_or(1.0, |gamma| gamma[c].to_f64())
+    }
+
+    #[inline(always)]
+    fn seen(&self, c: usize) -> Seen {
+        if self.rebuild {
+            let (gamma, beta) = (self.gamma(c), self.beta.map_or(0.0, |beta| beta[c].to_f64()));
+            Seen { mean: beta, std: gamma.abs(), factor: 1.0 / gamma }
+        } else {
+            Seen { mean: self.mean[c], std: self.var[c].sqrt(), factor: self.inv_std(c) }
+        }
     }
 }
 
 /// Coefficients of [`Normalize`](super::normalize::Normalize): prescale, mean_hi, mean_lo, scale, shift.
 pub(crate) struct Forward<'a, P> {
     pub(crate) channels: Channels<'a, P>,
-    /// 0 where absent.
-    pub(crate) beta: Option<&'a [P]>,
     pub(crate) out: [&'a mut [P]; 5],
 }
 
@@ -185,13 +203,14 @@ impl<P: Real> Kernel for Forward<'_, P> {
     fn run<S: Simd>(self) {
         let [prescales, hi, lo, scale, shift] = self.out;
         for c in 0..self.channels.mean.len() {
-            let (inv_std, s) = self.channels.scales(c);
+            let inv_std = self.channels.inv_std(c);
+            let s = self.channels.gamma(c) * inv_std;
             let a = prescale::<P>(self.channels.mean[c], self.channels.var[c], inv_std, s);
             prescales[c] = P::from_f64(a);
             (hi[c], lo[c]) = split(self.channels.mean[c] * a);
             // Finite, so that x = mean gives beta even where eps lets inv_std leave the range of lanes.
             scale[c] = P::from_f64((s / a).clamp(-P::MAX, P::MAX));
-            shift[c] = self.beta.map_or(P::from_f64(0.0), |beta| beta[c]);
+            shift[c] = self.channels.beta.map_or(P::from_f64(0.0), |beta| beta[c]);
         }
     }
 }
@@ -207,15 +226,17 @@ impl<P: Real> Kernel for Center<'_, P> {
     fn run<S: Simd>(self) {
         let [prescale, hi, lo] = self.out;
         for c in 0..self.channels.mean.len() {
-            let a = gradient_prescale::<P>(self.channels.mean[c], self.channels.var[c]);
+            let seen = self.channels.seen(c);
+            let a = gradient_prescale::<P>(seen.mean, seen.std);
             prescale[c] = P::from_f64(a);
-            (hi[c], lo[c]) = split(self.channels.mean[c] * a);
+            (hi[c], lo[c]) = split(seen.mean * a);
         }
     }
 }
 
-/// Partial sums of [`GradientTerms`](super::gradient_sums::GradientTerms), to sums without its prescale.
+/// Partial sums of [`GradientTerms`](super::gradient_sums::GradientTerms), to Σg and Σg·(x − mean).
 pub(crate) struct FinishSums<'a, P> {
+    pub(crate) channels: Channels<'a, P>,
     pub(crate) partials: Partials<'a>,
     pub(crate) prescale: &'a [P],
     pub(crate) g: &'a mut [f64],
@@ -231,6 +252,13 @@ impl<P: Real> Kernel for FinishSums<'_, P> {
         for ((out, sum), prescale) in self.gx.iter_mut().zip(gx).zip(self.prescale) {
             *out = *sum / prescale.to_f64();
         }
+        if self.channels.rebuild {
+            for (c, gx) in self.gx.iter_mut().enumerate() {
+                // To the units of x. A channel without variance and eps has x̂ = 0.
+                let inv_std = self.channels.inv_std(c);
+                *gx *= if inv_std == 0.0 { 0.0 } else { self.channels.seen(c).factor / inv_std };
+            }
+        }
     }
 }
 
@@ -238,8 +266,8 @@ impl<P: Real> Kernel for FinishSums<'_, P> {
 /// g, slope, boost.
 pub(crate) struct Backward<'a, P> {
     pub(crate) channels: Channels<'a, P>,
-    /// Values per channel that the statistics and the sums are over.
-    pub(crate) count: f64,
+    /// Values per channel that the statistics and the sums are over; `None` where the statistics are constants.
+    pub(crate) count: Option<f64>,
     pub(crate) g: &'a [f64],
     pub(crate) gx: &'a [f64],
     pub(crate) out: [&'a mut [P]; 7],
@@ -250,15 +278,20 @@ impl<P: Real> Kernel for Backward<'_, P> {
     fn run<S: Simd>(self) {
         let [prescales, hi, lo, scale, mean_g, slope, boost] = self.out;
         for c in 0..self.channels.mean.len() {
-            let (inv_std, s) = self.channels.scales(c);
-            let a = gradient_prescale::<P>(self.channels.mean[c], self.channels.var[c]);
-            prescales[c] = P::from_f64(a);
-            (hi[c], lo[c]) = split(self.channels.mean[c] * a);
+            let inv_std = self.channels.inv_std(c);
+            let s = self.channels.gamma(c) * inv_std;
+            // One factor may be beyond the range of lanes where the product is not.
             let b = prescale::<P>(0.0, 0.0, 0.0, s);
             (scale[c], boost[c]) = (P::from_f64(s / b), P::from_f64(b));
-            mean_g[c] = P::from_f64(self.g[c] / self.count);
-            // inv_std twice rather than squared: its square leaves the range of f64 for the smallest variances.
-            slope[c] = P::from_f64(-(inv_std * (self.gx[c] / self.count)) * (inv_std / a));
+            // Not read where the statistics are constants.
+            let count = self.count.unwrap_or(1.0);
+            let seen = self.channels.seen(c);
+            let a = gradient_prescale::<P>(seen.mean, seen.std);
+            prescales[c] = P::from_f64(a);
+            (hi[c], lo[c]) = split(seen.mean * a);
+            mean_g[c] = P::from_f64(self.g[c] / count);
+            // inv_std in two places rather than squared: its square leaves the range of f64 for the smallest variances.
+            slope[c] = P::from_f64(-(inv_std * (self.gx[c] / count)) * (seen.factor / a));
         }
     }
 }
@@ -275,8 +308,8 @@ impl<P: Real> Kernel for Frozen<'_, P> {
     fn run<S: Simd>(self) {
         let [prescales, hi, lo, scale, shift] = self.out;
         for c in 0..self.channels.mean.len() {
-            let (_, s) = self.channels.scales(c);
-            // In two factors, since one may be beyond the range of lanes where the product is not.
+            let s = self.channels.gamma(c) * self.channels.inv_std(c);
+            // In two factors, as above.
             let a = prescale::<P>(0.0, 0.0, 0.0, s);
             (prescales[c], scale[c]) = (P::from_f64(a), P::from_f64(s / a));
             (hi[c], lo[c], shift[c]) = (P::from_f64(0.0), P::from_f64(0.0), P::from_f64(0.0));
@@ -297,8 +330,8 @@ impl<P: Real> Kernel for ParameterGradients<'_, P> {
     #[inline(always)]
     fn run<S: Simd>(self) {
         if let Some(dgamma) = self.dgamma {
-            for ((out, var), gx) in dgamma.iter_mut().zip(self.channels.var).zip(self.gx) {
-                *out = P::from_f64(gx * inv_std(*var, self.channels.eps));
+            for (c, (out, gx)) in dgamma.iter_mut().zip(self.gx).enumerate() {
+                *out = P::from_f64(gx * self.channels.inv_std(c));
             }
         }
         if let Some(dbeta) = self.dbeta {

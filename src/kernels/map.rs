@@ -1,36 +1,44 @@
-//! The walks of passes that write: one output an element, from the inputs and the channel's coefficients.
+//! The walks of passes that write: an output an element, or two, from the inputs and the channel's coefficients.
 
-use super::{AHEAD, Runs, Tile};
+use super::operands::{Fused, INPUTS, Lanes, Native, Operands, Sources, load};
+use super::sink::{Lines, Sink};
+use super::{Runs, Tile};
 use crate::Shape;
 use crate::element::{Element, Store};
-use crate::kernels::reduce::{Inputs, advance};
-use crate::kernels::sink::{Lines, Sink};
 use crate::simd::{Kernel, Real, Simd, Vector};
 use std::marker::PhantomData;
 use std::ops::Range;
 
 /// The most coefficients a channel may have.
-pub(crate) const MAX_COEFS: usize = 7;
+pub(crate) const MAX_COEFS: usize = 12;
 
 /// The body of an elementwise pass.
 pub(crate) trait Map {
-    /// How many input arrays are read.
+    /// How many inputs are read.
     const INPUTS: usize;
-    /// How many coefficients a channel has.
+    /// How many coefficients a channel has, and how many of them are only needed where the activation's argument is
+    /// computed again.
     const COEFS: usize;
-    fn apply<V: Vector>(coefs: [V; MAX_COEFS], x: [V; 2]) -> V;
+    const RECOMPUTE_COEFS: usize = 0;
+    /// Whether anything is fused; without, there is one output.
+    const FUSED: bool;
+    fn apply<V: Vector>(coefs: [V; MAX_COEFS], x: Operands<V>, fused: &Fused) -> [V; 2];
 }
 
 /// The pass over one tile.
 pub(crate) struct Apply<M, E: Element> {
     pub(crate) shape: Shape,
     pub(crate) tile: Tile,
-    /// May be equal to `out`: each vector is loaded before it is stored.
-    pub(crate) x: Inputs<E>,
+    /// May be equal to an output: each vector is loaded before it is stored.
+    pub(crate) x: Sources<E>,
+    pub(crate) fused: Fused,
+    /// Bytes between what is read and what is asked for.
+    pub(crate) ahead: usize,
     /// `M::COEFS` arrays, each `padded(channels)` long.
     pub(crate) coefs: *const E::Param,
     pub(crate) padded: usize,
-    pub(crate) out: *mut E,
+    /// Null where an output is not wanted; then something is fused.
+    pub(crate) out: [*mut E; 2],
     /// Whether to pass the caches by: for outputs too large to be read from them later.
     pub(crate) stream: bool,
     pub(crate) pass: PhantomData<M>,
@@ -42,79 +50,149 @@ impl<M: Map, E: Element> Kernel for Apply<M, E> {
         // SAFETY: whoever makes an `Apply` promises that its pointers cover the shape.
         unsafe {
             if self.stream {
-                self.walk::<E::Native<S>, true>();
+                self.walk::<S, true>();
                 S::fence();
             } else {
-                self.walk::<E::Native<S>, false>();
+                self.walk::<S, false>();
             }
         }
     }
 }
 
-/// The values of one vector of outputs; of its first `n` lanes, where `PARTIAL`.
-///
-/// # Safety
-/// The lanes can be read at every input used.
-#[inline(always)]
-unsafe fn vector<M: Map, L: Store, const PARTIAL: bool>(
-    coefs: [L::V; MAX_COEFS],
-    x: Inputs<L::Element>,
-    at: usize,
-    n: usize,
-) -> L::V {
-    let mut v = [L::V::splat(Real::from_f64(0.0)); 2];
-    for (v, p) in v.iter_mut().zip(x).take(M::INPUTS) {
-        L::V::prefetch(p.wrapping_add(at).cast::<u8>().wrapping_add(AHEAD));
-        // SAFETY: the caller's promise.
-        *v = unsafe { if PARTIAL { L::load_first(p.add(at), n) } else { L::load(p.add(at)) } };
+/// Where the outputs of a pass go, the second only where something is fused.
+struct Sinks<'a, E: Element, L: Store<Element = E>, const STREAM: bool> {
+    out: [*mut E; 2],
+    first: Sink<'a, L, STREAM>,
+    second: Sink<'a, L, STREAM>,
+}
+
+impl<E: Element, L: Store<Element = E>, const STREAM: bool> Sinks<'_, E, L, STREAM> {
+    #[inline(always)]
+    fn writes<M: Map>(&self) -> [bool; 2] {
+        if M::FUSED { [!self.out[0].is_null(), !self.out[1].is_null()] } else { [true, false] }
     }
-    M::apply(coefs, v)
+
+    /// # Safety
+    /// What was put before may be written.
+    #[inline(always)]
+    unsafe fn seek<M: Map>(&mut self, at: usize) {
+        let [first, second] = self.writes::<M>();
+        // SAFETY: the caller's promise.
+        unsafe {
+            if first {
+                self.first.seek(self.out[0].wrapping_add(at));
+            }
+            if second {
+                self.second.seek(self.out[1].wrapping_add(at));
+            }
+        }
+    }
+
+    /// # Safety
+    /// The first `n` lanes may be written.
+    #[inline(always)]
+    unsafe fn put<M: Map, const PARTIAL: bool>(&mut self, v: [L::V; 2], n: usize) {
+        let [first, second] = self.writes::<M>();
+        // SAFETY: the caller's promise.
+        unsafe {
+            if first {
+                self.first.put::<PARTIAL>(v[0], n);
+            }
+            if second {
+                self.second.put::<PARTIAL>(v[1], n);
+            }
+        }
+    }
+
+    /// # Safety
+    /// What was put may be written.
+    #[inline(always)]
+    unsafe fn flush<M: Map>(&mut self) {
+        let [first, second] = self.writes::<M>();
+        // SAFETY: the caller's promise.
+        unsafe {
+            if first {
+                self.first.flush();
+            }
+            if second {
+                self.second.flush();
+            }
+        }
+    }
 }
 
 impl<M: Map, E: Element> Apply<M, E> {
     /// # Safety
     /// The pointers cover the shape.
     #[inline(always)]
-    unsafe fn walk<L: Store<Element = E, V: Vector<Scalar = E::Param>>, const STREAM: bool>(&self) {
-        let mut lines = Lines::new();
-        let mut sink = Sink::<L, STREAM>::new(&mut lines);
+    unsafe fn walk<S: Simd, const STREAM: bool>(&self) {
+        let (mut first, mut second) = (Lines::new(), Lines::new());
+        let (first, second) = (Sink::new(&mut first), Sink::new(&mut second));
+        let mut sinks = Sinks::<E, E::Native<S>, STREAM> { out: self.out, first, second };
         // SAFETY: the caller's promise.
         unsafe {
             if self.shape.inner() == 1 {
-                self.rows(&mut sink);
+                self.rows::<S, STREAM>(&mut sinks);
             } else {
-                self.planes(&mut sink);
+                self.planes::<S, STREAM>(&mut sinks);
             }
-            sink.flush();
+            sinks.flush::<M>();
+        }
+    }
+
+    /// Maps one vector, or its first `n` lanes where `PARTIAL`.
+    ///
+    /// # Safety
+    /// The lanes can be read in every input used, and written.
+    #[inline(always)]
+    unsafe fn vector<S: Simd, const STREAM: bool, const ROWS: bool, const PARTIAL: bool>(
+        &self,
+        coefs: [<Native<E, S> as Lanes>::V; MAX_COEFS],
+        x: Sources<E>,
+        n: usize,
+        sinks: &mut Sinks<'_, E, E::Native<S>, STREAM>,
+    ) {
+        for k in 0..INPUTS {
+            let reads = if M::FUSED { self.fused.reads::<true>(k, M::INPUTS) } else { k < M::INPUTS };
+            if reads {
+                <Native<E, S> as Lanes>::V::prefetch(x.inputs[k].cast::<u8>().wrapping_add(self.ahead));
+            }
+        }
+        // SAFETY: the caller's promise.
+        unsafe {
+            let operands = if M::FUSED {
+                load::<Native<E, S>, true, ROWS, PARTIAL>(x, M::INPUTS, &self.fused, n)
+            } else {
+                load::<Native<E, S>, false, ROWS, PARTIAL>(x, M::INPUTS, &self.fused, n)
+            };
+            sinks.put::<M, PARTIAL>(M::apply(coefs, operands, &self.fused), n);
         }
     }
 
     /// # Safety
     /// The pointers cover the shape.
     #[inline(always)]
-    unsafe fn planes<L: Store<Element = E, V: Vector<Scalar = E::Param>>, const STREAM: bool>(
-        &self,
-        sink: &mut Sink<'_, L, STREAM>,
-    ) {
+    unsafe fn planes<S: Simd, const STREAM: bool>(&self, sinks: &mut Sinks<'_, E, E::Native<S>, STREAM>) {
+        let lanes = <Native<E, S> as Lanes>::V::LANES;
         let (channels, inner) = (self.shape.channels(), self.shape.inner());
         for (o, i, len) in Runs::new(self.shape, &self.tile.positions) {
             for c in self.tile.channels.clone() {
-                let mut coefs = [L::V::splat(Real::from_f64(0.0)); MAX_COEFS];
+                let mut coefs = [Vector::splat(Real::from_f64(0.0)); MAX_COEFS];
                 let run = (o * channels + c) * inner + i;
-                let x = advance(self.x, run);
+                let x = self.x.advance(run, o * inner + i);
                 // SAFETY: the run lies within the buffer, by the definition of the shape; `c` is below `padded`.
                 unsafe {
                     for (k, v) in coefs.iter_mut().enumerate().take(M::COEFS) {
-                        *v = L::V::splat(*self.coefs.add(k * self.padded + c));
+                        *v = Vector::splat(*self.coefs.add(k * self.padded + c));
                     }
-                    sink.seek(self.out.add(run));
+                    sinks.seek::<M>(run);
                     let mut at = 0;
-                    while len - at >= L::V::LANES {
-                        sink.put::<false>(vector::<M, L, false>(coefs, x, at, L::V::LANES), L::V::LANES);
-                        at += L::V::LANES;
+                    while len - at >= lanes {
+                        self.vector::<S, STREAM, false, false>(coefs, x.advance(at, at), lanes, sinks);
+                        at += lanes;
                     }
                     if at < len {
-                        sink.put::<true>(vector::<M, L, true>(coefs, x, at, len - at), len - at);
+                        self.vector::<S, STREAM, false, true>(coefs, x.advance(at, at), len - at, sinks);
                     }
                 }
             }
@@ -127,29 +205,29 @@ impl<M: Map, E: Element> Apply<M, E> {
     /// # Safety
     /// The pointers cover the shape.
     #[inline(always)]
-    unsafe fn rows<L: Store<Element = E, V: Vector<Scalar = E::Param>>, const STREAM: bool>(
-        &self,
-        sink: &mut Sink<'_, L, STREAM>,
-    ) {
+    unsafe fn rows<S: Simd, const STREAM: bool>(&self, sinks: &mut Sinks<'_, E, E::Native<S>, STREAM>) {
+        let lanes = <Native<E, S> as Lanes>::V::LANES;
         let Range { start, end } = self.tile.channels;
         for row in self.tile.positions.clone() {
-            let x = advance(self.x, row * self.shape.channels());
+            let x = self.x.advance(row * self.shape.channels(), row);
             // SAFETY: the row lies within the buffer; a column plus a vector lies within the padded coefficients.
             unsafe {
-                sink.seek(self.out.add(row * self.shape.channels() + start));
+                sinks.seek::<M>(row * self.shape.channels() + start);
                 let mut c = start;
                 while c < end {
-                    let mut coefs = [L::V::splat(Real::from_f64(0.0)); MAX_COEFS];
-                    for (k, v) in coefs.iter_mut().enumerate().take(M::COEFS) {
-                        *v = L::V::load(self.coefs.add(k * self.padded + c));
+                    let mut coefs = [Vector::splat(Real::from_f64(0.0)); MAX_COEFS];
+                    for k in 0..M::COEFS {
+                        if k < M::COEFS - M::RECOMPUTE_COEFS || self.fused.recomputes() {
+                            coefs[k] = Vector::load(self.coefs.add(k * self.padded + c));
+                        }
                     }
                     let n = end - c;
-                    if n >= L::V::LANES {
-                        sink.put::<false>(vector::<M, L, false>(coefs, x, c, n), n);
+                    if n >= lanes {
+                        self.vector::<S, STREAM, true, false>(coefs, x.advance(c, 0), n, sinks);
                     } else {
-                        sink.put::<true>(vector::<M, L, true>(coefs, x, c, n), n);
+                        self.vector::<S, STREAM, true, true>(coefs, x.advance(c, 0), n, sinks);
                     }
-                    c += L::V::LANES;
+                    c += lanes;
                 }
             }
         }

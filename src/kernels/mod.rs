@@ -4,12 +4,14 @@
 //! **Rows** (`inner == 1`): neighbouring elements belong to neighbouring channels, coefficients are loaded. [`reduce`]
 //! has both for passes that sum, [`map`] for passes that write; a pass is one body over vectors handed to them.
 
+pub(crate) mod activation;
 pub(crate) mod coefficients;
 pub(crate) mod gradient_sums;
 pub(crate) mod input_gradient;
 pub(crate) mod map;
 pub(crate) mod moments;
 pub(crate) mod normalize;
+pub(crate) mod operands;
 pub(crate) mod reduce;
 mod sink;
 

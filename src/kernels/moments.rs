@@ -15,26 +15,47 @@
 //! Squares of f32 leave its range from 2^64 up and from 2^-63 down. Where that could have happened the channel's
 //! segment is summed again in f64, which holds every square of an f32.
 
-use super::reduce::{self, Reduce, Rows};
+use super::operands::{Fused, INPUTS, Lanes, Native, Operands, Redo, Sources, Weights, existing};
+use super::reduce::{self, MAX_COEFS, Reduce, Rows, Wide};
 use super::{MAX_GROUP, Runs, Tile, padded, start};
-use crate::Shape;
 use crate::element::{Element, Load};
 use crate::simd::{Kernel, Real, Simd, Vector, wide_sum};
+use crate::{Activation, Shape};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::slice;
 
-/// The terms d and d².
-struct Deviations;
+/// The terms d and d², times the weight where `FUSED` and there are weights.
+struct Deviations<const FUSED: bool>;
 
-impl Reduce for Deviations {
+impl<const FUSED: bool> Reduce for Deviations<FUSED> {
     const INPUTS: usize = 1;
     const COEFS: usize = 1;
+    const FUSED: bool = FUSED;
     #[inline(always)]
-    fn terms<V: Vector>([pivot, ..]: [V; 3], [x, _]: [V; 2]) -> [V; 2] {
-        let d = x.sub(pivot);
-        [d, d.mul(d)]
+    fn terms<V: Vector>([pivot, ..]: [V; MAX_COEFS], operands: Operands<V>, fused: &Fused) -> [V; 2] {
+        let d = operands.inputs[0].sub(pivot);
+        if !FUSED {
+            return [d, d.mul(d)];
+        }
+        let d = existing(fused, operands.weight, d);
+        let weighted = d.mul(operands.weight);
+        [weighted, weighted.mul(d)]
     }
+}
+
+/// What is fused to [`Deviations`].
+#[inline(always)]
+fn fused(weighted: bool) -> Fused {
+    let (residual, output, rebuild, constant) = (false, false, false, false);
+    Fused { activation: Activation::Identity, residual, output, weighted, rebuild, constant }
+}
+
+#[inline(always)]
+fn sources<E: Element>(x: *const E, weights: *const E::Param) -> Sources<E> {
+    let mut inputs = [std::ptr::null(); INPUTS];
+    inputs[0] = x;
+    Sources { inputs, weights }
 }
 
 /// A mean squared deviation below this may have lost bits to subnormal squares: 2^-118, where 2^-150, the largest
@@ -55,9 +76,17 @@ const FIRST_ROWS: usize = reduce::CHUNK;
 /// length have the exact weight 1/2.
 #[inline(always)]
 pub(crate) fn merge(a_count: f64, a: [&mut [f64]; 2], b_count: f64, b: [&[f64]; 2]) {
-    let b_weight = b_count / (a_count + b_count);
     let [a_mean, a_m2] = a;
     let [b_mean, b_m2] = b;
+    if b_count == 0.0 {
+        return;
+    }
+    if a_count == 0.0 {
+        a_mean.copy_from_slice(b_mean);
+        a_m2.copy_from_slice(b_m2);
+        return;
+    }
+    let b_weight = b_count / (a_count + b_count);
     for (((a_mean, a_m2), &b_mean), &b_m2) in a_mean.iter_mut().zip(a_m2).zip(b_mean).zip(b_m2) {
         let delta = b_mean - *a_mean;
         *a_mean += delta * b_weight;
@@ -77,11 +106,12 @@ fn close(n: f64, pivot: f64, s: f64, q: f64) -> [f64; 2] {
 #[derive(Clone, Copy)]
 struct Channel<V: Vector> {
     pivot: V::Scalar,
-    acc: [V::Wide; 2],
+    acc: Wide<V>,
     /// Values summed in this block, and how many it is to have; 0 before the first value.
     filled: usize,
     block: usize,
-    /// Blocks closed so far.
+    /// Values in the blocks closed so far, and their weight.
+    closed: usize,
     count: f64,
     mean: f64,
     m2: f64,
@@ -92,76 +122,99 @@ impl<V: Vector> Channel<V> {
     fn new() -> Self {
         let zero = V::wide_zero();
         let pivot = V::Scalar::from_f64(0.0);
-        Self { pivot, acc: [zero; 2], filled: 0, block: 0, count: 0.0, mean: 0.0, m2: 0.0 }
+        Self { pivot, acc: [zero; 2], filled: 0, block: 0, closed: 0, count: 0.0, mean: 0.0, m2: 0.0 }
     }
 
-    /// Sums `len` contiguous values.
+    /// Sums `len` contiguous values, of which `weights` are those of the whole tile.
     ///
     /// # Safety
     /// They can be read at `x`.
     #[inline(always)]
-    unsafe fn feed<L: Load<V = V>>(&mut self, mut x: *const L::Element, mut len: usize) {
+    unsafe fn feed<L: Lanes<V = V>, const FUSED: bool>(
+        &mut self,
+        mut x: Sources<L::E>,
+        mut len: usize,
+        weights: Weights<<L::E as Element>::Param>,
+    ) {
         if self.block == 0 {
-            // SAFETY: a run has at least one value.
-            unsafe { self.first_pivot::<L>(x, len) };
+            self.block = len.min(FIRST_RUN);
+            if weights.0.is_null() {
+                // SAFETY: a run has at least one value; the block is within `len`.
+                unsafe { self.first_pivot::<L, FUSED>(x) };
+            }
         }
         loop {
             let take = len.min(self.block - self.filled);
-            let coefs = [V::splat(self.pivot); 3];
+            let coefs = [V::splat(self.pivot); MAX_COEFS];
             // SAFETY: `take` is at most `len`.
-            unsafe {
-                self.acc = reduce::run::<Deviations, L>(coefs, [x; 2], take, self.acc);
-                x = x.add(take);
-            }
+            self.acc =
+                unsafe { reduce::run::<Deviations<FUSED>, L>(coefs, x, &fused(!weights.0.is_null()), take, self.acc) };
+            x = x.advance(take, take);
             self.filled += take;
             len -= take;
             if len == 0 {
                 return;
             }
-            self.close_block();
+            // SAFETY: the caller's promise.
+            unsafe { self.close_block(weights) };
         }
     }
 
-    /// Starts from the mean of the first values, found from their deviations about the very first: exact for a
+    /// Starts from the mean of the first block's values, found from their deviations about the very first: exact for a
     /// constant.
     ///
     /// # Safety
-    /// `len` values, at least one, can be read at `x`.
+    /// The block's values, at least one, can be read at `x`.
     #[inline(always)]
-    unsafe fn first_pivot<L: Load<V = V>>(&mut self, x: *const L::Element, len: usize) {
-        self.block = len.min(FIRST_RUN);
-        let mut first = [V::Scalar::from_f64(0.0); 16];
-        // SAFETY: there is one value; `first` has room for a vector; the block is within `len`.
-        let acc = unsafe {
-            L::load_first(x, 1).store(first.as_mut_ptr());
-            reduce::run::<Deviations, L>([V::splat(first[0]); 3], [x; 2], self.block, self.acc)
+    unsafe fn first_pivot<L: Lanes<V = V>, const FUSED: bool>(&mut self, x: Sources<L::E>) {
+        // SAFETY: the caller's promise.
+        let (first, acc) = unsafe {
+            let first = first::<L>(x.inputs[0]);
+            let coefs = [V::splat(first); MAX_COEFS];
+            (first, reduce::run::<Deviations<FUSED>, L>(coefs, x, &fused(false), self.block, self.acc))
         };
-        self.pivot = V::Scalar::from_f64(first[0].to_f64() + wide_sum::<V>(acc[0]) / self.block as f64);
+        self.pivot = V::Scalar::from_f64(first.to_f64() + wide_sum::<V>(acc[0]) / self.block as f64);
     }
 
+    /// # Safety
+    /// The weights of what was summed can be read.
     #[inline(always)]
-    fn close_block(&mut self) {
-        let n = self.filled as f64;
+    unsafe fn close_block<P: Real>(&mut self, weights: Weights<P>) {
+        // SAFETY: the caller's promise.
+        let n = unsafe { weights.sum(self.closed..self.closed + self.filled) };
         let [mean, m2] = close(n, self.pivot.to_f64(), wide_sum::<V>(self.acc[0]), wide_sum::<V>(self.acc[1]));
-        if self.count == 0.0 {
-            (self.mean, self.m2) = (mean, m2);
-        } else {
-            let total = [slice::from_mut(&mut self.mean), slice::from_mut(&mut self.m2)];
-            merge(self.count, total, n, [&[mean], &[m2]]);
-        }
+        let total = [slice::from_mut(&mut self.mean), slice::from_mut(&mut self.m2)];
+        merge(self.count, total, n, [&[mean], &[m2]]);
         self.count += n;
+        self.closed += self.filled;
         self.acc = [V::wide_zero(); 2];
         self.filled = 0;
-        self.block = self.count as usize;
-        self.pivot = V::Scalar::from_f64(self.mean);
+        self.block = self.closed;
+        if self.count > 0.0 {
+            self.pivot = V::Scalar::from_f64(self.mean);
+        }
     }
 }
 
+/// The value at `x`, as lanes hold it.
+///
+/// # Safety
+/// It can be read.
+#[inline(always)]
+unsafe fn first<L: Lanes>(x: *const L::E) -> <L::V as Vector>::Scalar {
+    let mut lanes = [Real::from_f64(0.0); 16];
+    // SAFETY: the caller's promise; `lanes` has room for a vector.
+    unsafe { L::X::load_first(x, 1).store(lanes.as_mut_ptr()) };
+    lanes[0]
+}
+
 /// The pass over one tile: mean and M2 of each of its channels at the tile's positions.
-pub(crate) struct Moments<E> {
+pub(crate) struct Moments<E: Element> {
     pub(crate) shape: Shape,
     pub(crate) tile: Tile,
     pub(crate) x: *const E,
+    /// By position, null where there are none.
+    pub(crate) weights: *const E::Param,
     /// Mean and M2 by channel, each `padded(channels)` long.
     pub(crate) out: [*mut f64; 2],
     /// As many values as [`Moments::scratch`] says, for rows.
@@ -188,19 +241,30 @@ impl<E: Element> Moments<E> {
         if shape.inner() == 1 { 3 * padded(shape.channels()) } else { 0 }
     }
 
+    /// The weights of the tile's positions.
+    #[inline(always)]
+    fn tile_weights(&self) -> Weights<E::Param> {
+        let first = self.weights.wrapping_add(self.tile.positions.start);
+        Weights(if self.weights.is_null() { self.weights } else { first })
+    }
+
     /// # Safety
     /// The pointers cover the shape.
     #[inline(always)]
     unsafe fn planes<S: Simd>(&self) {
         let n = self.tile.positions.len() as f64;
+        let channels = self.tile.channels.clone();
         // SAFETY: the caller's promise; channels of the tile are below the shape's.
         unsafe {
-            self.planes_of::<E::Native<S>>(self.tile.channels.clone());
-            if E::HAS_REDO {
-                for c in self.tile.channels.clone() {
-                    if out_of_range(n, *self.out[1].add(c)) {
-                        self.planes_of::<E::Redo<S>>(c..c + 1);
-                    }
+            // Weights in f64: blocks that double in length need not double in weight, and f32 lanes rely on that.
+            let weighted = !self.weights.is_null();
+            if !weighted {
+                self.planes_of::<Native<E, S>, false>(channels.clone());
+            }
+            let step = if weighted { channels.len() } else { 1 };
+            for c in channels.clone().step_by(step) {
+                if weighted || E::HAS_REDO && out_of_range(n, *self.out[1].add(c)) {
+                    self.planes_of::<Redo<E, S>, true>(c..(c + step).min(channels.end));
                 }
             }
         }
@@ -209,20 +273,28 @@ impl<E: Element> Moments<E> {
     /// # Safety
     /// The pointers cover the shape.
     #[inline(always)]
-    unsafe fn planes_of<L: Load<Element = E>>(&self, channels: Range<usize>) {
+    unsafe fn planes_of<L: Lanes<E = E>, const FUSED: bool>(&self, channels: Range<usize>) {
         let (count, inner) = (self.shape.channels(), self.shape.inner());
+        let weights = self.tile_weights();
         let mut slots = [const { MaybeUninit::uninit() }; MAX_GROUP];
         let states = start(&mut slots, channels.len(), Channel::<L::V>::new());
-        for (o, i, len) in Runs::new(self.shape, &self.tile.positions) {
-            for (state, c) in states.iter_mut().zip(channels.clone()) {
-                // SAFETY: the run lies within the buffer, by the definition of the shape.
-                unsafe { state.feed::<L>(self.x.add((o * count + c) * inner + i), len) };
+        // SAFETY: runs and positions lie within the buffers, by the definition of the shape.
+        unsafe {
+            if FUSED && let Some(p) = weights.first(0..self.tile.positions.len()) {
+                let p = self.tile.positions.start + p;
+                for (state, c) in states.iter_mut().zip(channels.clone()) {
+                    state.pivot = first::<L>(self.x.add((p / inner * count + c) * inner + p % inner));
+                }
             }
-        }
-        for (state, c) in states.iter_mut().zip(channels) {
-            state.close_block();
-            // SAFETY: `c` is below the number of channels.
-            unsafe {
+            for (o, i, len) in Runs::new(self.shape, &self.tile.positions) {
+                for (state, c) in states.iter_mut().zip(channels.clone()) {
+                    let x = sources(self.x.add((o * count + c) * inner + i), self.weights.wrapping_add(o * inner + i));
+                    reduce::prefetch_plane::<L::V, E>(x.inputs[0].wrapping_add(count * inner), len);
+                    state.feed::<L, FUSED>(x, len, weights);
+                }
+            }
+            for (state, c) in states.iter_mut().zip(channels) {
+                state.close_block(weights);
                 *self.out[0].add(c) = state.mean;
                 *self.out[1].add(c) = state.m2;
             }
@@ -238,7 +310,10 @@ impl<E: Element> Moments<E> {
         // SAFETY: the caller's promise; channels of the tile are below the shape's.
         unsafe {
             let [mean, m2] = self.out.map(|p| slice::from_raw_parts_mut(p.add(start), end - start));
-            self.rows_of::<E::Native<S>>(start..end, [&mut *mean, &mut *m2], self.scratch);
+            if !self.weights.is_null() {
+                return self.rows_of::<Redo<E, S>, true>(start..end, [mean, m2], self.scratch);
+            }
+            self.rows_of::<Native<E, S>, false>(start..end, [&mut *mean, &mut *m2], self.scratch);
             if !E::HAS_REDO {
                 return;
             }
@@ -252,7 +327,7 @@ impl<E: Element> Moments<E> {
                 let (width, first) = (m2.len(), start + k * PANEL);
                 let (mut new_mean, mut new_m2, mut scratch) = ([0.0; PANEL], [0.0; PANEL], [0.0; 3 * padded(PANEL)]);
                 let out = [&mut new_mean[..width], &mut new_m2[..width]];
-                self.rows_of::<E::Redo<S>>(first..first + width, out, scratch.as_mut_ptr());
+                self.rows_of::<Redo<E, S>, true>(first..first + width, out, scratch.as_mut_ptr());
                 for c in 0..width {
                     if out_of_range(n, m2[c]) {
                         (mean[c], m2[c]) = (new_mean[c], new_m2[c]);
@@ -265,7 +340,12 @@ impl<E: Element> Moments<E> {
     /// # Safety
     /// The pointers cover the shape; `scratch` has room for 3 times the padded number of columns.
     #[inline(always)]
-    unsafe fn rows_of<L: Load<Element = E>>(&self, columns: Range<usize>, out: [&mut [f64]; 2], scratch: *mut f64) {
+    unsafe fn rows_of<L: Lanes<E = E>, const FUSED: bool>(
+        &self,
+        columns: Range<usize>,
+        out: [&mut [f64]; 2],
+        scratch: *mut f64,
+    ) {
         let width = columns.len();
         let padded = padded(width);
         let [mean, m2] = out;
@@ -280,17 +360,25 @@ impl<E: Element> Moments<E> {
                 q: slice::from_raw_parts_mut(scratch.add(2 * padded), padded),
             }
         };
+        let (stride, weights) = (sums.stride, self.tile_weights());
         let Range { start, end } = self.tile.positions;
-        let x = self.x.wrapping_add(start * sums.stride + columns.start);
+        let x = sources(self.x.wrapping_add(start * stride + columns.start), weights.0);
         let first = FIRST_ROWS.min(end - start);
         // SAFETY: the tile has at least one row, and the rows summed lie within it.
         unsafe {
-            sums.first_pivot::<L>(x, first);
-            let (mut row, mut block) = (0, first);
+            match weights.first(0..end - start) {
+                Some(row) if FUSED => sums.pivot_from::<L>(x.advance(row * stride, 0)),
+                _ => sums.first_pivot::<L, FUSED>(x, first),
+            }
+            mean.fill(0.0);
+            m2.fill(0.0);
+            let (mut row, mut block, mut count) = (0, first, 0.0);
             while row < end - start {
                 let rows = block.min(end - start - row);
-                sums.sum::<L>(x.wrapping_add(row * sums.stride), rows);
-                sums.close_block(row as f64, [&mut mean[..width], &mut m2[..width]], rows as f64);
+                sums.sum::<L, FUSED>(x.advance(row * stride, row), !weights.0.is_null(), rows);
+                let n = weights.sum(row..row + rows);
+                sums.close_block(count, [&mut mean[..width], &mut m2[..width]], n);
+                count += n;
                 row += rows;
                 block = row;
             }
@@ -311,7 +399,7 @@ impl<V: Vector> Columns<'_, V> {
     /// # Safety
     /// `rows` rows can be read at `x`.
     #[inline(always)]
-    unsafe fn sum<L: Load<V = V>>(&mut self, x: *const L::Element, rows: usize) {
+    unsafe fn sum<L: Lanes<V = V>, const FUSED: bool>(&mut self, x: Sources<L::E>, weighted: bool, rows: usize) {
         self.s.fill(0.0);
         self.q.fill(0.0);
         let r = Rows {
@@ -322,7 +410,20 @@ impl<V: Vector> Columns<'_, V> {
             stride: self.stride,
         };
         // SAFETY: the caller's promise; the arrays are padded.
-        unsafe { reduce::rows::<Deviations, L>(&r, [x; 2], rows) };
+        unsafe { reduce::rows::<Deviations<FUSED>, L>(&r, x, &fused(weighted), rows) };
+    }
+
+    /// Takes a row's values as pivots.
+    ///
+    /// # Safety
+    /// A row can be read at `x`.
+    #[inline(always)]
+    unsafe fn pivot_from<L: Lanes<V = V>>(&mut self, x: Sources<L::E>) {
+        for c in (0..self.width).step_by(V::LANES) {
+            let n = (self.width - c).min(V::LANES);
+            // SAFETY: the caller's promise; `pivot` is padded to whole vectors.
+            unsafe { L::X::load_first(x.inputs[0].wrapping_add(c), n).store(self.pivot.as_mut_ptr().add(c)) };
+        }
     }
 
     /// As [`Channel::first_pivot`].
@@ -330,33 +431,28 @@ impl<V: Vector> Columns<'_, V> {
     /// # Safety
     /// `rows` rows, at least one, can be read at `x`.
     #[inline(always)]
-    unsafe fn first_pivot<L: Load<V = V>>(&mut self, x: *const L::Element, rows: usize) {
-        for c in (0..self.width).step_by(V::LANES) {
-            let n = (self.width - c).min(V::LANES);
-            // SAFETY: there is a row; `pivot` is padded to whole vectors.
-            unsafe { L::load_first(x.wrapping_add(c), n).store(self.pivot.as_mut_ptr().add(c)) };
-        }
+    unsafe fn first_pivot<L: Lanes<V = V>, const FUSED: bool>(&mut self, x: Sources<L::E>, rows: usize) {
         // SAFETY: the caller's promise.
-        unsafe { self.sum::<L>(x, rows) };
+        unsafe {
+            self.pivot_from::<L>(x);
+            self.sum::<L, FUSED>(x, false, rows);
+        }
         for (p, s) in self.pivot.iter_mut().zip(&*self.s) {
             *p = Real::from_f64(p.to_f64() + s / rows as f64);
         }
     }
 
-    /// Merges the block that was summed into the `count` rows before it.
+    /// Merges the block that was summed, of weight `n`, into what came before it, of weight `count`.
     #[inline(always)]
-    fn close_block(&mut self, count: f64, total: [&mut [f64]; 2], rows: f64) {
+    fn close_block(&mut self, count: f64, total: [&mut [f64]; 2], n: f64) {
+        if n == 0.0 {
+            return;
+        }
         for ((s, q), pivot) in self.s.iter_mut().zip(&mut *self.q).zip(&*self.pivot) {
-            [*s, *q] = close(rows, pivot.to_f64(), *s, *q);
+            [*s, *q] = close(n, pivot.to_f64(), *s, *q);
         }
         let [mean, m2] = total;
-        let block = [&self.s[..self.width], &self.q[..self.width]];
-        if count == 0.0 {
-            mean.copy_from_slice(block[0]);
-            m2.copy_from_slice(block[1]);
-        } else {
-            merge(count, [mean, m2], rows, block);
-        }
+        merge(count, [mean, m2], n, [&self.s[..self.width], &self.q[..self.width]]);
         for (pivot, mean) in self.pivot.iter_mut().zip(mean) {
             *pivot = Real::from_f64(*mean);
         }

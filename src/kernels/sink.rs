@@ -7,19 +7,18 @@
 use crate::element::Store;
 use crate::simd::{STREAM_ALIGN, Vector};
 use std::marker::PhantomData;
-use std::mem::MaybeUninit;
 
 /// Bytes gathered before they are written.
 const BYTES: usize = 2048;
 
 /// Room for them and for a vector more.
 #[repr(C, align(64))]
-pub(crate) struct Lines([MaybeUninit<u8>; BYTES + 2 * STREAM_ALIGN]);
+pub(crate) struct Lines([u8; BYTES + 2 * STREAM_ALIGN]);
 
 impl Lines {
     #[inline(always)]
     pub(crate) fn new() -> Self {
-        Self([MaybeUninit::uninit(); BYTES + 2 * STREAM_ALIGN])
+        Self([0; BYTES + 2 * STREAM_ALIGN])
     }
 }
 
@@ -37,7 +36,10 @@ pub(crate) struct Sink<'a, L: Store, const STREAM: bool> {
 
 impl<'a, L: Store, const STREAM: bool> Sink<'a, L, STREAM> {
     /// Elements in a line.
-    const LINE: usize = STREAM_ALIGN / size_of::<L::Element>();
+    const LINE: usize = {
+        assert!(L::V::LANES * size_of::<<L::V as Vector>::Scalar>() == STREAM_ALIGN);
+        STREAM_ALIGN / size_of::<L::Element>()
+    };
 
     #[inline(always)]
     pub(crate) fn new(lines: &'a mut Lines) -> Self {
@@ -104,10 +106,11 @@ impl<'a, L: Store, const STREAM: bool> Sink<'a, L, STREAM> {
                 line.add(self.start).copy_from_nonoverlapping(buffer.add(self.start), Self::LINE - self.start);
             }
             while at < whole {
-                L::stream(L::load(buffer.add(at)), line.add(at));
-                at += L::V::LANES.min(Self::LINE);
+                // As they lie there: a vector has the bytes of a line, whatever the elements are.
+                L::V::load(buffer.add(at).cast()).stream(line.add(at).cast());
+                at += Self::LINE;
             }
-            L::store(L::load(buffer.add(whole)), buffer);
+            L::V::load(buffer.add(whole).cast()).store(buffer.cast());
         }
         self.line = line.wrapping_add(whole);
         self.end -= whole;

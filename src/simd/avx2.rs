@@ -3,18 +3,19 @@
 //! SAFETY, for every block here that only says "AVX2": values of these types are made by kernels that run inside
 //! [`enter`], which only `dispatch` calls, after detection; memory operations pass their caller's promise on.
 
-use super::{Kernel, Simd, Vector};
+use super::exp::exp;
+use super::{Kernel, Real, Simd, Vector};
 use std::arch::x86_64::*;
 
 pub(super) struct Avx2;
 #[derive(Clone, Copy)]
-pub(super) struct F32(__m256, __m256);
+pub(super) struct F32(pub(super) __m256, pub(super) __m256);
 #[derive(Clone, Copy)]
 pub(super) struct F64(__m256d, __m256d);
 
 /// # Safety
-/// The CPU has AVX2.
-#[target_feature(enable = "avx2")]
+/// The CPU has AVX2 and F16C.
+#[target_feature(enable = "avx2,f16c")]
 pub(super) unsafe fn enter<K: Kernel>(kernel: K) {
     kernel.run::<Avx2>();
 }
@@ -24,9 +25,9 @@ impl Simd for Avx2 {
     type F64 = F64;
 
     #[inline(always)]
-    unsafe fn widen(p: *const f32) -> F64 {
+    fn widen(v: F32) -> F64 {
         // SAFETY: AVX2.
-        unsafe { F64(_mm256_cvtps_pd(_mm_loadu_ps(p)), _mm256_cvtps_pd(_mm_loadu_ps(p.add(4)))) }
+        unsafe { F64(_mm256_cvtps_pd(_mm256_castps256_ps128(v.0)), _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(v.0))) }
     }
     #[inline(always)]
     fn fence() {
@@ -82,6 +83,42 @@ impl Vector for F32 {
     fn mul(self, rhs: Self) -> Self {
         // SAFETY: AVX2.
         unsafe { Self(_mm256_mul_ps(self.0, rhs.0), _mm256_mul_ps(self.1, rhs.1)) }
+    }
+    #[inline(always)]
+    fn div(self, rhs: Self) -> Self {
+        // SAFETY: AVX2.
+        unsafe { Self(_mm256_div_ps(self.0, rhs.0), _mm256_div_ps(self.1, rhs.1)) }
+    }
+    #[inline(always)]
+    fn if_positive(self, then: Self, otherwise: Self) -> Self {
+        // SAFETY: AVX2.
+        unsafe {
+            let zero = _mm256_setzero_ps();
+            let not = [_mm256_cmp_ps::<_CMP_LE_OQ>(self.0, zero), _mm256_cmp_ps::<_CMP_LE_OQ>(self.1, zero)];
+            Self(_mm256_blendv_ps(then.0, otherwise.0, not[0]), _mm256_blendv_ps(then.1, otherwise.1, not[1]))
+        }
+    }
+    #[inline(always)]
+    fn exp2(self) -> Self {
+        let bits = self.add(Self::splat(f32::ROUNDER as f32));
+        // SAFETY: AVX2.
+        unsafe {
+            let one = _mm256_castps_si256(_mm256_set1_ps(1.0));
+            let low = _mm256_slli_epi32::<23>(_mm256_castps_si256(bits.0));
+            let high = _mm256_slli_epi32::<23>(_mm256_castps_si256(bits.1));
+            Self(_mm256_castsi256_ps(_mm256_add_epi32(low, one)), _mm256_castsi256_ps(_mm256_add_epi32(high, one)))
+        }
+    }
+    #[inline(always)]
+    fn exp(self) -> Self {
+        /// Once, not wherever it is used: it is much code.
+        #[target_feature(enable = "avx2,f16c")]
+        #[inline(never)]
+        fn outlined(v: F32) -> F32 {
+            exp(v)
+        }
+        // SAFETY: AVX2.
+        unsafe { outlined(self) }
     }
     #[inline(always)]
     fn first(self, n: usize) -> Self {
@@ -182,6 +219,42 @@ impl Vector for F64 {
     fn mul(self, rhs: Self) -> Self {
         // SAFETY: AVX2.
         unsafe { Self(_mm256_mul_pd(self.0, rhs.0), _mm256_mul_pd(self.1, rhs.1)) }
+    }
+    #[inline(always)]
+    fn div(self, rhs: Self) -> Self {
+        // SAFETY: AVX2.
+        unsafe { Self(_mm256_div_pd(self.0, rhs.0), _mm256_div_pd(self.1, rhs.1)) }
+    }
+    #[inline(always)]
+    fn if_positive(self, then: Self, otherwise: Self) -> Self {
+        // SAFETY: AVX2.
+        unsafe {
+            let zero = _mm256_setzero_pd();
+            let not = [_mm256_cmp_pd::<_CMP_LE_OQ>(self.0, zero), _mm256_cmp_pd::<_CMP_LE_OQ>(self.1, zero)];
+            Self(_mm256_blendv_pd(then.0, otherwise.0, not[0]), _mm256_blendv_pd(then.1, otherwise.1, not[1]))
+        }
+    }
+    #[inline(always)]
+    fn exp2(self) -> Self {
+        let bits = self.add(Self::splat(f64::ROUNDER));
+        // SAFETY: AVX2.
+        unsafe {
+            let one = _mm256_castpd_si256(_mm256_set1_pd(1.0));
+            let low = _mm256_slli_epi64::<52>(_mm256_castpd_si256(bits.0));
+            let high = _mm256_slli_epi64::<52>(_mm256_castpd_si256(bits.1));
+            Self(_mm256_castsi256_pd(_mm256_add_epi64(low, one)), _mm256_castsi256_pd(_mm256_add_epi64(high, one)))
+        }
+    }
+    #[inline(always)]
+    fn exp(self) -> Self {
+        /// Once, not wherever it is used: it is much code.
+        #[target_feature(enable = "avx2,f16c")]
+        #[inline(never)]
+        fn outlined(v: F64) -> F64 {
+            exp(v)
+        }
+        // SAFETY: AVX2.
+        unsafe { outlined(self) }
     }
     #[inline(always)]
     fn first(self, n: usize) -> Self {

@@ -3,12 +3,13 @@
 //! SAFETY, for every block here that only says "AVX-512F": values of these types are made by kernels that run inside
 //! [`enter`], which only `dispatch` calls, after detection; memory operations pass their caller's promise on.
 
-use super::{Kernel, Simd, Vector};
+use super::exp::exp;
+use super::{Kernel, Real, Simd, Vector};
 use std::arch::x86_64::*;
 
 pub(super) struct Avx512;
 #[derive(Clone, Copy)]
-pub(super) struct F32(__m512);
+pub(super) struct F32(pub(super) __m512);
 #[derive(Clone, Copy)]
 pub(super) struct F64(__m512d);
 
@@ -24,9 +25,9 @@ impl Simd for Avx512 {
     type F64 = F64;
 
     #[inline(always)]
-    unsafe fn widen(p: *const f32) -> F64 {
+    fn widen(v: F32) -> F64 {
         // SAFETY: AVX-512F.
-        unsafe { F64(_mm512_cvtps_pd(_mm256_loadu_ps(p))) }
+        unsafe { F64(_mm512_cvtps_pd(_mm512_castps512_ps256(v.0))) }
     }
     #[inline(always)]
     fn fence() {
@@ -71,6 +72,39 @@ impl Vector for F32 {
     fn mul(self, rhs: Self) -> Self {
         // SAFETY: AVX-512F.
         unsafe { Self(_mm512_mul_ps(self.0, rhs.0)) }
+    }
+    #[inline(always)]
+    fn div(self, rhs: Self) -> Self {
+        // SAFETY: AVX-512F.
+        unsafe { Self(_mm512_div_ps(self.0, rhs.0)) }
+    }
+    #[inline(always)]
+    fn if_positive(self, then: Self, otherwise: Self) -> Self {
+        // SAFETY: AVX-512F.
+        unsafe {
+            let not = _mm512_cmp_ps_mask::<_CMP_LE_OQ>(self.0, _mm512_setzero_ps());
+            Self(_mm512_mask_blend_ps(not, then.0, otherwise.0))
+        }
+    }
+    #[inline(always)]
+    fn exp2(self) -> Self {
+        let bits = self.add(Self::splat(f32::ROUNDER as f32));
+        // SAFETY: AVX-512F.
+        unsafe {
+            let exponent = _mm512_slli_epi32::<23>(_mm512_castps_si512(bits.0));
+            Self(_mm512_castsi512_ps(_mm512_add_epi32(exponent, _mm512_castps_si512(Self::splat(1.0).0))))
+        }
+    }
+    #[inline(always)]
+    fn exp(self) -> Self {
+        /// Once, not wherever it is used: it is much code.
+        #[target_feature(enable = "avx512f")]
+        #[inline(never)]
+        fn outlined(v: F32) -> F32 {
+            exp(v)
+        }
+        // SAFETY: AVX-512F.
+        unsafe { outlined(self) }
     }
     #[inline(always)]
     fn first(self, n: usize) -> Self {
@@ -159,6 +193,39 @@ impl Vector for F64 {
     fn mul(self, rhs: Self) -> Self {
         // SAFETY: AVX-512F.
         unsafe { Self(_mm512_mul_pd(self.0, rhs.0)) }
+    }
+    #[inline(always)]
+    fn div(self, rhs: Self) -> Self {
+        // SAFETY: AVX-512F.
+        unsafe { Self(_mm512_div_pd(self.0, rhs.0)) }
+    }
+    #[inline(always)]
+    fn if_positive(self, then: Self, otherwise: Self) -> Self {
+        // SAFETY: AVX-512F.
+        unsafe {
+            let not = _mm512_cmp_pd_mask::<_CMP_LE_OQ>(self.0, _mm512_setzero_pd());
+            Self(_mm512_mask_blend_pd(not, then.0, otherwise.0))
+        }
+    }
+    #[inline(always)]
+    fn exp2(self) -> Self {
+        let bits = self.add(Self::splat(f64::ROUNDER));
+        // SAFETY: AVX-512F.
+        unsafe {
+            let exponent = _mm512_slli_epi64::<52>(_mm512_castpd_si512(bits.0));
+            Self(_mm512_castsi512_pd(_mm512_add_epi64(exponent, _mm512_castpd_si512(Self::splat(1.0).0))))
+        }
+    }
+    #[inline(always)]
+    fn exp(self) -> Self {
+        /// Once, not wherever it is used: it is much code.
+        #[target_feature(enable = "avx512f")]
+        #[inline(never)]
+        fn outlined(v: F64) -> F64 {
+            exp(v)
+        }
+        // SAFETY: AVX-512F.
+        unsafe { outlined(self) }
     }
     #[inline(always)]
     fn first(self, n: usize) -> Self {

@@ -8,7 +8,19 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod exp;
+#[cfg(feature = "half")]
+mod half;
 mod portable;
+
+#[cfg(feature = "half")]
+pub(crate) use half::HalfLanes;
+
+/// Nothing to convert without the feature `half`.
+#[cfg(not(feature = "half"))]
+pub trait HalfLanes {}
+#[cfg(not(feature = "half"))]
+impl<V> HalfLanes for V {}
 
 use crate::Error;
 
@@ -20,7 +32,7 @@ use crate::Error;
 pub enum Isa {
     /// The `wide` crate over whatever the crate was compiled for: SSE2, NEON, wasm simd128 or scalar code.
     Portable,
-    /// 256-bit code for x86-64 with AVX2.
+    /// 256-bit code for x86-64 with AVX2 (and F16C).
     Avx2,
     /// 512-bit code for x86-64 with AVX-512F.
     Avx512,
@@ -42,8 +54,8 @@ impl Isa {
     /// The fastest instruction set that this CPU can run.
     pub fn best() -> Isa {
         #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2") {
-            // A CPU with AVX-512F has AVX2; `available` relies on that order.
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") {
+            // Every CPU with AVX2 has F16C. A CPU with AVX-512F has AVX2; `available` relies on that order.
             return if is_x86_feature_detected!("avx512f") { Isa::Avx512 } else { Isa::Avx2 };
         }
         Isa::Portable
@@ -56,13 +68,22 @@ impl Isa {
 }
 
 /// A floating-point type that lanes compute in.
-pub trait Real: Copy + Send + Sync + 'static {
+pub trait Real: Copy + std::fmt::Debug + Send + Sync + 'static {
     /// The largest finite value.
     const MAX: f64;
     /// Lanes scaled to stay below this and above its inverse neither overflow nor meet subnormals in a map.
     const LIMIT: f64;
     /// As [`LIMIT`](Self::LIMIT), for the squares of such values, with room for what they are multiplied by.
     const SQUARE_LIMIT: f64;
+    /// 1.5 times the power of two at which the type has integers only: adding it and subtracting it again rounds to the
+    /// nearest integer.
+    const ROUNDER: f64;
+    /// An argument beyond whose double `exp` is 0 or Inf is cut to this.
+    const EXP_LIMIT: f64;
+    /// ln 2 in two terms, the first short enough for its products with binary exponents to be exact.
+    const LN_2: [f64; 2];
+    /// The degree at which the series of `exp` to 0.35 is below a rounding.
+    const EXP_DEGREE: usize;
     /// To the nearest.
     fn from_f64(v: f64) -> Self;
     /// Exact.
@@ -73,6 +94,10 @@ impl Real for f32 {
     const MAX: f64 = f32::MAX as f64;
     const LIMIT: f64 = f64::from_bits((1023 + 100) << 52); // 2^100
     const SQUARE_LIMIT: f64 = (1u64 << 40) as f64;
+    const ROUNDER: f64 = (3u64 << 22) as f64;
+    const EXP_LIMIT: f64 = 104.0;
+    const LN_2: [f64; 2] = [355.0 / 512.0, -2.121_944_400_546_905_8e-4];
+    const EXP_DEGREE: usize = 7;
     #[inline(always)]
     fn from_f64(v: f64) -> f32 {
         v as f32
@@ -87,6 +112,10 @@ impl Real for f64 {
     const MAX: f64 = f64::MAX;
     const LIMIT: f64 = f64::from_bits((1023 + 500) << 52); // 2^500
     const SQUARE_LIMIT: f64 = f64::from_bits((1023 + 300) << 52); // 2^300
+    const ROUNDER: f64 = (3u64 << 51) as f64;
+    const EXP_LIMIT: f64 = 746.0;
+    const LN_2: [f64; 2] = [f64::from_bits(0x3fe6_2e42_fee0_0000), 1.908_214_929_270_587_7e-10];
+    const EXP_DEGREE: usize = 13;
     #[inline(always)]
     fn from_f64(v: f64) -> f64 {
         v
@@ -111,6 +140,13 @@ pub trait Vector: Copy {
     fn add(self, rhs: Self) -> Self;
     fn sub(self, rhs: Self) -> Self;
     fn mul(self, rhs: Self) -> Self;
+    fn div(self, rhs: Self) -> Self;
+    /// Lanes of `otherwise` where this is 0 or less, of `then` where it is more or NaN.
+    fn if_positive(self, then: Self, otherwise: Self) -> Self;
+    /// 2 to the power of lanes that hold integers, in the range of normal numbers.
+    fn exp2(self) -> Self;
+    /// e to the power of lanes, within four roundings.
+    fn exp(self) -> Self;
     /// The first `n` lanes; zero in the others.
     fn first(self, n: usize) -> Self;
 
@@ -155,26 +191,11 @@ pub(crate) fn wide_sum<V: Vector>(acc: V::Wide) -> f64 {
 
 /// One instruction set's vectors.
 pub trait Simd: Sized + 'static {
-    type F32: Vector<Scalar = f32>;
+    type F32: Vector<Scalar = f32> + HalfLanes;
     type F64: Vector<Scalar = f64>;
 
-    /// 8 values of f32 as f64.
-    ///
-    /// # Safety
-    /// 8 values can be read at `p`.
-    unsafe fn widen(p: *const f32) -> Self::F64;
-    /// The first `n` of them; zero in the other lanes.
-    ///
-    /// # Safety
-    /// `n` values can be read at `p`.
-    unsafe fn widen_first(p: *const f32, n: usize) -> Self::F64 {
-        let mut lanes = [0.0f32; 8];
-        // SAFETY: the caller's promise; `n` is cut to the lanes there are.
-        unsafe {
-            std::ptr::copy_nonoverlapping(p, lanes.as_mut_ptr(), n.min(8));
-            Self::widen(lanes.as_ptr())
-        }
-    }
+    /// The first 8 lanes as f64.
+    fn widen(v: Self::F32) -> Self::F64;
     /// Orders streaming stores before everything that comes after, as other threads see it.
     fn fence();
 }

@@ -1,6 +1,7 @@
 //! The `wide` crate's vectors: SSE2, NEON, wasm simd128 or scalar code, as the crate was compiled.
 
-use super::{Simd, Vector};
+use super::exp::exp;
+use super::{Real, Simd, Vector};
 use wide::{f32x16, f64x8};
 
 pub(super) struct Portable;
@@ -10,10 +11,9 @@ impl Simd for Portable {
     type F64 = f64x8;
 
     #[inline(always)]
-    unsafe fn widen(p: *const f32) -> f64x8 {
-        // SAFETY: the caller's promise; an array of f32 has the alignment of f32, or less is asked by `read_unaligned`.
-        let v: [f32; 8] = unsafe { p.cast::<[f32; 8]>().read_unaligned() };
-        f64x8::new(v.map(f64::from))
+    fn widen(v: f32x16) -> f64x8 {
+        let v = v.to_array();
+        f64x8::new(std::array::from_fn(|i| f64::from(v[i])))
     }
     #[inline(always)]
     fn fence() {}
@@ -39,6 +39,25 @@ macro_rules! portable_vector {
         #[inline(always)]
         fn mul(self, rhs: Self) -> Self {
             self * rhs
+        }
+        #[inline(always)]
+        fn div(self, rhs: Self) -> Self {
+            self / rhs
+        }
+        #[inline(always)]
+        fn if_positive(self, then: Self, otherwise: Self) -> Self {
+            self.simd_le(<$vector>::ZERO).select(otherwise, then)
+        }
+        #[inline(always)]
+        fn exp2(self) -> Self {
+            let one = (1.0 as $scalar).to_bits();
+            let power =
+                |v: $scalar| <$scalar>::from_bits((v.to_bits() << (<$scalar>::MANTISSA_DIGITS - 1)).wrapping_add(one));
+            <$vector>::new((self + <$vector>::splat(<$scalar as Real>::ROUNDER as $scalar)).to_array().map(power))
+        }
+        #[inline(never)]
+        fn exp(self) -> Self {
+            exp(self)
         }
         #[inline(always)]
         fn first(self, n: usize) -> Self {

@@ -2,7 +2,7 @@
 
 use crate::common::*;
 use crate::oracle::{self, Double, Factors, Ledger};
-use batchnorm::{BatchNorm, GradientSums, Gradients, Isa, RunningStatistics, Shape, Statistics, reference};
+use batchnorm::{Affine, BatchNorm, GradientSums, Gradients, Isa, RunningStatistics, Shape, Statistics, reference};
 use proptest::prelude::*;
 use std::fmt::Debug;
 
@@ -138,6 +138,7 @@ fn each_gradient_is_optional() {
                 dx: (which & 1 != 0).then_some(&mut dx[..]),
                 dgamma: (which & 2 != 0).then_some(&mut dgamma[..]),
                 dbeta: (which & 4 != 0).then_some(&mut dbeta[..]),
+                ..Gradients::default()
             };
             plan.backward(&p.x, &p.dy, source, p.affine(), gradients).unwrap();
             [dx, dgamma, dbeta]
@@ -203,7 +204,7 @@ fn parts_of_a_batch_merge_to_the_whole() {
     let mut sums = GradientSums::new(channels);
     for k in 0..parts {
         let mut own = GradientSums::new(channels);
-        one.gradient_sums(&whole.x[part(k)], &whole.dy[part(k)], &merged, &mut own).unwrap();
+        one.gradient_sums(&whole.x[part(k)], &whole.dy[part(k)], &merged, Affine::default(), &mut own).unwrap();
         sums.merge(&own).unwrap();
     }
     let (mut y, mut dx) = (vec![f32::NAN; whole.x.len()], vec![f32::NAN; whole.x.len()]);

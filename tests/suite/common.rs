@@ -222,10 +222,15 @@ pub(crate) fn train<T: Float>(plan: &BatchNorm, p: &Problem<T>, way: Way, offset
             plan.normalize_in_place(&mut y, &statistics, p.affine()).unwrap();
         }
     }
-    plan.gradient_sums(&x, &dy, &statistics, &mut sums).unwrap();
+    plan.gradient_sums(&x, &dy, &statistics, Affine::default(), &mut sums).unwrap();
     match way {
         Way::Fused => {
-            let gradients = Gradients { dx: Some(&mut dx), dgamma: Some(&mut dgamma), dbeta: Some(&mut dbeta) };
+            let gradients = Gradients {
+                dx: Some(&mut dx),
+                dgamma: Some(&mut dgamma),
+                dbeta: Some(&mut dbeta),
+                ..Gradients::default()
+            };
             plan.backward(&x, &dy, &statistics, p.affine(), gradients).unwrap();
         }
         Way::FusedInPlace => {
@@ -258,7 +263,7 @@ pub(crate) fn train_frozen<T: Float>(
     let (x, dy) = (Buffer::new(&p.x, offset), Buffer::new(&p.dy, 3 * offset));
     let (mut y, mut dx) = (Buffer::output(len, 5 * offset), Buffer::output(len, 7 * offset));
     let (mut dgamma, mut dbeta) = (Buffer::output(channels, offset), Buffer::output(channels, 2 * offset));
-    plan.gradient_sums(&x, &dy, running, &mut sums).unwrap();
+    plan.gradient_sums(&x, &dy, running, Affine::default(), &mut sums).unwrap();
     match way {
         Way::FusedInPlace | Way::HalvesInPlace => {
             y.copy_from_slice(&x);
@@ -268,7 +273,12 @@ pub(crate) fn train_frozen<T: Float>(
         }
         Way::Fused | Way::Halves => {
             plan.normalize(&x, running, p.affine(), &mut y).unwrap();
-            let gradients = Gradients { dx: Some(&mut dx), dgamma: Some(&mut dgamma), dbeta: Some(&mut dbeta) };
+            let gradients = Gradients {
+                dx: Some(&mut dx),
+                dgamma: Some(&mut dgamma),
+                dbeta: Some(&mut dbeta),
+                ..Gradients::default()
+            };
             plan.backward(&x, &dy, running, p.affine(), gradients).unwrap();
         }
     }

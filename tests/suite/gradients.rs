@@ -4,7 +4,7 @@
 //! step h miss the gradient by h²/6 of its third derivative and by the rounding of L over h.
 
 use crate::common::*;
-use batchnorm::{RunningStatistics, Shape, Statistics, reference};
+use batchnorm::{Affine, RunningStatistics, Shape, Statistics, reference};
 
 /// The loss, where `running` is given with its statistics, else with the batch's own.
 fn loss(p: &Problem<f64>, x: &[f64], gamma: &[f64], beta: &[f64], running: Option<&RunningStatistics>) -> f64 {
@@ -105,7 +105,7 @@ fn of_a_batch_in_parts() {
     }
     for range in parts() {
         let mut own = batchnorm::GradientSums::new(3);
-        part.gradient_sums(&p.x[range.clone()], &p.dy[range], &whole, &mut own).unwrap();
+        part.gradient_sums(&p.x[range.clone()], &p.dy[range], &whole, Affine::default(), &mut own).unwrap();
         sums.merge(&own).unwrap();
     }
     let mut dx = vec![f64::NAN; p.x.len()];

@@ -2,7 +2,7 @@
 //! that one byte too far is a crash.
 
 use crate::common::*;
-use batchnorm::{GradientSums, Gradients, Statistics};
+use batchnorm::{Affine, GradientSums, Gradients, Statistics};
 use std::ptr::NonNull;
 
 /// On which side of a buffer the inaccessible page is.
@@ -87,11 +87,16 @@ fn check<T: Float>() {
                 plan.statistics(x, &mut statistics).unwrap();
                 plan.normalize(x, &running, affine, y).unwrap();
                 assert!(same(y, &frozen.y));
-                plan.gradient_sums(x, dy, &statistics, &mut sums).unwrap();
+                plan.gradient_sums(x, dy, &statistics, Affine::default(), &mut sums).unwrap();
                 plan.parameter_gradients(&statistics, &sums, Some(dgamma), Some(dbeta)).unwrap();
                 plan.input_gradient(x, dy, &statistics, &sums, affine, dx).unwrap();
                 assert!(same(dx, &expected.dx));
-                let gradients = Gradients { dx: Some(&mut *dx), dgamma: Some(&mut *dgamma), dbeta: Some(&mut *dbeta) };
+                let gradients = Gradients {
+                    dx: Some(&mut *dx),
+                    dgamma: Some(&mut *dgamma),
+                    dbeta: Some(&mut *dbeta),
+                    ..Gradients::default()
+                };
                 plan.backward(x, dy, &statistics, affine, gradients).unwrap();
                 assert!(same(dx, &expected.dx) && same(dgamma, &expected.dgamma) && same(dbeta, &expected.dbeta));
                 let gradients = Gradients { dx: Some(&mut *dx), ..Gradients::default() };

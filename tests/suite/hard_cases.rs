@@ -99,11 +99,12 @@ fn empty_batch() {
         plan.normalize(none, &statistics, Affine::default(), &mut y).unwrap();
 
         let (mut dx, mut dgamma, mut dbeta) = ([0.0; 0], [7.0; 3], [7.0; 3]);
-        let gradients = Gradients { dx: Some(&mut dx), dgamma: Some(&mut dgamma), dbeta: Some(&mut dbeta) };
+        let gradients =
+            Gradients { dx: Some(&mut dx), dgamma: Some(&mut dgamma), dbeta: Some(&mut dbeta), ..Gradients::default() };
         plan.backward(none, none, &statistics, Affine::default(), gradients).unwrap();
         assert_eq!((dgamma, dbeta), ([0.0; 3], [0.0; 3]));
         let mut sums = GradientSums::from_parts(vec![7.0; 3], vec![7.0; 3]).unwrap();
-        plan.gradient_sums(none, none, &statistics, &mut sums).unwrap();
+        plan.gradient_sums(none, none, &statistics, Affine::default(), &mut sums).unwrap();
         assert_eq!(sums, GradientSums::new(3));
         plan.input_gradient(none, none, &statistics, &sums, Affine::default(), &mut dx).unwrap();
 
@@ -111,7 +112,8 @@ fn empty_batch() {
         running.update(&statistics, Momentum::Exponential(0.1)).unwrap();
         running.update(&statistics, Momentum::Cumulative).unwrap();
         assert_eq!(running, RunningStatistics::new(3));
-        let gradients = Gradients { dx: Some(&mut dx), dgamma: Some(&mut dgamma), dbeta: Some(&mut dbeta) };
+        let gradients =
+            Gradients { dx: Some(&mut dx), dgamma: Some(&mut dgamma), dbeta: Some(&mut dbeta), ..Gradients::default() };
         plan.backward(none, none, &running, Affine::default(), gradients).unwrap();
         assert_eq!((dgamma, dbeta), ([0.0; 3], [0.0; 3]));
     }

@@ -53,7 +53,7 @@ impl Arguments {
 type Pass = (&'static str, &'static [&'static str], fn(&BatchNorm, &mut Arguments) -> Result<(), Error>);
 
 fn all_gradients(a: &mut Arguments) -> Gradients<'_, f32> {
-    Gradients { dx: Some(&mut a.dx), dgamma: Some(&mut a.dgamma), dbeta: Some(&mut a.dbeta) }
+    Gradients { dx: Some(&mut a.dx), dgamma: Some(&mut a.dgamma), dbeta: Some(&mut a.dbeta), ..Gradients::default() }
 }
 
 const PASSES: [Pass; 15] = [
@@ -74,10 +74,10 @@ const PASSES: [Pass; 15] = [
         plan.normalize_in_place(&mut a.x, &a.statistics, Affine::new(&a.gamma, &a.beta))
     }),
     ("gradient_sums", &["x", "dy", "statistics", "sums"], |plan, a| {
-        plan.gradient_sums(&a.x, &a.dy, &a.statistics, &mut a.sums)
+        plan.gradient_sums(&a.x, &a.dy, &a.statistics, Affine::default(), &mut a.sums)
     }),
     ("gradient_sums, running", &["x", "dy", "running statistics", "sums"], |plan, a| {
-        plan.gradient_sums(&a.x, &a.dy, &a.running, &mut a.sums)
+        plan.gradient_sums(&a.x, &a.dy, &a.running, Affine::default(), &mut a.sums)
     }),
     ("input_gradient", &["x", "dy", "dx", "gamma", "beta", "statistics", "sums"], |plan, a| {
         plan.input_gradient(&a.x, &a.dy, &a.statistics, &a.sums, Affine::new(&a.gamma, &a.beta), &mut a.dx)

@@ -107,7 +107,13 @@ unsafe fn compute_gradient_sums<E: Element>(plan: &bn_plan, args: bn_gradient_su
         let source = SourceView::new(&mut arrays, args.statistics, args.running, shape.channels())?;
         let out = SumsView::new(&mut arrays, SUMS, args.sums, shape.channels(), Access::Write)?;
         arrays.check_overlap(None)?;
-        Ok(plan.batch_norm.gradient_sums(x.slice(), dy.slice(), source.read()?, &mut out.write()?)?)
+        Ok(plan.batch_norm.gradient_sums(
+            x.slice(),
+            dy.slice(),
+            source.read()?,
+            Affine::default(),
+            &mut out.write()?,
+        )?)
     }
 }
 
@@ -171,7 +177,7 @@ unsafe fn backward<E: Element>(plan: &bn_plan, args: bn_backward_args) -> Result
         match dx {
             Some(dx) if in_place => plan.batch_norm.backward_in_place(x.slice(), dx, source, affine, dgamma, dbeta)?,
             dx => {
-                let gradients = Gradients { dx, dgamma, dbeta };
+                let gradients = Gradients { dx, dgamma, dbeta, ..Gradients::default() };
                 plan.batch_norm.backward(x.slice(), dy.slice(), source, affine, gradients)?;
             }
         }
