@@ -5,10 +5,11 @@ use crate::activation::Activation;
 use crate::element::Element;
 use crate::error::{Error, check_len, check_optional};
 use crate::parallel::Threads;
-use crate::passes::{GradientsOf, Passes, RawGradients};
-use crate::scratch::Pool;
+use crate::passes::{GradientsOf, Passes, RawGradients, scratch_sizes};
+use crate::scratch::Scratch;
 use crate::simd::{Isa, Real};
-use crate::statistics::{GradientSums, Source, Statistics};
+use crate::statistics::{GradientSums, Source, Statistics, Values, ValuesMut};
+use std::mem::MaybeUninit;
 
 /// gamma and beta, each absent or one value a channel. Absent, gamma is 1 and beta is 0.
 #[derive(Clone, Copy, Debug)]
@@ -25,7 +26,7 @@ impl<'a, P> Affine<'a, P> {
         Self { gamma: Some(gamma), beta: Some(beta) }
     }
 
-    fn check(&self, channels: usize) -> Result<(), Error> {
+    pub(crate) fn check(&self, channels: usize) -> Result<(), Error> {
         check_optional("gamma", channels, self.gamma)?;
         check_optional("beta", channels, self.beta)
     }
@@ -118,8 +119,8 @@ impl<'a, E: Element> Gradients<'a, E> {
 /// The halves are for engines that put statistics together from several parts of a batch in between.
 ///
 /// Activations are slices of an [`Element`] type in the plan's [`Shape`]; a pass named `_in_place` overwrites its input.
-/// A plan keeps a little scratch memory, which grows with the channels, not with the batch, so make it once and use it
-/// again; it can be shared between threads.
+/// A plan keeps some scratch memory for its next pass, for each channel some dozen to some hundred values, or the memory
+/// that [`scratch`](Self::scratch) gives it. So make it once and use it again; it can be shared between threads.
 ///
 /// # Errors
 /// All passes return [`Error::Length`] for a slice, [`Affine`], [`Statistics`] or [`GradientSums`] that does not fit
@@ -131,7 +132,7 @@ pub struct BatchNorm {
     pub(crate) activation: Activation,
     pub(crate) isa: Isa,
     pub(crate) threads: Threads,
-    pub(crate) pool: Pool,
+    pub(crate) scratch: Scratch,
 }
 
 /// The largest |beta/gamma| of a channel that is rebuilt from its output.
@@ -140,8 +141,8 @@ const LARGEST_SHIFT: f64 = 64.0;
 impl BatchNorm {
     /// A plan with eps 1e-5, no activation, the best [`Isa`] of this CPU, and the default [`Threads`].
     pub fn new(shape: Shape) -> Self {
-        let (isa, threads, pool) = (Isa::best(), Threads::default(), Pool::default());
-        Self { shape, eps: 1e-5, activation: Activation::Identity, isa, threads, pool }
+        let (isa, threads, scratch) = (Isa::best(), Threads::default(), Scratch::new(scratch_sizes(shape)));
+        Self { shape, eps: 1e-5, activation: Activation::Identity, isa, threads, scratch }
     }
 
     /// With another eps, which is added to the variance before its root is taken. It may be 0: a channel without
@@ -180,6 +181,35 @@ impl BatchNorm {
     pub fn threads(mut self, threads: Threads) -> Self {
         self.threads = threads;
         self
+    }
+
+    /// With scratch memory of the caller's, so that no pass allocates: as many passes at once as the memory has room
+    /// for, on no more threads than the plan has now. What is beyond that takes memory from the heap, as plans do
+    /// without: when they first run, and again where more passes run at once than ever before.
+    ///
+    /// ```
+    /// use batchnorm::{BatchNorm, Shape, Threads};
+    ///
+    /// let plan = BatchNorm::new(Shape::nc(128, 64)?).threads(Threads::Sequential);
+    /// let memory = Box::leak(Box::new_uninit_slice(plan.scratch_bytes(1)));
+    /// let plan = plan.scratch(memory)?;
+    /// # Ok::<(), batchnorm::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Scratch`] where there is not enough for one pass.
+    pub fn scratch(mut self, memory: &'static mut [MaybeUninit<u8>]) -> Result<Self, Error> {
+        let (expected, actual) = (self.scratch_bytes(1), memory.len());
+        if self.scratch.give(memory, self.most_threads()) { Ok(self) } else { Err(Error::Scratch { expected, actual }) }
+    }
+
+    /// Bytes of [`scratch`](Self::scratch) memory, aligned or not, with which `calls` passes can run at once.
+    pub fn scratch_bytes(&self, calls: usize) -> usize {
+        self.scratch.bytes(calls, self.most_threads())
+    }
+
+    fn most_threads(&self) -> usize {
+        self.threads.count(usize::MAX)
     }
 
     /// The shape that the passes work on.
@@ -232,7 +262,7 @@ impl BatchNorm {
     ///
     /// # Errors
     /// See [`BatchNorm`].
-    pub fn statistics<E: Element>(&self, x: &[E], statistics: &mut Statistics) -> Result<(), Error> {
+    pub fn statistics<E: Element>(&self, x: &[E], statistics: &mut Statistics<impl ValuesMut>) -> Result<(), Error> {
         self.plain().statistics(x, statistics)
     }
 
@@ -245,7 +275,7 @@ impl BatchNorm {
         x: &[E],
         affine: Affine<'_, E::Param>,
         y: &mut [E],
-        statistics: &mut Statistics,
+        statistics: &mut Statistics<impl ValuesMut>,
     ) -> Result<(), Error> {
         self.plain().forward_training(x, affine, y, statistics)
     }
@@ -258,7 +288,7 @@ impl BatchNorm {
         &self,
         x: &mut [E],
         affine: Affine<'_, E::Param>,
-        statistics: &mut Statistics,
+        statistics: &mut Statistics<impl ValuesMut>,
     ) -> Result<(), Error> {
         self.plain().forward_training_in_place(x, affine, statistics)
     }
@@ -303,7 +333,7 @@ impl BatchNorm {
         dy: &[E],
         source: impl Into<Source<'s>>,
         affine: Affine<'_, E::Param>,
-        sums: &mut GradientSums,
+        sums: &mut GradientSums<impl ValuesMut>,
     ) -> Result<(), Error> {
         self.plain().gradient_sums(x, dy, source, affine, sums)
     }
@@ -317,8 +347,8 @@ impl BatchNorm {
         &self,
         x: &[E],
         dy: &[E],
-        statistics: &Statistics,
-        sums: &GradientSums,
+        statistics: &Statistics<impl Values>,
+        sums: &GradientSums<impl Values>,
         affine: Affine<'_, E::Param>,
         dx: &mut [E],
     ) -> Result<(), Error> {
@@ -334,15 +364,15 @@ impl BatchNorm {
         &self,
         x: &[E],
         dy: &mut [E],
-        statistics: &Statistics,
-        sums: &GradientSums,
+        statistics: &Statistics<impl Values>,
+        sums: &GradientSums<impl Values>,
         affine: Affine<'_, E::Param>,
     ) -> Result<(), Error> {
         check_len("dy", self.shape.len(), dy.len())?;
         let dx = dy.as_mut_ptr();
         let out = RawGradients { dx: Some(dx), ..RawGradients::none() };
         // SAFETY: dy has the plan's shape; dx is dy, and everything else is apart.
-        unsafe { self.plain().backward_raw(x, dx, Source::Batch(statistics), affine, Some(sums), out) }
+        unsafe { self.plain().backward_raw(x, dx, Source::from(statistics), affine, Some(sums.view()), out) }
     }
 
     /// gamma's and beta's gradients from the sums: `dgamma = Σg·x̂`, `dbeta = Σg`.
@@ -352,7 +382,7 @@ impl BatchNorm {
     pub fn parameter_gradients<'s, P: Element<Param = P>>(
         &self,
         source: impl Into<Source<'s>>,
-        sums: &GradientSums,
+        sums: &GradientSums<impl Values>,
         dgamma: Option<&mut [P]>,
         dbeta: Option<&mut [P]>,
     ) -> Result<(), Error> {
@@ -361,7 +391,7 @@ impl BatchNorm {
         check_len("sums", self.shape.channels(), sums.channels())?;
         let out = Gradients { dgamma, dbeta, ..Gradients::default() }.check(self.shape)?;
         let (dy, x, extras, affine) = (std::ptr::null(), std::ptr::null(), Extras::default(), Affine::default());
-        let gradients = GradientsOf { dy, x, rebuild: false, extras, source, affine, sums: Some(sums), out };
+        let gradients = GradientsOf { dy, x, rebuild: false, extras, source, affine, sums: Some(sums.view()), out };
         // SAFETY: all arguments have been checked; with sums given and dx not asked for inputs are not read.
         unsafe { P::Passes::gradients(self, gradients, None) };
         Ok(())
@@ -431,7 +461,7 @@ impl BatchNorm {
         &self,
         x: &mut [E],
         affine: Affine<'_, E::Param>,
-        statistics: &mut Statistics,
+        statistics: &mut Statistics<impl ValuesMut>,
     ) -> Result<(), Error> {
         self.check_invertible::<E>(affine)?;
         self.forward_training_in_place(x, affine, statistics)
@@ -446,14 +476,14 @@ impl BatchNorm {
         &self,
         y: &[E],
         dy: &[E],
-        statistics: &Statistics,
+        statistics: &Statistics<impl Values>,
         affine: Affine<'_, E::Param>,
         gradients: Gradients<'_, E>,
     ) -> Result<(), Error> {
         check_len("y", self.shape.len(), y.len())?;
         check_len("dy", self.shape.len(), dy.len())?;
         self.check_invertible::<E>(affine)?;
-        let source = Source::Batch(statistics);
+        let source = Source::from(statistics);
         source.check(self.shape.channels(), self.shape.is_empty())?;
         let out = gradients.check(self.shape)?;
         let extras = Extras { output: Some(y), ..Extras::default() };
@@ -504,12 +534,14 @@ impl<E: Element> With<'_, E> {
     ///
     /// # Errors
     /// See [`With`].
-    pub fn statistics(&self, x: &[E], statistics: &mut Statistics) -> Result<(), Error> {
+    pub fn statistics(&self, x: &[E], statistics: &mut Statistics<impl ValuesMut>) -> Result<(), Error> {
         self.check("x", x.len())?;
         self.extras.check(self.plan.shape)?;
         check_len("statistics", self.plan.shape.channels(), statistics.channels())?;
         // SAFETY: all arguments have been checked; slices are apart from each other.
-        unsafe { E::Passes::forward(self.plan, x.as_ptr(), self.extras, statistics, None) };
+        statistics.lend(|statistics| unsafe {
+            E::Passes::forward(self.plan, x.as_ptr(), self.extras, statistics, None);
+        });
         Ok(())
     }
 
@@ -522,7 +554,7 @@ impl<E: Element> With<'_, E> {
         x: &[E],
         affine: Affine<'_, E::Param>,
         y: &mut [E],
-        statistics: &mut Statistics,
+        statistics: &mut Statistics<impl ValuesMut>,
     ) -> Result<(), Error> {
         self.check("x", x.len())?;
         self.check("y", y.len())?;
@@ -538,7 +570,7 @@ impl<E: Element> With<'_, E> {
         &self,
         x: &mut [E],
         affine: Affine<'_, E::Param>,
-        statistics: &mut Statistics,
+        statistics: &mut Statistics<impl ValuesMut>,
     ) -> Result<(), Error> {
         self.check("x", x.len())?;
         let y = x.as_mut_ptr();
@@ -589,7 +621,7 @@ impl<E: Element> With<'_, E> {
         dy: &[E],
         source: impl Into<Source<'s>>,
         affine: Affine<'_, E::Param>,
-        sums: &mut GradientSums,
+        sums: &mut GradientSums<impl ValuesMut>,
     ) -> Result<(), Error> {
         let source = source.into();
         self.check("x", x.len())?;
@@ -599,7 +631,7 @@ impl<E: Element> With<'_, E> {
         let (dy, x, extras, out) = (dy.as_ptr(), x.as_ptr(), self.extras, RawGradients::none());
         let gradients = GradientsOf { dy, x, rebuild: false, extras, source, affine, sums: None, out };
         // SAFETY: all arguments have been checked; slices are apart from each other.
-        unsafe { E::Passes::gradients(self.plan, gradients, Some(sums)) };
+        unsafe { E::Passes::gradients(self.plan, gradients, Some(sums.view_mut())) };
         Ok(())
     }
 
@@ -611,15 +643,15 @@ impl<E: Element> With<'_, E> {
         &self,
         x: &[E],
         dy: &[E],
-        statistics: &Statistics,
-        sums: &GradientSums,
+        statistics: &Statistics<impl Values>,
+        sums: &GradientSums<impl Values>,
         affine: Affine<'_, E::Param>,
         gradients: Gradients<'_, E>,
     ) -> Result<(), Error> {
         self.check("dy", dy.len())?;
         let out = gradients.check(self.plan.shape)?;
         // SAFETY: dy has the plan's shape; slices are apart from each other.
-        unsafe { self.backward_raw(x, dy.as_ptr(), Source::Batch(statistics), affine, Some(sums), out) }
+        unsafe { self.backward_raw(x, dy.as_ptr(), Source::from(statistics), affine, Some(sums.view()), out) }
     }
 
     /// As [`BatchNorm::backward`].
@@ -679,13 +711,15 @@ impl<E: Element> With<'_, E> {
         x: *const E,
         affine: Affine<'_, E::Param>,
         y: *mut E,
-        statistics: &mut Statistics,
+        statistics: &mut Statistics<impl ValuesMut>,
     ) -> Result<(), Error> {
         self.extras.check(self.plan.shape)?;
         affine.check(self.plan.shape.channels())?;
         check_len("statistics", self.plan.shape.channels(), statistics.channels())?;
         // SAFETY: all arguments have been checked, or are the caller's promise.
-        unsafe { E::Passes::forward(self.plan, x, self.extras, statistics, Some((affine, y))) };
+        statistics.lend(|statistics| unsafe {
+            E::Passes::forward(self.plan, x, self.extras, statistics, Some((affine, y)));
+        });
         Ok(())
     }
 
@@ -712,7 +746,7 @@ impl<E: Element> With<'_, E> {
         dy: *const E,
         source: Source<'_>,
         affine: Affine<'_, E::Param>,
-        sums: Option<&GradientSums>,
+        sums: Option<GradientSums<&[f64]>>,
         out: RawGradients<'_, E, E::Param>,
     ) -> Result<(), Error> {
         self.check("x", x.len())?;

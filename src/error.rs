@@ -18,6 +18,15 @@ pub enum Error {
         /// Elements that came.
         actual: usize,
     },
+    /// Weights are not whole rows or blocks, or there are none.
+    Multiple {
+        /// The argument.
+        argument: &'static str,
+        /// Elements of which a multiple was expected.
+        of: usize,
+        /// Elements that came.
+        actual: usize,
+    },
     /// The product of a shape's extents, times 8 bytes, passes `isize::MAX`.
     ShapeOverflow {
         /// The extents that came.
@@ -70,6 +79,13 @@ pub enum Error {
         /// Its variance.
         value: f64,
     },
+    /// Memory given for scratch is not enough for one pass.
+    Scratch {
+        /// Bytes that are enough wherever they start.
+        expected: usize,
+        /// Bytes that came.
+        actual: usize,
+    },
     /// This machine's CPU lacks the instruction set asked for.
     UnsupportedIsa {
         /// What was asked for.
@@ -84,6 +100,12 @@ impl fmt::Display for Error {
         match self {
             Self::Length { argument, expected, actual } => {
                 write!(f, "{argument} has the wrong length: expected {expected} elements, got {actual}")
+            }
+            Self::Multiple { argument, of, actual } => {
+                write!(
+                    f,
+                    "{argument} has the wrong length: expected a positive multiple of {of} elements, got {actual}"
+                )
             }
             Self::ShapeOverflow { dims } => {
                 write!(f, "shape {dims:?} is too large: expected at most isize::MAX bytes at 8 bytes an element")
@@ -112,6 +134,9 @@ impl fmt::Display for Error {
             Self::Count(n) => write!(f, "count is out of range: expected a finite number >= 0, got {n}"),
             Self::Variance { channel, value } => {
                 write!(f, "variance of channel {channel} is invalid: expected a number >= 0, got {value}")
+            }
+            Self::Scratch { expected, actual } => {
+                write!(f, "scratch memory is too small: expected at least {expected} bytes, got {actual}")
             }
             Self::UnsupportedIsa { isa, best } => {
                 write!(f, "this CPU does not support {isa:?}: expected at most {best:?}")

@@ -79,6 +79,10 @@ impl Grid {
         self.values.div_ceil(self.segment)
     }
 
+    pub(crate) fn tiles(&self) -> usize {
+        self.groups() * self.segments()
+    }
+
     fn groups(&self) -> usize {
         self.channels.div_ceil(self.group)
     }
@@ -127,7 +131,7 @@ impl Grid {
             });
             return;
         }
-        let tiles = groups * segments;
+        let tiles = self.tiles();
         if let Some(reduce) = reduce {
             threads.run(count, tiles, &|t| reduce(t % segments, self.tile(t / segments, t % segments)));
         }

@@ -40,7 +40,7 @@
 //! - [`Shape`] maps every usual layout onto three integers.
 //! - [`BatchNorm`] is the plan; its methods are the passes, fused or in halves.
 //! - [`Statistics`] and [`GradientSums`] are the seam between the halves; parts of a batch merge.
-//! - [`RunningStatistics`] are the averages for test time.
+//! - [`RunningStatistics`] are the averages for test time; [`Fold`] takes them into the weights of a layer.
 //! - [`Isa`] and [`Threads`] choose speed. They never change a bit of a result.
 //! - [`mod@reference`] is the specification, short and slow.
 //!
@@ -50,6 +50,7 @@ mod activation;
 mod batch_norm;
 mod element;
 mod error;
+mod fold;
 mod grid;
 mod kernels;
 mod parallel;
@@ -64,10 +65,11 @@ pub use activation::Activation;
 pub use batch_norm::{Affine, BatchNorm, Extras, Gradients, With};
 pub use element::Element;
 pub use error::Error;
+pub use fold::Fold;
 pub use parallel::{Executor, Threads};
 pub use shape::Shape;
 pub use simd::Isa;
-pub use statistics::{GradientSums, Momentum, RunningStatistics, Source, Statistics};
+pub use statistics::{GradientSums, Momentum, RunningStatistics, Source, Statistics, Values, ValuesMut};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

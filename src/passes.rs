@@ -1,5 +1,6 @@
 //! The passes behind the plan's methods: per-channel algebra between two walks. Arguments have been checked.
 
+use crate::Shape;
 use crate::batch_norm::{Affine, BatchNorm};
 use crate::element::Element;
 use crate::grid::{self, Grid};
@@ -14,6 +15,7 @@ use crate::kernels::normalize::{self, Normalize};
 use crate::kernels::operands::{Fused, INPUTS, Sources, Weights};
 use crate::kernels::{AHEAD, Tile, padded};
 use crate::parallel::Shared;
+use crate::scratch::Sizes;
 use crate::simd::dispatch;
 use crate::statistics::{GradientSums, Source, Statistics};
 use crate::{Activation, Extras};
@@ -26,6 +28,29 @@ const STREAM_BYTES: usize = 1 << 22;
 /// The same for a pass that sweeps once: input and output together may still find room in L3.
 const STREAM_BYTES_ONCE: usize = 1 << 23;
 
+/// Arrays of partial results, one value a channel each, that a segment has.
+const PARTIALS: usize = 2;
+/// Arrays of coefficients that the sums of the backward pass take, those to recompute its activation's argument included.
+const CENTERED: usize = gradient_sums::COEFS + normalize::COEFS;
+/// As these, for the map of the backward pass.
+const MAPPED: usize = input_gradient::COEFS + normalize::COEFS;
+/// Arrays beside partial results, coefficients and sums, that the pass with most of them takes.
+const ARRAYS: usize = 2 + CENTERED + MAPPED;
+
+/// The scratch memory of passes over a shape.
+pub(crate) fn scratch_sizes(shape: Shape) -> Sizes {
+    // An empty shape may have any number of channels.
+    let grid = (!shape.is_empty()).then(|| Grid::new(shape, size_of::<f64>()));
+    let padded = padded(shape.channels().min(usize::MAX / 2));
+    let segments = grid.as_ref().map_or(0, Grid::segments);
+    Sizes {
+        // Beside arrays, one value a segment.
+        pass: padded.saturating_mul(ARRAYS + PARTIALS * segments).saturating_add(segments.next_multiple_of(8)),
+        task: grid.as_ref().map_or(0, |_| Moments::<f64>::scratch(shape)),
+        tasks: grid.as_ref().map_or(1, Grid::tiles),
+    }
+}
+
 /// The passes of an element type, compiled in this crate: were they generic functions, every crate that calls them
 /// would compile all kernels again, at its own level of optimization.
 ///
@@ -37,7 +62,7 @@ pub trait Passes<E: Element, P> {
         plan: &BatchNorm,
         x: *const E,
         extras: Extras<'_, E>,
-        statistics: &mut Statistics,
+        statistics: &mut Statistics<&mut [f64]>,
         output: Option<(Affine<'_, P>, *mut E)>,
     );
     unsafe fn normalize(
@@ -48,7 +73,7 @@ pub trait Passes<E: Element, P> {
         affine: Affine<'_, P>,
         y: *mut E,
     );
-    unsafe fn gradients(plan: &BatchNorm, gradients: GradientsOf<'_, E, P>, sums_out: Option<&mut GradientSums>);
+    unsafe fn gradients(plan: &BatchNorm, gradients: GradientsOf<'_, E, P>, sums_out: Option<GradientSums<&mut [f64]>>);
 }
 
 /// The element types whose passes are compiled.
@@ -62,7 +87,7 @@ macro_rules! passes {
                 plan: &BatchNorm,
                 x: *const $element,
                 extras: Extras<'_, $element>,
-                statistics: &mut Statistics,
+                statistics: &mut Statistics<&mut [f64]>,
                 output: Option<(Affine<'_, <$element as Element>::Param>, *mut $element)>,
             ) {
                 plan.forward(x, extras, statistics, output);
@@ -84,7 +109,7 @@ macro_rules! passes {
             unsafe fn gradients(
                 plan: &BatchNorm,
                 gradients: GradientsOf<'_, $element, <$element as Element>::Param>,
-                sums_out: Option<&mut GradientSums>,
+                sums_out: Option<GradientSums<&mut [f64]>>,
             ) {
                 plan.gradients(gradients, sums_out);
             }
@@ -107,7 +132,7 @@ pub struct GradientsOf<'a, E: Element, P> {
     pub(crate) extras: Extras<'a, E>,
     pub(crate) source: Source<'a>,
     pub(crate) affine: Affine<'a, P>,
-    pub(crate) sums: Option<&'a GradientSums>,
+    pub(crate) sums: Option<GradientSums<&'a [f64]>>,
     pub(crate) out: RawGradients<'a, E, P>,
 }
 
@@ -260,7 +285,7 @@ impl BatchNorm {
         &self,
         x: *const E,
         extras: Extras<'_, E>,
-        statistics: &mut Statistics,
+        statistics: &mut Statistics<&mut [f64]>,
         output: Option<(Affine<'_, E::Param>, *mut E)>,
     ) {
         let weights = Weights(extras.weights.map_or(null(), <[E::Param]>::as_ptr));
@@ -273,13 +298,12 @@ impl BatchNorm {
         }
         let grid = Grid::new(self.shape, if output.is_some() { size_of::<E>() } else { 0 });
         let padded = padded(self.shape.channels());
-        let mut slots = self.pool.take(2 * padded * grid.segments());
-        let mut coefs = self.pool.take(normalize::COEFS * padded);
-        let mut counts = self.pool.take(grid.segments());
-        let (slots, coefs) = (Shared::new(slots.as_mut_ptr()), Coefs::<E::Param>::new(coefs.as_mut_ptr(), padded));
-        // SAFETY: the buffer has a value for each segment, and weights cover the positions.
+        let mut scratch = self.scratch.pass();
+        let slots = Shared::new(scratch.take(PARTIALS * padded * grid.segments()));
+        let coefs = Coefs::<E::Param>::new(scratch.take(normalize::COEFS * padded), padded);
+        // SAFETY: the memory has a value for each segment, and weights cover the positions.
         let counts: &[f64] = unsafe {
-            let counts = std::slice::from_raw_parts_mut(counts.as_mut_ptr(), grid.segments());
+            let counts = std::slice::from_raw_parts_mut(scratch.take(grid.segments()), grid.segments());
             for (segment, count) in counts.iter_mut().enumerate() {
                 *count = weights.sum(grid.positions(segment));
             }
@@ -292,8 +316,8 @@ impl BatchNorm {
         let (affine, y) = output.map(|(affine, y)| (affine, Shared::new(y))).unzip();
 
         let reduce = |segment: usize, tile: Tile| {
-            let mut scratch = self.pool.take(Moments::<E>::scratch(&tile));
-            let (out, scratch) = (slot(&slots, segment, padded), scratch.as_mut_ptr());
+            let mut scratch = self.scratch.task();
+            let (out, scratch) = (slot(&slots, segment, padded), scratch.take(Moments::<E>::scratch(self.shape)));
             let Sources { inputs: [x, ..], weights } = reads.sources();
             dispatch(self.isa, Moments { shape: self.shape, tile, x, weights, out, scratch });
         };
@@ -334,8 +358,8 @@ impl BatchNorm {
         }
         let grid = Grid::for_map(self.shape);
         let padded = padded(self.shape.channels());
-        let mut coefs = self.pool.take(normalize::COEFS * padded);
-        let coefs = Coefs::<E::Param>::new(coefs.as_mut_ptr(), padded);
+        let mut scratch = self.scratch.pass();
+        let coefs = Coefs::<E::Param>::new(scratch.take(normalize::COEFS * padded), padded);
         let residual = extras.residual.map_or(null(), <[E]>::as_ptr);
         let mut reads = Reads::new(self.activation, [x, null(), null()], [residual, null()], &extras);
         reads.once = true;
@@ -353,7 +377,7 @@ impl BatchNorm {
     pub(crate) fn gradients<E: Element>(
         &self,
         gradients: GradientsOf<'_, E, E::Param>,
-        sums_out: Option<&mut GradientSums>,
+        sums_out: Option<GradientSums<&mut [f64]>>,
     ) {
         let GradientsOf { dy, x, rebuild, extras, source, affine, sums: given, out } = gradients;
         let RawGradients { dx, dresidual, dgamma, dbeta } = out;
@@ -387,14 +411,14 @@ impl BatchNorm {
         let fuses = reduce_reads.fuses() || dresidual.is_some();
         let seen = |affine, range: &Range<usize>| Channels { rebuild, ..self.channels(source, affine, range) };
 
-        let mut sums = self.pool.take(2 * padded);
-        let sums = Coefs::<f64>::new(sums.as_mut_ptr(), padded);
+        let mut scratch = self.scratch.pass();
+        let sums = Coefs::<f64>::new(scratch.take(2 * padded), padded);
         // SAFETY: the buffer has two arrays, and nothing else uses them yet.
         let [g, gx] = unsafe { sums.arrays(&all) };
         match given {
             Some(given) => {
-                g.copy_from_slice(&given.g);
-                gx.copy_from_slice(&given.gx);
+                g.copy_from_slice(given.g);
+                gx.copy_from_slice(given.gx);
             }
             None => {
                 g.fill(0.0);
@@ -402,8 +426,7 @@ impl BatchNorm {
             }
         }
 
-        let mut center = self.pool.take((gradient_sums::COEFS + normalize::COEFS) * padded);
-        let center = Coefs::<E::Param>::new(center.as_mut_ptr(), padded);
+        let center = Coefs::<E::Param>::new(scratch.take(CENTERED * padded), padded);
         if reduces {
             // SAFETY: the buffer has as many arrays, and nothing else uses them yet.
             let out = unsafe { center.arrays(&all) };
@@ -414,17 +437,14 @@ impl BatchNorm {
                 dispatch(self.isa, Forward { channels: self.channels(source, affine, &all), out });
             }
         }
-        let mut coefs = self.pool.take((input_gradient::COEFS + normalize::COEFS) * padded);
-        let coefs = Coefs::<E::Param>::new(coefs.as_mut_ptr(), padded);
+        let coefs = Coefs::<E::Param>::new(scratch.take(MAPPED * padded), padded);
 
         let again = if reduces && maps { 2 * size_of::<E>() } else { 0 };
         let grid = walks.then(|| Grid::new(self.shape, again));
         let segments = grid.as_ref().filter(|_| reduces).map_or(0, Grid::segments);
-        let mut slots = self.pool.take(2 * padded * segments);
-        let slots = Shared::new(slots.as_mut_ptr());
-        let mut counts = self.pool.take(segments);
-        // SAFETY: the buffer has as many values; sums are merged without regard to what they count.
-        let counts: &[f64] = unsafe { std::slice::from_raw_parts(counts.as_mut_ptr(), segments) };
+        let slots = Shared::new(scratch.take(PARTIALS * padded * segments));
+        // SAFETY: the memory has as many values; sums are merged without regard to what they count.
+        let counts: &[f64] = unsafe { std::slice::from_raw_parts(scratch.take(segments), segments) };
         let dgamma = dgamma.map(|d| Shared::new(d.as_mut_ptr()));
         let dbeta = dbeta.map(|d| Shared::new(d.as_mut_ptr()));
         let out = [dx, dresidual].map(|p| Shared::new(p.unwrap_or(std::ptr::null_mut())));

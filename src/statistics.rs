@@ -3,7 +3,28 @@
 use crate::error::{Error, check_len};
 use crate::kernels::moments;
 
+/// Memory for one value a channel: `Vec<f64>`, `&[f64]` or `&mut [f64]`.
+pub trait Values: sealed::Sealed + AsRef<[f64]> {}
+/// [`Values`] that can be written.
+pub trait ValuesMut: Values + AsMut<[f64]> {}
+
+impl Values for Vec<f64> {}
+impl ValuesMut for Vec<f64> {}
+impl Values for &[f64] {}
+impl Values for &mut [f64] {}
+impl ValuesMut for &mut [f64] {}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for Vec<f64> {}
+    impl Sealed for &[f64] {}
+    impl Sealed for &mut [f64] {}
+}
+
 /// Mean and biased variance of each channel over `count` values, in f64.
+///
+/// They own their memory or, made by [`from_parts`](Self::from_parts) of slices, use that of someone else; so do the
+/// other types of this kind.
 ///
 /// Parts of a batch have statistics of their own; [`merge`](Self::merge) makes those of the whole. An empty
 /// `Statistics` is where merging starts.
@@ -21,11 +42,11 @@ use crate::kernels::moments;
 /// assert_eq!((whole.count(), whole.mean(), whole.var()), (4.0, &[4.0][..], &[5.0][..]));
 /// # Ok::<(), batchnorm::Error>(())
 /// ```
-#[derive(Clone, Debug, PartialEq)]
-pub struct Statistics {
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Statistics<V = Vec<f64>> {
     pub(crate) count: f64,
-    pub(crate) mean: Vec<f64>,
-    pub(crate) var: Vec<f64>,
+    pub(crate) mean: V,
+    pub(crate) var: V,
 }
 
 /// Finds a variance that is negative, or NaN where `nan` is not allowed.
@@ -45,33 +66,29 @@ impl Statistics {
     pub fn new(channels: usize) -> Self {
         Self { count: 0.0, mean: vec![0.0; channels], var: vec![0.0; channels] }
     }
+}
 
+impl<V: Values> Statistics<V> {
     /// Statistics that were computed elsewhere: `count` values per channel, a mean and a biased variance a channel.
     /// NaN is allowed in both: it is what a channel with NaN or Inf in its data has.
     ///
     /// # Errors
     /// [`Error::Count`] where `count` is negative or not finite, [`Error::Length`] where the lengths differ,
     /// [`Error::Variance`] where a variance is negative.
-    pub fn from_parts(count: f64, mean: Vec<f64>, var: Vec<f64>) -> Result<Self, Error> {
+    pub fn from_parts(count: f64, mean: V, var: V) -> Result<Self, Error> {
         check_count(count)?;
-        check_len("var", mean.len(), var.len())?;
-        check_var(&var, true)?;
+        check_len("var", mean.as_ref().len(), var.as_ref().len())?;
+        check_var(var.as_ref(), true)?;
         Ok(Self { count, mean, var })
     }
 
-    /// [`from_parts`](Self::from_parts) into the memory that these have, for as many channels as they have.
+    /// Statistics over no values, with memory for a pass to write others to: what it holds does not count.
     ///
     /// # Errors
-    /// As there, and nothing is changed.
-    pub fn set_parts(&mut self, count: f64, mean: &[f64], var: &[f64]) -> Result<(), Error> {
-        check_count(count)?;
-        check_len("mean", self.channels(), mean.len())?;
-        check_len("var", self.channels(), var.len())?;
-        check_var(var, true)?;
-        self.count = count;
-        self.mean.copy_from_slice(mean);
-        self.var.copy_from_slice(var);
-        Ok(())
+    /// [`Error::Length`] where the lengths differ.
+    pub fn empty(mean: V, var: V) -> Result<Self, Error> {
+        check_len("var", mean.as_ref().len(), var.as_ref().len())?;
+        Ok(Self { count: 0.0, mean, var })
     }
 
     /// Values per channel.
@@ -81,17 +98,26 @@ impl Statistics {
 
     /// The mean of each channel.
     pub fn mean(&self) -> &[f64] {
-        &self.mean
+        self.mean.as_ref()
     }
 
     /// The biased variance of each channel: the mean squared deviation.
     pub fn var(&self) -> &[f64] {
-        &self.var
+        self.var.as_ref()
     }
 
     /// How many channels there are.
     pub fn channels(&self) -> usize {
-        self.mean.len()
+        self.mean().len()
+    }
+}
+
+impl<V: ValuesMut> Statistics<V> {
+    /// Has `write` write them.
+    pub(crate) fn lend(&mut self, write: impl FnOnce(&mut Statistics<&mut [f64]>)) {
+        let mut lent = Statistics { count: self.count, mean: self.mean.as_mut(), var: self.var.as_mut() };
+        write(&mut lent);
+        self.count = lent.count;
     }
 
     /// Makes this the statistics of its values and those of `other` together.
@@ -100,24 +126,27 @@ impl Statistics {
     ///
     /// # Errors
     /// [`Error::Length`] where the numbers of channels differ.
-    pub fn merge(&mut self, other: &Statistics) -> Result<(), Error> {
+    pub fn merge(&mut self, other: &Statistics<impl Values>) -> Result<(), Error> {
         check_len("other", self.channels(), other.channels())?;
         if other.count == 0.0 {
             return Ok(());
         }
+        let (mean, var) = (self.mean.as_mut(), self.var.as_mut());
         if self.count == 0.0 {
-            self.clone_from(other);
+            self.count = other.count;
+            mean.copy_from_slice(other.mean());
+            var.copy_from_slice(other.var());
             return Ok(());
         }
         let n = self.count + other.count;
-        for (c, var) in self.var.iter_mut().enumerate() {
+        for (c, var) in var.iter_mut().enumerate() {
             let mut m2 = *var * self.count;
-            let other_m2 = other.var[c] * other.count;
+            let other_m2 = other.var()[c] * other.count;
             moments::merge(
                 self.count,
-                [&mut self.mean[c..=c], std::slice::from_mut(&mut m2)],
+                [&mut mean[c..=c], std::slice::from_mut(&mut m2)],
                 other.count,
-                [&other.mean[c..=c], &[other_m2]],
+                [&other.mean()[c..=c], &[other_m2]],
             );
             *var = m2 / n;
         }
@@ -129,10 +158,10 @@ impl Statistics {
 /// Σg and Σg·(x − mean) of each channel, in f64: what the backward pass needs to know of the whole batch.
 ///
 /// Sums of parts of a batch, about the same mean, add up by [`merge`](Self::merge).
-#[derive(Clone, Debug, PartialEq)]
-pub struct GradientSums {
-    pub(crate) g: Vec<f64>,
-    pub(crate) gx: Vec<f64>,
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GradientSums<V = Vec<f64>> {
+    pub(crate) g: V,
+    pub(crate) gx: V,
 }
 
 impl GradientSums {
@@ -140,50 +169,51 @@ impl GradientSums {
     pub fn new(channels: usize) -> Self {
         Self { g: vec![0.0; channels], gx: vec![0.0; channels] }
     }
+}
 
-    /// Sums that were computed elsewhere: Σg and Σg·(x − mean), one of each a channel.
+impl<V: Values> GradientSums<V> {
+    /// Sums that were computed elsewhere, or memory for them: Σg and Σg·(x − mean), one of each a channel.
     ///
     /// # Errors
     /// [`Error::Length`] where the lengths differ.
-    pub fn from_parts(g: Vec<f64>, gx: Vec<f64>) -> Result<Self, Error> {
-        check_len("gx", g.len(), gx.len())?;
+    pub fn from_parts(g: V, gx: V) -> Result<Self, Error> {
+        check_len("gx", g.as_ref().len(), gx.as_ref().len())?;
         Ok(Self { g, gx })
-    }
-
-    /// [`from_parts`](Self::from_parts) into the memory that these have, for as many channels as they have.
-    ///
-    /// # Errors
-    /// As there, and nothing is changed.
-    pub fn set_parts(&mut self, g: &[f64], gx: &[f64]) -> Result<(), Error> {
-        check_len("g", self.channels(), g.len())?;
-        check_len("gx", self.channels(), gx.len())?;
-        self.g.copy_from_slice(g);
-        self.gx.copy_from_slice(gx);
-        Ok(())
     }
 
     /// Σg of each channel, the gradient of beta.
     pub fn g(&self) -> &[f64] {
-        &self.g
+        self.g.as_ref()
     }
 
     /// Σg·(x − mean) of each channel; times inv_std, the gradient of gamma.
     pub fn gx(&self) -> &[f64] {
-        &self.gx
+        self.gx.as_ref()
     }
 
     /// How many channels there are.
     pub fn channels(&self) -> usize {
-        self.g.len()
+        self.g().len()
+    }
+
+    pub(crate) fn view(&self) -> GradientSums<&[f64]> {
+        GradientSums { g: self.g(), gx: self.gx() }
+    }
+}
+
+impl<V: ValuesMut> GradientSums<V> {
+    pub(crate) fn view_mut(&mut self) -> GradientSums<&mut [f64]> {
+        GradientSums { g: self.g.as_mut(), gx: self.gx.as_mut() }
     }
 
     /// Makes these the sums over the values of both.
     ///
     /// # Errors
     /// [`Error::Length`] where the numbers of channels differ.
-    pub fn merge(&mut self, other: &GradientSums) -> Result<(), Error> {
+    pub fn merge(&mut self, other: &GradientSums<impl Values>) -> Result<(), Error> {
         check_len("other", self.channels(), other.channels())?;
-        for (a, b) in self.g.iter_mut().zip(&other.g).chain(self.gx.iter_mut().zip(&other.gx)) {
+        let (g, gx) = (self.g.as_mut(), self.gx.as_mut());
+        for (a, b) in g.iter_mut().zip(other.g()).chain(gx.iter_mut().zip(other.gx())) {
             *a += b;
         }
         Ok(())
@@ -222,10 +252,10 @@ impl Momentum {
 /// assert_eq!(running.batches(), 1);
 /// # Ok::<(), batchnorm::Error>(())
 /// ```
-#[derive(Clone, Debug, PartialEq)]
-pub struct RunningStatistics {
-    pub(crate) mean: Vec<f64>,
-    pub(crate) var: Vec<f64>,
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RunningStatistics<V = Vec<f64>> {
+    pub(crate) mean: V,
+    pub(crate) var: V,
     batches: u64,
     biased: bool,
 }
@@ -235,28 +265,16 @@ impl RunningStatistics {
     pub fn new(channels: usize) -> Self {
         Self { mean: vec![0.0; channels], var: vec![1.0; channels], batches: 0, biased: false }
     }
+}
 
+impl<V: Values> RunningStatistics<V> {
     /// Averages kept elsewhere. They are taken as they are; what cannot be used is found when it is used.
     ///
     /// # Errors
     /// [`Error::Length`] where the lengths differ.
-    pub fn from_parts(mean: Vec<f64>, var: Vec<f64>, batches: u64) -> Result<Self, Error> {
-        check_len("var", mean.len(), var.len())?;
+    pub fn from_parts(mean: V, var: V, batches: u64) -> Result<Self, Error> {
+        check_len("var", mean.as_ref().len(), var.as_ref().len())?;
         Ok(Self { mean, var, batches, biased: false })
-    }
-
-    /// [`from_parts`](Self::from_parts) into the memory that these have, for as many channels as they have; whether
-    /// variances are biased stays as it is.
-    ///
-    /// # Errors
-    /// As there, and nothing is changed.
-    pub fn set_parts(&mut self, mean: &[f64], var: &[f64], batches: u64) -> Result<(), Error> {
-        check_len("mean", self.channels(), mean.len())?;
-        check_len("var", self.channels(), var.len())?;
-        self.mean.copy_from_slice(mean);
-        self.var.copy_from_slice(var);
-        self.batches = batches;
-        Ok(())
     }
 
     /// Whether variances are averaged as they normalize the batch (over M, biased) instead of as estimates of the
@@ -269,12 +287,12 @@ impl RunningStatistics {
 
     /// The running mean of each channel.
     pub fn mean(&self) -> &[f64] {
-        &self.mean
+        self.mean.as_ref()
     }
 
     /// The running variance of each channel.
     pub fn var(&self) -> &[f64] {
-        &self.var
+        self.var.as_ref()
     }
 
     /// How many batches were averaged.
@@ -284,15 +302,17 @@ impl RunningStatistics {
 
     /// How many channels there are.
     pub fn channels(&self) -> usize {
-        self.mean.len()
+        self.mean().len()
     }
+}
 
+impl<V: ValuesMut> RunningStatistics<V> {
     /// Takes a batch into the averages. An empty batch changes nothing.
     ///
     /// # Errors
     /// [`Error::Momentum`] where the momentum is outside [0, 1] or NaN, [`Error::Length`] where the numbers of
     /// channels differ, [`Error::TooFewValues`] where an unbiased variance is to be had from one value per channel.
-    pub fn update(&mut self, batch: &Statistics, momentum: Momentum) -> Result<(), Error> {
+    pub fn update(&mut self, batch: &Statistics<impl Values>, momentum: Momentum) -> Result<(), Error> {
         if let Momentum::Exponential(m) = momentum
             && !(0.0..=1.0).contains(&m)
         {
@@ -316,11 +336,12 @@ impl RunningStatistics {
             1.0 => new,
             _ => (1.0 - m) * old + m * new,
         };
-        let bessel = |var: f64| if self.biased { var } else { var * batch.count / (batch.count - 1.0) };
-        for (old, &new) in self.mean.iter_mut().zip(&batch.mean) {
+        let biased = self.biased;
+        let bessel = |var: f64| if biased { var } else { var * batch.count / (batch.count - 1.0) };
+        for (old, &new) in self.mean.as_mut().iter_mut().zip(batch.mean()) {
             *old = average(*old, new);
         }
-        for (old, &new) in self.var.iter_mut().zip(&batch.var) {
+        for (old, &new) in self.var.as_mut().iter_mut().zip(batch.var()) {
             *old = average(*old, bessel(new));
         }
         Ok(())
@@ -334,35 +355,36 @@ impl RunningStatistics {
 #[derive(Clone, Copy, Debug)]
 pub enum Source<'a> {
     /// Statistics of the batch that x is, or is a part of.
-    Batch(&'a Statistics),
+    Batch(Statistics<&'a [f64]>),
     /// Frozen averages.
-    Running(&'a RunningStatistics),
+    Running(RunningStatistics<&'a [f64]>),
 }
 
-impl<'a> From<&'a Statistics> for Source<'a> {
-    fn from(statistics: &'a Statistics) -> Self {
-        Self::Batch(statistics)
+impl<'a, V: Values> From<&'a Statistics<V>> for Source<'a> {
+    fn from(statistics: &'a Statistics<V>) -> Self {
+        Self::Batch(Statistics { count: statistics.count, mean: statistics.mean(), var: statistics.var() })
     }
 }
 
-impl<'a> From<&'a RunningStatistics> for Source<'a> {
-    fn from(running: &'a RunningStatistics) -> Self {
-        Self::Running(running)
+impl<'a, V: Values> From<&'a RunningStatistics<V>> for Source<'a> {
+    fn from(running: &'a RunningStatistics<V>) -> Self {
+        let &RunningStatistics { batches, biased, .. } = running;
+        Self::Running(RunningStatistics { mean: running.mean(), var: running.var(), batches, biased })
     }
 }
 
 impl<'a> Source<'a> {
     pub(crate) fn mean(self) -> &'a [f64] {
         match self {
-            Self::Batch(s) => &s.mean,
-            Self::Running(r) => &r.mean,
+            Self::Batch(s) => s.mean,
+            Self::Running(r) => r.mean,
         }
     }
 
     pub(crate) fn var(self) -> &'a [f64] {
         match self {
-            Self::Batch(s) => &s.var,
-            Self::Running(r) => &r.var,
+            Self::Batch(s) => s.var,
+            Self::Running(r) => r.var,
         }
     }
 
@@ -375,7 +397,7 @@ impl<'a> Source<'a> {
             }
             Self::Running(r) => {
                 check_len("running statistics", channels, r.channels())?;
-                check_var(&r.var, false)
+                check_var(r.var, false)
             }
         }
     }
@@ -386,37 +408,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn set_parts_is_from_parts() -> Result<(), Error> {
+    fn slices_do_as_vectors_do() -> Result<(), Error> {
         let (a, b) = ([1.0, f64::NAN], [4.0, 5.0]);
-        let mut statistics = Statistics::new(2);
-        statistics.set_parts(3.0, &b, &a)?;
-        assert_eq!((statistics.count(), statistics.mean()), (3.0, &b[..]));
-        assert!(statistics.var()[0] == 1.0 && statistics.var()[1].is_nan());
-        let mut sums = GradientSums::new(2);
-        sums.set_parts(&b, &[6.0, 7.0])?;
-        assert_eq!(sums, GradientSums::from_parts(b.to_vec(), vec![6.0, 7.0])?);
-        let mut running = RunningStatistics::new(2);
-        running.set_parts(&b, &[-6.0, 7.0], 8)?;
-        assert_eq!(running, RunningStatistics::from_parts(b.to_vec(), vec![-6.0, 7.0], 8)?);
+        let (mut mean, mut var) = ([7.0; 2], [-7.0; 2]);
+        let mut statistics = Statistics::empty(&mut mean[..], &mut var[..])?;
+        statistics.merge(&Statistics::from_parts(3.0, &b[..], &a[..])?)?;
+        assert_eq!((statistics.count(), statistics.mean(), statistics.var()[0]), (3.0, &b[..], 1.0));
+        let mut running = RunningStatistics::from_parts(&mut mean[..], &mut var[..], 0)?.biased(true);
+        running.update(&Statistics::from_parts(1.0, b.to_vec(), b.to_vec())?, Momentum::Exponential(1.0))?;
+        assert_eq!((running.batches(), mean, var), (1, b, b));
+        let mut sums = GradientSums::from_parts(&mut mean[..], &mut var[..])?;
+        sums.merge(&GradientSums::from_parts(vec![1.0, 2.0], vec![3.0, 4.0])?)?;
+        assert_eq!((mean, var), ([5.0, 7.0], [7.0, 9.0]));
         Ok(())
-    }
-
-    #[test]
-    fn set_parts_changes_nothing_on_error() {
-        let two = [1.0, 2.0];
-        let (mut statistics, mut sums, mut running) =
-            (Statistics::new(2), GradientSums::new(2), RunningStatistics::new(2));
-        let length = |argument, actual| Err(Error::Length { argument, expected: 2, actual });
-        assert_eq!(statistics.set_parts(-1.0, &two, &two), Err(Error::Count(-1.0)));
-        assert_eq!(statistics.set_parts(1.0, &two[1..], &two), length("mean", 1));
-        assert_eq!(statistics.set_parts(1.0, &two, &[0.0; 3]), length("var", 3));
-        assert_eq!(statistics.set_parts(1.0, &two, &[0.0, -2.0]), Err(Error::Variance { channel: 1, value: -2.0 }));
-        assert_eq!(sums.set_parts(&two[1..], &two), length("g", 1));
-        assert_eq!(sums.set_parts(&two, &[]), length("gx", 0));
-        assert_eq!(running.set_parts(&two[1..], &two, 1), length("mean", 1));
-        assert_eq!(running.set_parts(&two, &[], 1), length("var", 0));
-        assert_eq!(statistics, Statistics::new(2));
-        assert_eq!(sums, GradientSums::new(2));
-        assert_eq!(running, RunningStatistics::new(2));
     }
 }

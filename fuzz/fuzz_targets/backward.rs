@@ -46,9 +46,9 @@ fn run<E: Float>(input: &Input) {
             plan.parameter_gradients(source, &sums, dgamma, dbeta).expect("valid arguments");
             match source {
                 Source::Batch(batch) if input.place.in_place => {
-                    plan.input_gradient_in_place(&x, &mut dy, batch, &sums, data.affine())
+                    plan.input_gradient_in_place(&x, &mut dy, &batch, &sums, data.affine())
                 }
-                Source::Batch(batch) => plan.input_gradient::<E>(&x, &dy, batch, &sums, data.affine(), dx),
+                Source::Batch(batch) => plan.input_gradient::<E>(&x, &dy, &batch, &sums, data.affine(), dx),
                 Source::Running(_) => {
                     plan.backward(&x, &dy, source, data.affine(), Gradients { dx: Some(dx), ..Default::default() })
                 }
@@ -89,7 +89,7 @@ fn gradients<E: Float>(plan: &BatchNorm, data: &Data<E>, source: Source<'_>) -> 
 fn check<E: Float>(data: &Data<E>, source: Source<'_>, [dx, dgamma, dbeta]: &All<E>) {
     let (x, dy, (gamma, _)) = (widen(&data.x), widen(&data.dy), data.params());
     let (shape, eps) = (data.shape, data.eps);
-    let (statistics, expected) = match source {
+    let (statistics, expected) = match &source {
         Source::Batch(s) => {
             let statistics = (s.mean(), s.var());
             (statistics, reference::backward(shape, &x, &dy, statistics, eps, &gamma))

@@ -9,6 +9,7 @@ mod capi;
 
 use arbitrary::Arbitrary;
 use capi::descriptors::*;
+use capi::fold::*;
 use capi::passes::*;
 use capi::plan::*;
 use capi::statistics::*;
@@ -46,6 +47,10 @@ enum Tweak<T> {
 }
 
 impl<T> Tweak<T> {
+    fn map<U>(self, f: impl FnOnce(T) -> U) -> Tweak<U> {
+        if let Self::Wrong(value) = self { Tweak::Wrong(f(value)) } else { Tweak::Right }
+    }
+
     fn or(self, right: T) -> T {
         if let Self::Wrong(value) = self { value } else { right }
     }
@@ -89,6 +94,8 @@ struct Input {
     nulls: u8,
     fill: f64,
     count: Tweak<f64>,
+    /// The plan's own, or of the caller's as much as it takes, or so much.
+    scratch: Option<Tweak<u16>>,
     arrays: [Layout; 10],
     running: bool,
     variance: Tweak<i32>,
@@ -130,7 +137,7 @@ fuzz_target!(|input: Input| {
     let channels = if channels > 1 << 16 { channels | 1 << 60 } else { channels };
     let threads = input.threads.or(BN_THREADS_SEQUENTIAL);
     let caller = threads == BN_THREADS_CALLER;
-    let desc = bn_plan_desc {
+    let mut desc = bn_plan_desc {
         struct_size: input.sizes[0].or(size_of::<bn_plan_desc>()),
         outer,
         channels,
@@ -143,10 +150,27 @@ fuzz_target!(|input: Input| {
         thread_count: usize::from(input.thread_count.or(u8::from(caller)) % 4),
         parallel_for: (caller != input.has_parallel_for).then_some(parallel_for),
         parallel_for_ctx: null_mut(),
+        scratch: null_mut(),
+        scratch_bytes: 0,
     };
+    let mut scratch = Vec::<u8>::new();
+    let mut needed = 0;
+    // SAFETY: pointers to a descriptor and to room for a number.
+    let bytes_status = unsafe { bn_scratch_bytes(&desc, 1, &mut needed) };
+    assert_ne!(bytes_status, BN_ERROR_INTERNAL);
+    let given = input.scratch.filter(|_| bytes_status == BN_OK && needed < 1 << 24);
+    if let Some(tweak) = given {
+        scratch.resize(tweak.map(usize::from).or(needed), 0xff);
+        (desc.scratch, desc.scratch_bytes) = (scratch.as_mut_ptr().cast(), scratch.len());
+    }
     let mut plan = null_mut();
     // SAFETY: pointers to a descriptor and to room for a plan.
     let status = unsafe { bn_plan_create(&desc, &mut plan) };
+    if status == BN_OK || status == BN_ERROR_OUT_OF_MEMORY {
+        assert_eq!(bytes_status, BN_OK);
+    } else if bytes_status == BN_OK {
+        assert!(status == BN_ERROR_LENGTH && given.is_some() && scratch.len() < needed);
+    }
     assert_ne!(status, BN_ERROR_INTERNAL);
     assert_eq!(status == BN_OK, !plan.is_null());
     let len = outer.saturating_mul(channels).saturating_mul(inner);
@@ -182,9 +206,14 @@ fuzz_target!(|input: Input| {
     running.reserved = input.reserved[1].or(0);
     sums.struct_size = input.sizes[1].or(size_of_val(&sums));
     (sums.g, sums.gx) = (c, d);
+    // SAFETY: as above.
+    let mut scale_shift: bn_scale_shift = unsafe { zeroed() };
+    scale_shift.struct_size = input.sizes[1].or(size_of_val(&scale_shift));
+    (scale_shift.scale, scale_shift.shift) = (c, d);
     let given = |bit: u8| input.nulls & bit == 0;
     let statistics_mut = if given(1) { &raw mut statistics } else { null_mut() };
     let sums_mut = if given(2) { &raw mut sums } else { null_mut() };
+    let scale_shift_mut = if given(2) { &raw mut scale_shift } else { null_mut() };
     let running_mut = if given(4) { &raw mut running } else { null_mut() };
     let source = if input.running { (null_mut(), running_mut) } else { (statistics_mut, null_mut()) };
     let (source, averages) = (source.0.cast_const(), source.1.cast_const());
@@ -198,7 +227,7 @@ fuzz_target!(|input: Input| {
     // The call, and which of the arrays it may write.
     // SAFETY: an array of the length that the plan asks for lies in the memory; structs are the size they say, or another.
     let (status, outputs): (i32, &[usize]) = unsafe {
-        match input.call % 10 {
+        match input.call % 13 {
             0 => {
                 let args = args!(bn_statistics_args { x: x, statistics: statistics_mut });
                 (bn_compute_statistics(plan, &args), &[6, 7])
@@ -248,6 +277,18 @@ fuzz_target!(|input: Input| {
                 let mut other = sums;
                 (other.g, other.gx) = (a, b);
                 (bn_merge_gradient_sums(plan, sums_mut, &other), &[8, 9])
+            }
+            9 => {
+                let args = args!(bn_fold_args {
+                    statistics: source, running: averages, gamma: gamma, beta: gamma, scale_shift: scale_shift_mut
+                });
+                (bn_fold(plan, &args), &[8, 9])
+            }
+            // Weights may have any number of rows, so theirs must be there.
+            call @ (10 | 11) if arrays[2].1 == len && arrays[4].1 == channels => {
+                let args = args!(bn_fold_layer_args { scale_shift: scale_shift_mut, weight: y, bias: dgamma });
+                let fold = if call == 10 { bn_fold_preceding } else { bn_fold_following };
+                (fold(plan, &args), &[2, 4])
             }
             _ => {
                 let (average, momentum) = (input.average.or(0), input.momentum.or(0.1));

@@ -237,8 +237,8 @@ impl<E: Element> Kernel for Moments<E> {
 
 impl<E: Element> Moments<E> {
     /// Values of scratch that a tile needs.
-    pub(crate) fn scratch(tile: &Tile) -> usize {
-        3 * padded(tile.channels.len())
+    pub(crate) fn scratch(shape: Shape) -> usize {
+        if shape.inner() == 1 { 3 * padded(shape.channels()) } else { 0 }
     }
 
     /// The weights of the tile's positions.

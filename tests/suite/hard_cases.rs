@@ -256,7 +256,7 @@ fn a_subnormal_channel_leaves_its_neighbours_alone() {
 fn momentum_zero_and_one() {
     let batch = Statistics::from_parts(5.0, vec![3.0; 4], vec![2.0; 4]).unwrap();
     let old = [f64::NAN, f64::INFINITY, -0.0, 1e-310];
-    let running = || RunningStatistics::from_parts(old.into(), old.into(), 3).unwrap();
+    let running = || RunningStatistics::from_parts(old.to_vec(), old.to_vec(), 3).unwrap();
     let bits = |values: &[f64]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
 
     let mut kept = running();

@@ -5,6 +5,7 @@ mod against_reference;
 mod bounds;
 mod broke_others;
 mod common;
+mod fold;
 mod gradients;
 #[cfg(unix)]
 mod guard_pages;

@@ -51,6 +51,8 @@ fn compare(shape: Shape, rounds: usize, calls: u32) {
         thread_count: 0,
         parallel_for: None,
         parallel_for_ctx: null_mut(),
+        scratch: null_mut(),
+        scratch_bytes: 0,
     };
     let mut plan: *mut bn_plan = null_mut();
     // SAFETY: pointers to a descriptor and to room for a plan.

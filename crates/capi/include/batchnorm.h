@@ -17,8 +17,8 @@
 //   arrays have `channels` elements: gamma, beta and their gradients in the element type of the plan, statistics and
 //   sums in double.
 // - A plan can be used by several threads at once. Results have the same bits for any threads and any instruction set.
-// - After a plan's first calls have warmed up its scratch memory, which grows with the channels and not with the batch,
-//   calls do not allocate; only BN_THREADS_POOL allocates a little where it wakes its threads.
+// - A plan has scratch memory for one call at a time, its own or the caller's, and such calls do not allocate; only
+//   BN_THREADS_POOL allocates a little where it wakes its threads. See bn_scratch_bytes for more calls at once.
 
 
 #ifndef BATCHNORM_H
@@ -57,7 +57,7 @@
 // An output overlaps another array.
 #define BN_ERROR_OVERLAP 5
 
-// An array has the wrong length, or passes the end of the address space.
+// An array has the wrong length, scratch memory is too small, or one of them passes the end of the address space.
 #define BN_ERROR_LENGTH 6
 
 // A shape is too large to address.
@@ -178,6 +178,12 @@ typedef struct bn_plan_desc {
     bn_parallel_for parallel_for;
     // Passed on to parallel_for.
     void *parallel_for_ctx;
+    // Memory that passes need for per-channel arrays, the plan's alone until it is destroyed; or NULL, and the plan
+    // takes it from the heap. Any alignment.
+    void *scratch;
+    // At least what bn_scratch_bytes says, or 0. Where there is room for several calls, so many can use the plan at once
+    // without a call that allocates.
+    size_t scratch_bytes;
 } bn_plan_desc;
 
 // An array that is read: the element type is that of the plan.
@@ -358,6 +364,44 @@ typedef struct bn_backward_args {
     struct bn_slice_mut dbeta;
 } bn_backward_args;
 
+// A normalization with constant statistics: y = scale * x + shift.
+typedef struct bn_scale_shift {
+    // sizeof(bn_scale_shift).
+    size_t struct_size;
+    // What x of each channel is multiplied by.
+    struct bn_doubles scale;
+    // What is added then.
+    struct bn_doubles shift;
+} bn_scale_shift;
+
+// Arguments of bn_fold.
+typedef struct bn_fold_args {
+    // sizeof(bn_fold_args).
+    size_t struct_size;
+    // Those of a batch: this or running, the other NULL.
+    const struct bn_statistics *statistics;
+    // Averages from training.
+    const struct bn_running_statistics *running;
+    // Per channel, or absent for 1.
+    struct bn_slice gamma;
+    // Per channel, or absent for 0.
+    struct bn_slice beta;
+    // Output.
+    struct bn_scale_shift *scale_shift;
+} bn_fold_args;
+
+// Arguments of bn_fold_preceding and bn_fold_following.
+typedef struct bn_fold_layer_args {
+    // sizeof(bn_fold_layer_args).
+    size_t struct_size;
+    // Input.
+    const struct bn_scale_shift *scale_shift;
+    // Input and output, in the element type of the plan: those of a linear or convolution layer.
+    struct bn_slice_mut weight;
+    // Input and output, in the element type of the plan: one value an output; zeros for a layer that had none.
+    struct bn_slice_mut bias;
+} bn_fold_layer_args;
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -374,9 +418,18 @@ const char *bn_last_error_message(void);
 
 // Makes a plan, and where desc is wrong leaves *plan as it is.
 //
-// desc and what it points to are not needed any more once this has returned, but for parallel_for and its ctx.
+// desc and what it points to are not needed any more once this has returned, but for scratch, parallel_for and its ctx.
 int32_t bn_plan_create(const struct bn_plan_desc *desc,
                        struct bn_plan **plan);
+
+// The bytes of scratch memory with which so many calls at once, at least 1, can use a plan made from desc and never
+// allocate. What desc says of scratch memory is not looked at.
+//
+// A call too many is right too, but takes memory from the heap, as it does where parallel_for runs tasks on more than
+// thread_count threads.
+int32_t bn_scratch_bytes(const struct bn_plan_desc *desc,
+                         size_t calls,
+                         size_t *bytes);
 
 // Ends a plan and the threads that it owns. NULL is fine.
 int32_t bn_plan_destroy(struct bn_plan *plan);
@@ -427,6 +480,29 @@ int32_t bn_update_running_statistics(const struct bn_plan *plan,
                                      const struct bn_statistics *statistics,
                                      int32_t average,
                                      double momentum);
+
+// scale = gamma / sqrt(var + eps), shift = beta - mean * scale: what bn_normalize with these statistics is.
+//
+// bn_normalize has an error free of the data's offset. scale * x + shift has not: where |mean| is much larger than the
+// standard deviation, two large numbers nearly cancel. A folded layer that sums K products in float is off by at most
+// (K + 2) * 2^-24 * (sum of |w * x| + |b|), with a bias b of about |gamma * mean| / sqrt(var).
+int32_t bn_fold(const struct bn_plan *plan,
+                const struct bn_fold_args *args);
+
+// Folds into the linear or convolution layer whose output is normalized: w = scale * w, b = scale * b + shift.
+//
+// weight is [channels, k], a row for each output of the layer with all that is summed for it; of a grouped convolution
+// too. bias has one value a channel.
+int32_t bn_fold_preceding(const struct bn_plan *plan,
+                          const struct bn_fold_layer_args *args);
+
+// Folds into the linear or convolution layer whose input is normalized: w = scale * w, b = b + sum of w * shift.
+//
+// weight is [outputs, channels, k], bias has one value an output. A convolution must not pad its input with zeros,
+// unless shift is 0; it may pad channel c with -shift / scale. A grouped convolution is several layers, for each of
+// which there must be a plan.
+int32_t bn_fold_following(const struct bn_plan *plan,
+                          const struct bn_fold_layer_args *args);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -2,6 +2,7 @@
 //! only then is one of them made a slice.
 
 use super::descriptors::{bn_doubles, bn_slice, bn_slice_mut};
+use super::plan::bn_plan;
 use super::status::{BN_ERROR_ALIGNMENT, BN_ERROR_LENGTH, BN_ERROR_NULL, BN_ERROR_OVERLAP, Status, fail};
 
 /// Whether a call writes an array.
@@ -54,8 +55,19 @@ pub(crate) struct Arrays {
 }
 
 impl Arrays {
-    pub(crate) fn new() -> Self {
-        Self { spans: [Span { name: "", start: 0, end: 0, access: Access::Read }; MOST], len: 0 }
+    /// None but the plan's scratch memory, if it is the caller's.
+    pub(crate) fn new(plan: &bn_plan) -> Self {
+        let none = Span { name: "", start: 0, end: 0, access: Access::Read };
+        let mut arrays = Self { spans: [none; MOST], len: 0 };
+        if let Some((start, end)) = plan.given_scratch {
+            arrays.push(Span { name: "the scratch memory of the plan", start, end, access: Access::Write });
+        }
+        arrays
+    }
+
+    fn push(&mut self, span: Span) {
+        self.spans[self.len] = span;
+        self.len += 1;
     }
 
     pub(crate) fn input<T>(&mut self, name: &'static str, array: bn_slice, len: usize) -> Result<Array<T>, Status> {
@@ -129,14 +141,14 @@ impl Arrays {
             return Err(fail(BN_ERROR_LENGTH, message));
         }
         let start = data.addr();
-        let end = len.checked_mul(size_of::<T>()).and_then(|bytes| start.checked_add(bytes));
+        let bytes = len.checked_mul(size_of::<T>()).filter(|&bytes| bytes <= isize::MAX as usize);
+        let end = bytes.and_then(|bytes| start.checked_add(bytes));
         let Some(end) = end else {
             let message = format_args!("{name} passes the end of the address space: {len} elements at {data:p}");
             return Err(fail(BN_ERROR_LENGTH, message));
         };
         if start < end {
-            self.spans[self.len] = Span { name, start, end, access };
-            self.len += 1;
+            self.push(Span { name, start, end, access });
         }
         Ok(Array { data, len })
     }

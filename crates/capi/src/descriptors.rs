@@ -107,6 +107,12 @@ pub struct bn_plan_desc {
     pub parallel_for: bn_parallel_for,
     /// Passed on to parallel_for.
     pub parallel_for_ctx: *mut c_void,
+    /// Memory that passes need for per-channel arrays, the plan's alone until it is destroyed; or NULL, and the plan
+    /// takes it from the heap. Any alignment.
+    pub scratch: *mut c_void,
+    /// At least what bn_scratch_bytes says, or 0. Where there is room for several calls, so many can use the plan at once
+    /// without a call that allocates.
+    pub scratch_bytes: usize,
 }
 
 /// Mean and biased variance of each channel over count values: what a pass learns about a batch, or a part of one.
@@ -151,6 +157,18 @@ pub struct bn_running_statistics {
     pub variance: i32,
     /// 0.
     pub reserved: i32,
+}
+
+/// A normalization with constant statistics: y = scale * x + shift.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct bn_scale_shift {
+    /// sizeof(bn_scale_shift).
+    pub struct_size: usize,
+    /// What x of each channel is multiplied by.
+    pub scale: bn_doubles,
+    /// What is added then.
+    pub shift: bn_doubles,
 }
 
 /// Arguments of bn_compute_statistics.
@@ -283,6 +301,38 @@ pub struct bn_backward_args {
     pub dbeta: bn_slice_mut,
 }
 
+/// Arguments of bn_fold.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct bn_fold_args {
+    /// sizeof(bn_fold_args).
+    pub struct_size: usize,
+    /// Those of a batch: this or running, the other NULL.
+    pub statistics: *const bn_statistics,
+    /// Averages from training.
+    pub running: *const bn_running_statistics,
+    /// Per channel, or absent for 1.
+    pub gamma: bn_slice,
+    /// Per channel, or absent for 0.
+    pub beta: bn_slice,
+    /// Output.
+    pub scale_shift: *mut bn_scale_shift,
+}
+
+/// Arguments of bn_fold_preceding and bn_fold_following.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct bn_fold_layer_args {
+    /// sizeof(bn_fold_layer_args).
+    pub struct_size: usize,
+    /// Input.
+    pub scale_shift: *const bn_scale_shift,
+    /// Input and output, in the element type of the plan: those of a linear or convolution layer.
+    pub weight: bn_slice_mut,
+    /// Input and output, in the element type of the plan: one value an output; zeros for a layer that had none.
+    pub bias: bn_slice_mut,
+}
+
 /// A `repr(C)` struct of plain fields that begins with its struct_size.
 ///
 /// # Safety
@@ -297,7 +347,7 @@ macro_rules! descriptors {
 }
 descriptors!(bn_plan_desc bn_statistics bn_gradient_sums bn_running_statistics bn_statistics_args
     bn_forward_training_args bn_normalize_args bn_gradient_sums_args bn_input_gradient_args bn_parameter_gradients_args
-    bn_backward_args);
+    bn_backward_args bn_scale_shift bn_fold_args bn_fold_layer_args);
 
 /// That a pointer is neither NULL nor misaligned.
 pub(crate) fn check_pointer<T>(name: &str, p: *const T) -> Result<(), Status> {

@@ -2,7 +2,7 @@
 //!
 //! Thin by rule: a call reads a struct, checks its arrays, makes slices of them and calls the method of the same name.
 //! [`descriptors`] has the structs, [`status`] what a call returns, [`arrays`] the way from pointers to slices, [`plan`]
-//! the handle and [`threads`] where it runs, [`passes`] and [`statistics`] the calls.
+//! the handle and [`threads`] where it runs, [`passes`], [`statistics`] and [`fold`] the calls.
 //!
 //! Public items have the names that C sees. What a call asks of its pointers is the same for all of them and stands once,
 //! at the top of the header. Modules name each other by `super`: the library is not one that Rust links, so tests, benches
@@ -19,6 +19,8 @@ pub mod plan;
 pub mod passes;
 
 pub mod statistics;
+
+pub mod fold;
 
 pub mod descriptors;
 

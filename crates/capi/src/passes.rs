@@ -5,18 +5,18 @@ use super::descriptors::{
     Descriptor, bn_backward_args, bn_forward_training_args, bn_gradient_sums_args, bn_input_gradient_args,
     bn_normalize_args, bn_parameter_gradients_args, bn_statistics_args, plan, read,
 };
-use super::plan::{Element as PlanElement, Workspace, bn_plan};
+use super::plan::{Element as PlanElement, bn_plan};
 use super::statistics::{STATISTICS, SUMS, SourceView, StatisticsView, SumsView};
 use super::status::{Status, guard};
 use batchnorm::{Affine, Element, Gradients};
 
 /// # Safety
 /// The arguments' pointers are as the header asks for.
-type Pass<A> = unsafe fn(&bn_plan, A) -> Result<(), Status>;
+pub(crate) type Pass<A> = unsafe fn(&bn_plan, A) -> Result<(), Status>;
 
 /// # Safety
 /// As [`Pass`], and as the header asks for the plan.
-unsafe fn call<A: Descriptor>(handle: *const bn_plan, args: *const A, f32: Pass<A>, f64: Pass<A>) -> i32 {
+pub(crate) unsafe fn call<A: Descriptor>(handle: *const bn_plan, args: *const A, f32: Pass<A>, f64: Pass<A>) -> i32 {
     // SAFETY: the caller's promise.
     guard(|| unsafe {
         let plan = plan(handle)?;
@@ -30,7 +30,7 @@ unsafe fn call<A: Descriptor>(handle: *const bn_plan, args: *const A, f32: Pass<
 
 /// # Safety
 /// As [`Array::slice`].
-unsafe fn slice<'a, T>(array: Option<Array<T>>) -> Option<&'a [T]> {
+pub(crate) unsafe fn slice<'a, T>(array: Option<Array<T>>) -> Option<&'a [T]> {
     // SAFETY: the caller's promise.
     array.map(|array| unsafe { array.slice() })
 }
@@ -43,45 +43,43 @@ unsafe fn slice_mut<'a, T>(array: Option<Array<T>>) -> Option<&'a mut [T]> {
 }
 
 unsafe fn compute_statistics<E: Element>(plan: &bn_plan, args: bn_statistics_args) -> Result<(), Status> {
-    let (shape, mut arrays) = (plan.batch_norm.shape(), Arrays::new());
+    let (shape, mut arrays) = (plan.batch_norm.shape(), Arrays::new(plan));
     let x = arrays.input::<E>("x", args.x, shape.len())?;
-    // SAFETY: the caller's promise; what becomes a slice and is stored has been checked.
+    // SAFETY: the caller's promise; what becomes a slice and is written has been checked.
     unsafe {
         let out = StatisticsView::new(&mut arrays, STATISTICS, args.statistics, shape.channels(), Access::Write)?;
         arrays.check_overlap(None)?;
-        plan.with_workspace(|Workspace { statistics, .. }| {
-            plan.batch_norm.statistics(x.slice(), statistics)?;
-            out.store(statistics);
-            Ok(())
-        })
+        let mut statistics = out.write()?;
+        plan.batch_norm.statistics(x.slice(), &mut statistics)?;
+        out.store(&statistics);
+        Ok(())
     }
 }
 
 unsafe fn forward_training<E: Element>(plan: &bn_plan, args: bn_forward_training_args) -> Result<(), Status> {
-    let (shape, mut arrays) = (plan.batch_norm.shape(), Arrays::new());
+    let (shape, mut arrays) = (plan.batch_norm.shape(), Arrays::new(plan));
     let x = arrays.input::<E>("x", args.x, shape.len())?;
     let gamma = arrays.input_or_absent::<E::Param>("gamma", args.gamma, shape.channels())?;
     let beta = arrays.input_or_absent::<E::Param>("beta", args.beta, shape.channels())?;
     let y = arrays.output::<E>("y", args.y, shape.len())?;
-    // SAFETY: the caller's promise; what becomes a slice and is stored has been checked.
+    // SAFETY: the caller's promise; what becomes a slice and is written has been checked.
     unsafe {
         let out = StatisticsView::new(&mut arrays, STATISTICS, args.statistics, shape.channels(), Access::Write)?;
         let in_place = arrays.check_overlap(Some(["x", "y"]))?;
         let affine = Affine { gamma: slice(gamma), beta: slice(beta) };
-        plan.with_workspace(|Workspace { statistics, .. }| {
-            if in_place {
-                plan.batch_norm.forward_training_in_place(y.slice_mut(), affine, statistics)?;
-            } else {
-                plan.batch_norm.forward_training(x.slice(), affine, y.slice_mut(), statistics)?;
-            }
-            out.store(statistics);
-            Ok(())
-        })
+        let mut statistics = out.write()?;
+        if in_place {
+            plan.batch_norm.forward_training_in_place(y.slice_mut(), affine, &mut statistics)?;
+        } else {
+            plan.batch_norm.forward_training(x.slice(), affine, y.slice_mut(), &mut statistics)?;
+        }
+        out.store(&statistics);
+        Ok(())
     }
 }
 
 unsafe fn normalize<E: Element>(plan: &bn_plan, args: bn_normalize_args) -> Result<(), Status> {
-    let (shape, mut arrays) = (plan.batch_norm.shape(), Arrays::new());
+    let (shape, mut arrays) = (plan.batch_norm.shape(), Arrays::new(plan));
     let x = arrays.input::<E>("x", args.x, shape.len())?;
     let gamma = arrays.input_or_absent::<E::Param>("gamma", args.gamma, shape.channels())?;
     let beta = arrays.input_or_absent::<E::Param>("beta", args.beta, shape.channels())?;
@@ -91,38 +89,36 @@ unsafe fn normalize<E: Element>(plan: &bn_plan, args: bn_normalize_args) -> Resu
         let source = SourceView::new(&mut arrays, args.statistics, args.running, shape.channels())?;
         let in_place = arrays.check_overlap(Some(["x", "y"]))?;
         let affine = Affine { gamma: slice(gamma), beta: slice(beta) };
-        plan.with_workspace(|Workspace { statistics, running, .. }| {
-            let source = source.load(statistics, running)?;
-            if in_place {
-                plan.batch_norm.normalize_in_place(y.slice_mut(), source, affine)?;
-            } else {
-                plan.batch_norm.normalize(x.slice(), source, affine, y.slice_mut())?;
-            }
-            Ok(())
-        })
+        if in_place {
+            plan.batch_norm.normalize_in_place(y.slice_mut(), source.read()?, affine)?;
+        } else {
+            plan.batch_norm.normalize(x.slice(), source.read()?, affine, y.slice_mut())?;
+        }
+        Ok(())
     }
 }
 
 unsafe fn compute_gradient_sums<E: Element>(plan: &bn_plan, args: bn_gradient_sums_args) -> Result<(), Status> {
-    let (shape, mut arrays) = (plan.batch_norm.shape(), Arrays::new());
+    let (shape, mut arrays) = (plan.batch_norm.shape(), Arrays::new(plan));
     let x = arrays.input::<E>("x", args.x, shape.len())?;
     let dy = arrays.input::<E>("dy", args.dy, shape.len())?;
-    // SAFETY: the caller's promise; what becomes a slice and is stored has been checked.
+    // SAFETY: the caller's promise; what becomes a slice and is written has been checked.
     unsafe {
         let source = SourceView::new(&mut arrays, args.statistics, args.running, shape.channels())?;
         let out = SumsView::new(&mut arrays, SUMS, args.sums, shape.channels(), Access::Write)?;
         arrays.check_overlap(None)?;
-        plan.with_workspace(|Workspace { statistics, running, sums, .. }| {
-            let source = source.load(statistics, running)?;
-            plan.batch_norm.gradient_sums(x.slice(), dy.slice(), source, Affine::default(), sums)?;
-            out.store(sums);
-            Ok(())
-        })
+        Ok(plan.batch_norm.gradient_sums(
+            x.slice(),
+            dy.slice(),
+            source.read()?,
+            Affine::default(),
+            &mut out.write()?,
+        )?)
     }
 }
 
 unsafe fn input_gradient<E: Element>(plan: &bn_plan, args: bn_input_gradient_args) -> Result<(), Status> {
-    let (shape, mut arrays) = (plan.batch_norm.shape(), Arrays::new());
+    let (shape, mut arrays) = (plan.batch_norm.shape(), Arrays::new(plan));
     let channels = shape.channels();
     let x = arrays.input::<E>("x", args.x, shape.len())?;
     let dy = arrays.input::<E>("dy", args.dy, shape.len())?;
@@ -130,20 +126,18 @@ unsafe fn input_gradient<E: Element>(plan: &bn_plan, args: bn_input_gradient_arg
     let dx = arrays.output::<E>("dx", args.dx, shape.len())?;
     // SAFETY: the caller's promise; what becomes a slice has been checked.
     unsafe {
-        let whole = StatisticsView::new(&mut arrays, STATISTICS, args.statistics.cast_mut(), channels, Access::Read)?;
-        let whole_sums = SumsView::new(&mut arrays, SUMS, args.sums, channels, Access::Read)?;
+        let statistics =
+            StatisticsView::new(&mut arrays, STATISTICS, args.statistics.cast_mut(), channels, Access::Read)?;
+        let sums = SumsView::new(&mut arrays, SUMS, args.sums, channels, Access::Read)?;
         let in_place = arrays.check_overlap(Some(["dy", "dx"]))?;
         let affine = Affine { gamma: slice(gamma), beta: None };
-        plan.with_workspace(|Workspace { statistics, sums, .. }| {
-            whole.load(statistics)?;
-            whole_sums.load(sums)?;
-            if in_place {
-                plan.batch_norm.input_gradient_in_place(x.slice(), dx.slice_mut(), statistics, sums, affine)?;
-            } else {
-                plan.batch_norm.input_gradient(x.slice(), dy.slice(), statistics, sums, affine, dx.slice_mut())?;
-            }
-            Ok(())
-        })
+        let (statistics, sums) = (&statistics.read()?, &sums.read()?);
+        if in_place {
+            plan.batch_norm.input_gradient_in_place(x.slice(), dx.slice_mut(), statistics, sums, affine)?;
+        } else {
+            plan.batch_norm.input_gradient(x.slice(), dy.slice(), statistics, sums, affine, dx.slice_mut())?;
+        }
+        Ok(())
     }
 }
 
@@ -151,25 +145,21 @@ unsafe fn parameter_gradients<P: Element<Param = P>>(
     plan: &bn_plan,
     args: bn_parameter_gradients_args,
 ) -> Result<(), Status> {
-    let (channels, mut arrays) = (plan.channels(), Arrays::new());
+    let (channels, mut arrays) = (plan.channels(), Arrays::new(plan));
     let dgamma = arrays.output_or_absent::<P>("dgamma", args.dgamma, channels)?;
     let dbeta = arrays.output_or_absent::<P>("dbeta", args.dbeta, channels)?;
     // SAFETY: the caller's promise; what becomes a slice has been checked.
     unsafe {
         let source = SourceView::new(&mut arrays, args.statistics, args.running, channels)?;
-        let given = SumsView::new(&mut arrays, SUMS, args.sums, channels, Access::Read)?;
+        let sums = SumsView::new(&mut arrays, SUMS, args.sums, channels, Access::Read)?;
         arrays.check_overlap(None)?;
-        plan.with_workspace(|Workspace { statistics, running, sums, .. }| {
-            let source = source.load(statistics, running)?;
-            given.load(sums)?;
-            plan.batch_norm.parameter_gradients(source, sums, slice_mut(dgamma), slice_mut(dbeta))?;
-            Ok(())
-        })
+        let (source, sums) = (source.read()?, sums.read()?);
+        Ok(plan.batch_norm.parameter_gradients(source, &sums, slice_mut(dgamma), slice_mut(dbeta))?)
     }
 }
 
 unsafe fn backward<E: Element>(plan: &bn_plan, args: bn_backward_args) -> Result<(), Status> {
-    let (shape, mut arrays) = (plan.batch_norm.shape(), Arrays::new());
+    let (shape, mut arrays) = (plan.batch_norm.shape(), Arrays::new(plan));
     let channels = shape.channels();
     let x = arrays.input::<E>("x", args.x, shape.len())?;
     let dy = arrays.input::<E>("dy", args.dy, shape.len())?;
@@ -183,19 +173,15 @@ unsafe fn backward<E: Element>(plan: &bn_plan, args: bn_backward_args) -> Result
         let in_place = arrays.check_overlap(Some(["dy", "dx"]))?;
         let affine = Affine { gamma: slice(gamma), beta: None };
         let (dx, dgamma, dbeta) = (slice_mut(dx), slice_mut(dgamma), slice_mut(dbeta));
-        plan.with_workspace(|Workspace { statistics, running, .. }| {
-            let source = source.load(statistics, running)?;
-            match dx {
-                Some(dx) if in_place => {
-                    plan.batch_norm.backward_in_place(x.slice(), dx, source, affine, dgamma, dbeta)?;
-                }
-                dx => {
-                    let gradients = Gradients { dx, dgamma, dbeta, ..Gradients::default() };
-                    plan.batch_norm.backward(x.slice(), dy.slice(), source, affine, gradients)?;
-                }
+        let source = source.read()?;
+        match dx {
+            Some(dx) if in_place => plan.batch_norm.backward_in_place(x.slice(), dx, source, affine, dgamma, dbeta)?,
+            dx => {
+                let gradients = Gradients { dx, dgamma, dbeta, ..Gradients::default() };
+                plan.batch_norm.backward(x.slice(), dy.slice(), source, affine, gradients)?;
             }
-            Ok(())
-        })
+        }
+        Ok(())
     }
 }
 

@@ -1,18 +1,19 @@
-//! The handle, and the memory in which calls keep statistics while the core works on them.
+//! The handle.
 
 use super::descriptors::{BN_ISA_PORTABLE, bn_plan_desc, check_pointer, check_reserved, choose, read};
-use super::status::{BN_ERROR_OUT_OF_MEMORY, Status, fail, guard};
-use super::threads::threads;
-use batchnorm::{BatchNorm, GradientSums, Isa, RunningStatistics, Shape, Statistics};
-use std::sync::{Mutex, PoisonError};
+use super::status::{BN_ERROR_LENGTH, BN_ERROR_NULL, BN_ERROR_OUT_OF_MEMORY, Status, fail, guard};
+use super::threads::{Start, threads};
+use batchnorm::{BatchNorm, Isa, Shape};
+use std::mem::MaybeUninit;
 
 /// A plan: a shape, how to normalize it and where to run. It does not change once it is made.
 pub struct bn_plan {
     pub(crate) batch_norm: BatchNorm,
     pub(crate) element: Element,
-    /// Boxed, so that a loan moves a pointer.
-    #[allow(clippy::vec_box)]
-    workspaces: Mutex<Vec<Box<Workspace>>>,
+    /// Where the caller's scratch memory starts and ends, if it is the caller's.
+    pub(crate) given_scratch: Option<(usize, usize)>,
+    /// Else that of the plan. It goes after `batch_norm`, which uses it.
+    _scratch: Vec<u8>,
 }
 
 /// The element types of `BN_ELEMENT_`.
@@ -22,71 +23,79 @@ pub(crate) enum Element {
     F64,
 }
 
-/// What the core has for a call's per-channel arrays.
-pub(crate) struct Workspace {
-    pub(crate) statistics: Statistics,
-    pub(crate) other_statistics: Statistics,
-    pub(crate) running: RunningStatistics,
-    pub(crate) sums: GradientSums,
-    pub(crate) other_sums: GradientSums,
-}
-
-impl Workspace {
-    fn new(channels: usize) -> Result<Box<Self>, Status> {
-        let zeros = || {
-            let mut zeros = Vec::new();
-            zeros.try_reserve_exact(channels).map_err(|e| {
-                fail(BN_ERROR_OUT_OF_MEMORY, format_args!("no memory for statistics of {channels} channels: {e}"))
-            })?;
-            zeros.resize(channels, 0.0);
-            Ok::<_, Status>(zeros)
-        };
-        Ok(Box::new(Self {
-            statistics: Statistics::from_parts(0.0, zeros()?, zeros()?)?,
-            other_statistics: Statistics::from_parts(0.0, zeros()?, zeros()?)?,
-            running: RunningStatistics::from_parts(zeros()?, zeros()?, 0)?,
-            sums: GradientSums::from_parts(zeros()?, zeros()?)?,
-            other_sums: GradientSums::from_parts(zeros()?, zeros()?)?,
-        }))
-    }
-}
-
 impl bn_plan {
     pub(crate) fn channels(&self) -> usize {
         self.batch_norm.shape().channels()
     }
+}
 
-    /// Runs a call with a workspace of its own: the plan's, or another one where several threads use the plan at once.
-    pub(crate) fn with_workspace(&self, call: impl FnOnce(&mut Workspace) -> Result<(), Status>) -> Result<(), Status> {
-        let workspaces = || self.workspaces.lock().unwrap_or_else(PoisonError::into_inner);
-        let idle = workspaces().pop();
-        let mut workspace = idle.map_or_else(|| Workspace::new(self.channels()), Ok)?;
-        let result = call(&mut workspace);
-        workspaces().push(workspace);
-        result
-    }
+/// What a descriptor says, but for scratch memory.
+fn describe(desc: &bn_plan_desc, start: Start) -> Result<(BatchNorm, Element), Status> {
+    check_reserved("desc.reserved", desc.reserved)?;
+    let element = choose("desc.element", desc.element, &[Element::F32, Element::F64])?;
+    let isas = [Isa::best(), Isa::Portable, Isa::Avx2, Isa::Avx512];
+    let isa = choose("desc.isa", desc.isa, &isas)?;
+    let shape = Shape::new(desc.outer, desc.channels, desc.inner)?;
+    let batch_norm = BatchNorm::new(shape).eps(desc.eps)?.isa(isa)?;
+    Ok((batch_norm.threads(threads(desc, start)?), element))
 }
 
 /// Makes a plan, and where desc is wrong leaves *plan as it is.
 ///
-/// desc and what it points to are not needed any more once this has returned, but for parallel_for and its ctx.
+/// desc and what it points to are not needed any more once this has returned, but for scratch, parallel_for and its ctx.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bn_plan_create(desc: *const bn_plan_desc, plan: *mut *mut bn_plan) -> i32 {
     guard(|| {
         // SAFETY: the caller has a descriptor there.
         let desc = unsafe { read("desc", desc)? };
         check_pointer("plan", plan)?;
-        check_reserved("desc.reserved", desc.reserved)?;
-        let element = choose("desc.element", desc.element, &[Element::F32, Element::F64])?;
-        let isas = [Isa::best(), Isa::Portable, Isa::Avx2, Isa::Avx512];
-        let isa = choose("desc.isa", desc.isa, &isas)?;
-        let shape = Shape::new(desc.outer, desc.channels, desc.inner)?;
-        let batch_norm = BatchNorm::new(shape).eps(desc.eps)?.isa(isa)?;
-        let workspaces = Mutex::new(vec![Workspace::new(desc.channels)?]);
-        let batch_norm = batch_norm.threads(threads(&desc)?);
-        let made = Box::new(bn_plan { batch_norm, element, workspaces });
+        let (data, bytes) = (desc.scratch.cast::<MaybeUninit<u8>>(), desc.scratch_bytes);
+        if data.is_null() && bytes > 0 {
+            return Err(fail(BN_ERROR_NULL, format_args!("desc.scratch is NULL: expected {bytes} bytes")));
+        }
+        let end = Some(bytes).filter(|&bytes| bytes <= isize::MAX as usize).and_then(|b| data.addr().checked_add(b));
+        let Some(end) = end else {
+            let message = format_args!("desc.scratch passes the end of the address space: {bytes} bytes at {data:p}");
+            return Err(fail(BN_ERROR_LENGTH, message));
+        };
+        let (batch_norm, element) = describe(&desc, Start::Now)?;
+        let mut scratch = Vec::new();
+        let given_scratch = (!data.is_null()).then_some((data.addr(), end));
+        let memory = if given_scratch.is_some() {
+            // SAFETY: the caller leaves the memory to the plan, which is what uses the slice.
+            unsafe { std::slice::from_raw_parts_mut(data, bytes) }
+        } else {
+            let bytes = batch_norm.scratch_bytes(1);
+            scratch.try_reserve_exact(bytes).map_err(|e| {
+                let message = format_args!("no memory for {} channels: {e}", desc.channels);
+                fail(BN_ERROR_OUT_OF_MEMORY, message)
+            })?;
+            let room: *mut [MaybeUninit<u8>] = scratch.spare_capacity_mut();
+            // SAFETY: the vector lives as long as the plan, is not touched, and keeps its memory where it is.
+            unsafe { &mut *room }
+        };
+        let batch_norm = batch_norm.scratch(memory)?;
+        let made = Box::new(bn_plan { batch_norm, element, given_scratch, _scratch: scratch });
         // SAFETY: the caller has room for a pointer there, which is not null and is aligned.
         unsafe { plan.write(Box::into_raw(made)) };
+        Ok(())
+    })
+}
+
+/// The bytes of scratch memory with which so many calls at once, at least 1, can use a plan made from desc and never
+/// allocate. What desc says of scratch memory is not looked at.
+///
+/// A call too many is right too, but takes memory from the heap, as it does where parallel_for runs tasks on more than
+/// thread_count threads.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bn_scratch_bytes(desc: *const bn_plan_desc, calls: usize, bytes: *mut usize) -> i32 {
+    guard(|| {
+        // SAFETY: the caller has a descriptor there.
+        let desc = unsafe { read("desc", desc)? };
+        check_pointer("bytes", bytes)?;
+        let (batch_norm, _) = describe(&desc, Start::Never)?;
+        // SAFETY: the caller has room for a size_t there, which is not null and is aligned.
+        unsafe { bytes.write(batch_norm.scratch_bytes(calls)) };
         Ok(())
     })
 }

@@ -39,23 +39,40 @@ impl StatisticsView {
         Ok(Self { place: p, count, mean, var })
     }
 
+    /// The statistics, to be read.
+    ///
     /// # Safety
-    /// `check_overlap` has found nothing.
-    pub(crate) unsafe fn load(&self, statistics: &mut Statistics) -> Result<(), Status> {
+    /// `check_overlap` has found nothing, and nothing writes the arrays while the result lives.
+    pub(crate) unsafe fn read<'a>(&self) -> Result<Statistics<&'a [f64]>, Status> {
         // SAFETY: the caller's promise.
-        let (mean, var) = unsafe { (self.mean.slice(), self.var.slice()) };
-        Ok(statistics.set_parts(self.count, mean, var)?)
+        Ok(unsafe { Statistics::from_parts(self.count, self.mean.slice(), self.var.slice()) }?)
     }
 
+    /// The statistics, to be changed.
+    ///
     /// # Safety
-    /// As [`load`](Self::load); the view is one to write to, and the statistics have its number of channels.
-    pub(crate) unsafe fn store(&self, statistics: &Statistics) {
+    /// As [`read`](Self::read), and the view is one to write to.
+    unsafe fn change<'a>(&self) -> Result<Statistics<&'a mut [f64]>, Status> {
         // SAFETY: the caller's promise.
-        unsafe {
-            self.mean.slice_mut().copy_from_slice(statistics.mean());
-            self.var.slice_mut().copy_from_slice(statistics.var());
-            (&raw mut (*self.place).count).write(statistics.count());
-        }
+        Ok(unsafe { Statistics::from_parts(self.count, self.mean.slice_mut(), self.var.slice_mut()) }?)
+    }
+
+    /// Their memory, to be written.
+    ///
+    /// # Safety
+    /// As [`change`](Self::change).
+    pub(crate) unsafe fn write<'a>(&self) -> Result<Statistics<&'a mut [f64]>, Status> {
+        // SAFETY: the caller's promise.
+        Ok(unsafe { Statistics::empty(self.mean.slice_mut(), self.var.slice_mut()) }?)
+    }
+
+    /// What is not in the arrays.
+    ///
+    /// # Safety
+    /// As [`change`](Self::change).
+    pub(crate) unsafe fn store(&self, statistics: &Statistics<&mut [f64]>) {
+        // SAFETY: the caller's promise.
+        unsafe { (&raw mut (*self.place).count).write(statistics.count()) };
     }
 }
 
@@ -82,21 +99,22 @@ impl SumsView {
         Ok(Self { g, gx })
     }
 
+    /// The sums, to be read.
+    ///
     /// # Safety
-    /// As [`StatisticsView::load`].
-    pub(crate) unsafe fn load(&self, sums: &mut GradientSums) -> Result<(), Status> {
+    /// As [`StatisticsView::read`].
+    pub(crate) unsafe fn read<'a>(&self) -> Result<GradientSums<&'a [f64]>, Status> {
         // SAFETY: the caller's promise.
-        Ok(unsafe { sums.set_parts(self.g.slice(), self.gx.slice()) }?)
+        Ok(unsafe { GradientSums::from_parts(self.g.slice(), self.gx.slice()) }?)
     }
 
+    /// The sums, to be changed or written.
+    ///
     /// # Safety
-    /// As [`StatisticsView::store`].
-    pub(crate) unsafe fn store(&self, sums: &GradientSums) {
+    /// As [`StatisticsView::read`], and the view is one to write to.
+    pub(crate) unsafe fn write<'a>(&self) -> Result<GradientSums<&'a mut [f64]>, Status> {
         // SAFETY: the caller's promise.
-        unsafe {
-            self.g.slice_mut().copy_from_slice(sums.g());
-            self.gx.slice_mut().copy_from_slice(sums.gx());
-        }
+        Ok(unsafe { GradientSums::from_parts(self.g.slice_mut(), self.gx.slice_mut()) }?)
     }
 }
 
@@ -131,24 +149,27 @@ impl RunningView {
     }
 
     /// # Safety
-    /// As [`StatisticsView::load`].
-    unsafe fn load(&self, running: &mut RunningStatistics) -> Result<(), Status> {
+    /// As [`StatisticsView::read`].
+    unsafe fn read<'a>(&self) -> Result<RunningStatistics<&'a [f64]>, Status> {
         // SAFETY: the caller's promise.
-        let (mean, var) = unsafe { (self.mean.slice(), self.var.slice()) };
-        running.set_parts(mean, var, self.batches)?;
-        *running = std::mem::replace(running, RunningStatistics::new(0)).biased(self.biased);
-        Ok(())
+        Ok(unsafe { RunningStatistics::from_parts(self.mean.slice(), self.var.slice(), self.batches) }?)
     }
 
     /// # Safety
-    /// As [`StatisticsView::store`].
-    unsafe fn store(&self, running: &RunningStatistics) {
+    /// As [`StatisticsView::read`], and the view is one to write to.
+    unsafe fn change<'a>(&self) -> Result<RunningStatistics<&'a mut [f64]>, Status> {
         // SAFETY: the caller's promise.
-        unsafe {
-            self.mean.slice_mut().copy_from_slice(running.mean());
-            self.var.slice_mut().copy_from_slice(running.var());
-            (&raw mut (*self.place).batches).write(running.batches());
-        }
+        let (mean, var) = unsafe { (self.mean.slice_mut(), self.var.slice_mut()) };
+        Ok(RunningStatistics::from_parts(mean, var, self.batches)?.biased(self.biased))
+    }
+
+    /// What is not in the arrays.
+    ///
+    /// # Safety
+    /// As [`change`](Self::change).
+    unsafe fn store(&self, running: &RunningStatistics<&mut [f64]>) {
+        // SAFETY: the caller's promise.
+        unsafe { (&raw mut (*self.place).batches).write(running.batches()) };
     }
 }
 
@@ -185,17 +206,13 @@ impl SourceView {
     }
 
     /// # Safety
-    /// As [`StatisticsView::load`].
-    pub(crate) unsafe fn load<'a>(
-        &self,
-        statistics: &'a mut Statistics,
-        running: &'a mut RunningStatistics,
-    ) -> Result<Source<'a>, Status> {
+    /// As [`StatisticsView::read`].
+    pub(crate) unsafe fn read<'a>(&self) -> Result<Source<'a>, Status> {
         // SAFETY: the caller's promise.
         unsafe {
             match self {
-                Self::Batch(view) => view.load(statistics).map(|()| Source::Batch(statistics)),
-                Self::Running(view) => view.load(running).map(|()| Source::Running(running)),
+                Self::Batch(view) => view.read().map(Source::Batch),
+                Self::Running(view) => view.read().map(Source::Running),
             }
         }
     }
@@ -216,20 +233,17 @@ pub unsafe extern "C" fn bn_merge_statistics(
     other: *const bn_statistics,
 ) -> i32 {
     guard(|| {
-        // SAFETY: the header asks the caller for what each of these needs; what is loaded and stored has been checked.
+        // SAFETY: the header asks the caller for what each of these needs; what is read and written has been checked.
         unsafe {
             let plan = self::plan(plan)?;
-            let (channels, mut arrays) = (plan.channels(), Arrays::new());
+            let (channels, mut arrays) = (plan.channels(), Arrays::new(plan));
             let into = StatisticsView::new(&mut arrays, INTO_STATISTICS, into, channels, Access::Write)?;
             let other = StatisticsView::new(&mut arrays, OTHER_STATISTICS, other.cast_mut(), channels, Access::Read)?;
             arrays.check_overlap(None)?;
-            plan.with_workspace(|workspace| {
-                into.load(&mut workspace.statistics)?;
-                other.load(&mut workspace.other_statistics)?;
-                workspace.statistics.merge(&workspace.other_statistics)?;
-                into.store(&workspace.statistics);
-                Ok(())
-            })
+            let mut statistics = into.change()?;
+            statistics.merge(&other.read()?)?;
+            into.store(&statistics);
+            Ok(())
         }
     })
 }
@@ -242,20 +256,14 @@ pub unsafe extern "C" fn bn_merge_gradient_sums(
     other: *const bn_gradient_sums,
 ) -> i32 {
     guard(|| {
-        // SAFETY: the header asks the caller for what each of these needs; what is loaded and stored has been checked.
+        // SAFETY: the header asks the caller for what each of these needs; what is read and written has been checked.
         unsafe {
             let plan = self::plan(plan)?;
-            let (channels, mut arrays) = (plan.channels(), Arrays::new());
+            let (channels, mut arrays) = (plan.channels(), Arrays::new(plan));
             let into = SumsView::new(&mut arrays, INTO_SUMS, into, channels, Access::Write)?;
             let other = SumsView::new(&mut arrays, OTHER_SUMS, other, channels, Access::Read)?;
             arrays.check_overlap(None)?;
-            plan.with_workspace(|workspace| {
-                into.load(&mut workspace.sums)?;
-                other.load(&mut workspace.other_sums)?;
-                workspace.sums.merge(&workspace.other_sums)?;
-                into.store(&workspace.sums);
-                Ok(())
-            })
+            Ok(into.write()?.merge(&other.read()?)?)
         }
     })
 }
@@ -272,20 +280,17 @@ pub unsafe extern "C" fn bn_update_running_statistics(
     guard(|| {
         const { assert!(BN_AVERAGE_EXPONENTIAL == 0 && BN_AVERAGE_CUMULATIVE == 1) };
         let momentum = choose("average", average, &[Momentum::Exponential(momentum), Momentum::Cumulative])?;
-        // SAFETY: the header asks the caller for what each of these needs; what is loaded and stored has been checked.
+        // SAFETY: the header asks the caller for what each of these needs; what is read and written has been checked.
         unsafe {
             let plan = self::plan(plan)?;
-            let (channels, mut arrays) = (plan.channels(), Arrays::new());
-            let running = RunningView::new(&mut arrays, running, channels, Access::Write)?;
+            let (channels, mut arrays) = (plan.channels(), Arrays::new(plan));
+            let place = RunningView::new(&mut arrays, running, channels, Access::Write)?;
             let batch = StatisticsView::new(&mut arrays, STATISTICS, statistics.cast_mut(), channels, Access::Read)?;
             arrays.check_overlap(None)?;
-            plan.with_workspace(|workspace| {
-                running.load(&mut workspace.running)?;
-                batch.load(&mut workspace.statistics)?;
-                workspace.running.update(&workspace.statistics, momentum)?;
-                running.store(&workspace.running);
-                Ok(())
-            })
+            let mut running = place.change()?;
+            running.update(&batch.read()?, momentum)?;
+            place.store(&running);
+            Ok(())
         }
     })
 }

@@ -19,7 +19,7 @@ pub const BN_ERROR_ENUM: i32 = 3;
 pub const BN_ERROR_ALIGNMENT: i32 = 4;
 /// An output overlaps another array.
 pub const BN_ERROR_OVERLAP: i32 = 5;
-/// An array has the wrong length, or passes the end of the address space.
+/// An array has the wrong length, scratch memory is too small, or one of them passes the end of the address space.
 pub const BN_ERROR_LENGTH: i32 = 6;
 /// A shape is too large to address.
 pub const BN_ERROR_SHAPE: i32 = 7;
@@ -95,7 +95,7 @@ pub(crate) fn fail(code: i32, message: fmt::Arguments<'_>) -> Status {
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
         let code = match error {
-            Error::Length { .. } => BN_ERROR_LENGTH,
+            Error::Length { .. } | Error::Multiple { .. } | Error::Scratch { .. } => BN_ERROR_LENGTH,
             Error::ShapeOverflow { .. } => BN_ERROR_SHAPE,
             Error::Eps(_) => BN_ERROR_EPS,
             Error::Momentum(_) => BN_ERROR_MOMENTUM,

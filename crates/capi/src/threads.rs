@@ -20,8 +20,13 @@ struct OwnThreads {
 }
 
 impl OwnThreads {
+    /// None yet.
+    fn none(threads: usize) -> Self {
+        Self { pool: None, handles: Vec::new(), threads }
+    }
+
     fn new(threads: usize) -> Result<Self, Status> {
-        let mut own = Self { pool: None, handles: Vec::new(), threads };
+        let mut own = Self::none(threads);
         let spawn = |worker: rayon::ThreadBuilder| {
             own.handles.push(thread::Builder::new().name("batchnorm".into()).spawn(|| worker.run())?);
             Ok(())
@@ -116,8 +121,15 @@ enum Kind {
     Caller,
 }
 
+/// Whether a plan's own threads are started, or only counted.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Start {
+    Now,
+    Never,
+}
+
 /// The threads that a descriptor asks for.
-pub(crate) fn threads(desc: &bn_plan_desc) -> Result<Threads, Status> {
+pub(crate) fn threads(desc: &bn_plan_desc, start: Start) -> Result<Threads, Status> {
     let kind = choose("desc.threads", desc.threads, &[Kind::Sequential, Kind::Pool, Kind::Caller])?;
     let expected = match kind {
         Kind::Sequential => 0..=0,
@@ -135,7 +147,11 @@ pub(crate) fn threads(desc: &bn_plan_desc) -> Result<Threads, Status> {
         (Kind::Sequential, None) => Ok(Threads::Sequential),
         (Kind::Pool, None) => {
             let count = if count > 0 { count } else { thread::available_parallelism().map_or(1, NonZero::get) };
-            if count == 1 { Ok(Threads::Sequential) } else { Ok(Threads::Executor(Arc::new(OwnThreads::new(count)?))) }
+            Ok(match start {
+                _ if count == 1 => Threads::Sequential,
+                Start::Now => Threads::Executor(Arc::new(OwnThreads::new(count)?)),
+                Start::Never => Threads::Executor(Arc::new(OwnThreads::none(count))),
+            })
         }
         (Kind::Caller, Some(parallel_for)) => {
             let ctx = desc.parallel_for_ctx;

@@ -12,6 +12,7 @@ typedef struct world {
     double mean[CHANNELS + 1], var[CHANNELS + 1], other_mean[CHANNELS + 1], other_var[CHANNELS + 1];
     double running_mean[CHANNELS + 1], running_var[CHANNELS + 1];
     double g[CHANNELS + 1], gx[CHANNELS + 1], other_g[CHANNELS + 1], other_gx[CHANNELS + 1];
+    double scale[CHANNELS + 1], shift[CHANNELS + 1], weight[2 * CHANNELS + 1], bias[CHANNELS + 1];
     bn_statistics statistics, other;
     bn_running_statistics running;
     bn_gradient_sums sums, other_sums;
@@ -22,6 +23,9 @@ typedef struct world {
     bn_input_gradient_args second;
     bn_parameter_gradients_args parameters;
     bn_backward_args backward;
+    bn_scale_shift scale_shift;
+    bn_fold_args fold;
+    bn_fold_layer_args layer;
     bn_statistics *into, *from;
     bn_gradient_sums *into_sums, *from_sums;
     bn_running_statistics *averages;
@@ -30,10 +34,13 @@ typedef struct world {
     bn_plan_desc desc;
     bn_plan *made;
     int32_t isa[2];
+    size_t bytes[2];
 } world;
 
 static world w, before;
 static bn_plan *plan;
+// That of the plan, and not enough for the one that is asked for.
+static char scratch[1 << 16], little[8];
 static int32_t element;
 static long misuses;
 
@@ -56,12 +63,16 @@ static void put_right(void) {
         w.var[c] = w.other_var[c] = w.running_var[c] = 2;
         set(element, w.gamma, c, 3);
     }
-    INIT(w.statistics), INIT(w.other), INIT(w.running), INIT(w.sums), INIT(w.other_sums);
+    for (size_t i = 0; i < 2 * CHANNELS; i++) {
+        set(element, w.weight, i, (double)i);
+    }
+    INIT(w.statistics), INIT(w.other), INIT(w.running), INIT(w.sums), INIT(w.other_sums), INIT(w.scale_shift);
     w.statistics.count = w.other.count = OUTER * INNER;
     w.statistics.mean = doubles(w.mean, CHANNELS), w.statistics.var = doubles(w.var, CHANNELS);
     w.other.mean = doubles(w.other_mean, CHANNELS), w.other.var = doubles(w.other_var, CHANNELS);
     w.running.mean = doubles(w.running_mean, CHANNELS), w.running.var = doubles(w.running_var, CHANNELS);
     w.sums.g = doubles(w.g, CHANNELS), w.sums.gx = doubles(w.gx, CHANNELS);
+    w.scale_shift.scale = doubles(w.scale, CHANNELS), w.scale_shift.shift = doubles(w.shift, CHANNELS);
     w.other_sums.g = doubles(w.other_g, CHANNELS), w.other_sums.gx = doubles(w.other_gx, CHANNELS);
 
     const bn_slice x = in(w.x, LEN), dy = in(w.dy, LEN), gamma = in(w.gamma, CHANNELS), beta = in(w.beta, CHANNELS);
@@ -81,6 +92,10 @@ static void put_right(void) {
     w.parameters.dgamma = dgamma, w.parameters.dbeta = dbeta;
     w.backward.x = x, w.backward.dy = dy, w.backward.statistics = &w.statistics, w.backward.gamma = gamma;
     w.backward.dx = dx, w.backward.dgamma = dgamma, w.backward.dbeta = dbeta;
+    INIT(w.fold), INIT(w.layer);
+    w.fold.statistics = &w.statistics, w.fold.gamma = gamma, w.fold.beta = beta, w.fold.scale_shift = &w.scale_shift;
+    w.layer.scale_shift = &w.scale_shift, w.layer.weight = out(w.weight, 2 * CHANNELS);
+    w.layer.bias = out(w.bias, CHANNELS);
     w.into = &w.statistics, w.from = &w.other, w.into_sums = &w.sums, w.from_sums = &w.other_sums;
     w.averages = &w.running, w.average = BN_AVERAGE_EXPONENTIAL, w.momentum = 0.1;
     w.desc = describe(element, OUTER, CHANNELS, INNER, 1e-5);
@@ -189,7 +204,8 @@ static void put_pointer(void *array, const void *pointer) { memcpy(array, &point
 static int32_t with_running(int32_t (*call)(void)) {
     const bn_statistics *const none = NULL;
     w.normalize.statistics = w.first.statistics = w.parameters.statistics = w.backward.statistics = none;
-    w.normalize.running = w.first.running = w.parameters.running = w.backward.running = &w.running;
+    w.fold.statistics = none;
+    w.normalize.running = w.first.running = w.parameters.running = w.backward.running = w.fold.running = &w.running;
     memcpy(&before, &w, sizeof w);
     return call();
 }
@@ -198,6 +214,7 @@ static int32_t normalize(void) { return bn_normalize(plan, &w.normalize); }
 static int32_t first(void) { return bn_compute_gradient_sums(plan, &w.first); }
 static int32_t parameters(void) { return bn_parameter_gradients(plan, &w.parameters); }
 static int32_t backward(void) { return bn_backward(plan, &w.backward); }
+static int32_t fold(void) { return bn_fold(plan, &w.fold); }
 
 // Statistics or averages: one of them, and that one right.
 #define WRONG_SOURCE(args, function)                                                                                   \
@@ -255,6 +272,24 @@ static void plans(void) {
     for (int32_t isa = best + 1; isa <= BN_ISA_AVX512; isa++) {
         WRONG(BN_ERROR_UNSUPPORTED_ISA, w.desc.isa = isa, CREATE);
     }
+    WRONG(BN_ERROR_NULL, w.desc.scratch_bytes = sizeof scratch, CREATE);
+    WRONG(BN_ERROR_LENGTH, w.desc.scratch = little, CREATE);
+    WRONG(BN_ERROR_LENGTH, (w.desc.scratch = little, w.desc.scratch_bytes = sizeof little), CREATE);
+    WRONG(BN_ERROR_LENGTH, (w.desc.scratch = little, w.desc.scratch_bytes = SIZE_MAX), CREATE);
+    WRONG(BN_ERROR_LENGTH, (w.desc.scratch = LAST_ADDRESS, w.desc.scratch_bytes = sizeof scratch), CREATE);
+
+#define BYTES bn_scratch_bytes(&w.desc, 1, w.bytes)
+    WRONG(BN_ERROR_NULL, (void)0, bn_scratch_bytes(NULL, 1, w.bytes));
+    WRONG(BN_ERROR_NULL, (void)0, bn_scratch_bytes(&w.desc, 1, NULL));
+    WRONG(BN_ERROR_ALIGNMENT, (void)0, bn_scratch_bytes(MISALIGNED(bn_plan_desc, &w.desc), 1, w.bytes));
+    WRONG(BN_ERROR_ALIGNMENT, (void)0, bn_scratch_bytes(&w.desc, 1, MISALIGNED(size_t, w.bytes)));
+    WRONG(BN_ERROR_STRUCT_SIZE, w.desc.struct_size = 0, BYTES);
+    WRONG(BN_ERROR_STRUCT_SIZE, w.desc.struct_size += 8, BYTES);
+    WRONG(BN_ERROR_ENUM, w.desc.element = 2, BYTES);
+    WRONG(BN_ERROR_ENUM, w.desc.reserved = 1, BYTES);
+    WRONG(BN_ERROR_SHAPE, w.desc.outer = SIZE_MAX, BYTES);
+    WRONG(BN_ERROR_THREADS, w.desc.thread_count = 1, BYTES);
+
     WRONG(BN_ERROR_ALIGNMENT, (void)0, bn_plan_destroy(MISALIGNED(bn_plan, plan)));
     WRONG(BN_ERROR_NULL, (void)0, bn_best_isa(NULL));
     WRONG(BN_ERROR_ALIGNMENT, (void)0, bn_best_isa(MISALIGNED(int32_t, w.isa)));
@@ -439,6 +474,83 @@ static void updating(void) {
     OVERLAP(w.running.var, &w.running, UPDATE);
 }
 
+static void folding(void) {
+    WRONG_CALL(bn_fold, bn_fold_args, w.fold);
+    WRONG_OPTIONAL(w.fold.gamma, fold());
+    WRONG_OPTIONAL(w.fold.beta, fold());
+    WRONG_SOURCE(w.fold, fold);
+    WRONG(BN_ERROR_EMPTY_STATISTICS, w.statistics.count = 0, fold());
+    WRONG(BN_ERROR_NULL, w.fold.scale_shift = NULL, fold());
+    WRONG_STRUCT(bn_scale_shift, w.fold.scale_shift, w.scale_shift, fold());
+    WRONG_ARRAY(w.scale_shift.scale, fold());
+    WRONG_ARRAY(w.scale_shift.shift, fold());
+    OVERLAP(w.scale_shift.scale, w.shift, fold());
+    OVERLAP(w.scale_shift.scale, w.gamma, fold());
+    OVERLAP(w.scale_shift.shift, w.beta, fold());
+    OVERLAP(w.scale_shift.scale, w.mean, fold());
+    OVERLAP(w.scale_shift.shift, w.var, fold());
+    OVERLAP(w.scale_shift.shift, w.running_var, with_running(fold));
+
+#define PRECEDING bn_fold_preceding(plan, &w.layer)
+    WRONG_CALL(bn_fold_preceding, bn_fold_layer_args, w.layer);
+    WRONG(BN_ERROR_NULL, w.layer.weight.data = NULL, PRECEDING);
+    WRONG(BN_ERROR_LENGTH, memset(&w.layer.weight, 0, sizeof w.layer.weight), PRECEDING);
+    WRONG_IF_THERE(w.layer.weight, PRECEDING);
+    WRONG_ARRAY(w.layer.bias, PRECEDING);
+    WRONG(BN_ERROR_NULL, w.layer.scale_shift = NULL, PRECEDING);
+    WRONG_STRUCT(bn_scale_shift, w.layer.scale_shift, w.scale_shift, PRECEDING);
+    WRONG_ARRAY(w.scale_shift.scale, PRECEDING);
+    WRONG_ARRAY(w.scale_shift.shift, PRECEDING);
+    OVERLAP(w.layer.weight, w.bias, PRECEDING);
+    OVERLAP(w.layer.weight, w.scale, PRECEDING);
+    OVERLAP(w.layer.bias, w.weight, PRECEDING);
+    OVERLAP(w.layer.bias, w.shift, PRECEDING);
+}
+
+static void folding_into_the_following_layer(void) {
+    // Two outputs of three inputs: the bias is no array of the channels.
+#define FOLLOWING bn_fold_following(plan, &w.layer)
+#define TWO w.layer.bias.len = 2
+    WRONG_CALL(bn_fold_following, bn_fold_layer_args, w.layer);
+    WRONG(BN_ERROR_NULL, (TWO, w.layer.weight.data = NULL), FOLLOWING);
+    WRONG(BN_ERROR_NULL, (TWO, w.layer.bias.data = NULL), FOLLOWING);
+    WRONG(BN_ERROR_LENGTH, (TWO, w.layer.weight.len -= 1), FOLLOWING);
+    WRONG(BN_ERROR_LENGTH, (TWO, w.layer.weight.len = CHANNELS), FOLLOWING);
+    WRONG(BN_ERROR_LENGTH, (TWO, w.layer.weight.len = 0), FOLLOWING);
+    WRONG(BN_ERROR_LENGTH, (TWO, w.layer.weight.len = SIZE_MAX), FOLLOWING);
+    WRONG(BN_ERROR_LENGTH, w.layer.bias.len = CHANNELS, FOLLOWING);
+    WRONG(BN_ERROR_LENGTH, w.layer.bias.len = 0, FOLLOWING);
+    WRONG(BN_ERROR_LENGTH, w.layer.bias.len = SIZE_MAX, FOLLOWING);
+    WRONG(BN_ERROR_ALIGNMENT, (TWO, put_pointer(&w.layer.weight, (char *)w.weight + 1)), FOLLOWING);
+    WRONG(BN_ERROR_ALIGNMENT, (TWO, put_pointer(&w.layer.bias, (char *)w.bias + 1)), FOLLOWING);
+    WRONG(BN_ERROR_NULL, (TWO, w.layer.scale_shift = NULL), FOLLOWING);
+    WRONG(BN_ERROR_STRUCT_SIZE, (TWO, w.scale_shift.struct_size += 8), FOLLOWING);
+    WRONG(BN_ERROR_LENGTH, (TWO, w.scale_shift.shift.len += 1), FOLLOWING);
+    WRONG(BN_ERROR_OVERLAP, (TWO, put_pointer(&w.layer.weight, w.scale)), FOLLOWING);
+    WRONG(BN_ERROR_OVERLAP, (TWO, put_pointer(&w.layer.bias, w.weight)), FOLLOWING);
+    WRONG(BN_ERROR_OVERLAP, (TWO, put_pointer(&w.layer.bias, w.shift)), FOLLOWING);
+}
+
+// No array of a call may lie in the memory that its plan was given.
+static void scratch_memory(void) {
+    bn_plan *const other = plan;
+    bn_plan_desc desc = describe(element, OUTER, CHANNELS, INNER, 1e-5);
+    desc.scratch = scratch, desc.scratch_bytes = sizeof scratch;
+    plan = make(&desc);
+    put_right();
+    CHECK_OK(backward());
+    double *const inside = (double *)(void *)(((uintptr_t)scratch + 63) / 64 * 64);
+    WRONG(BN_ERROR_OVERLAP, put_pointer(&w.normalize.x, inside), normalize());
+    WRONG(BN_ERROR_OVERLAP, put_pointer(&w.normalize.y, inside), normalize());
+    WRONG(BN_ERROR_OVERLAP, put_pointer(&w.normalize.gamma, inside), normalize());
+    WRONG(BN_ERROR_OVERLAP, put_pointer(&w.statistics.mean, inside), normalize());
+    WRONG(BN_ERROR_OVERLAP, put_pointer(&w.sums.gx, inside), parameters());
+    WRONG(BN_ERROR_OVERLAP, put_pointer(&w.running.var, inside), with_running(backward));
+    WRONG(BN_ERROR_OVERLAP, put_pointer(&w.layer.weight, inside), bn_fold_preceding(plan, &w.layer));
+    CHECK_OK(bn_plan_destroy(plan));
+    plan = other;
+}
+
 // The same calls, right: what was wrong above is what was changed there.
 static void right(void) {
 #define RIGHT(call)                                                                                                    \
@@ -462,6 +574,13 @@ static void right(void) {
     RIGHT(MERGE);
     RIGHT(MERGE_SUMS);
     RIGHT(UPDATE);
+    RIGHT(fold());
+    RIGHT(with_running(fold));
+    RIGHT(PRECEDING);
+    RIGHT((TWO, FOLLOWING));
+    RIGHT(BYTES);
+    RIGHT((w.desc.scratch = scratch, w.desc.scratch_bytes = sizeof scratch, CREATE));
+    CHECK_OK(bn_plan_destroy(w.made));
 }
 
 int main(void) {
@@ -479,6 +598,9 @@ int main(void) {
         backward_pass();
         merging();
         updating();
+        folding();
+        folding_into_the_following_layer();
+        scratch_memory();
         right();
         CHECK(misuses >= 100);
         CHECK_OK(bn_plan_destroy(plan));

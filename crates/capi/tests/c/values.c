@@ -268,6 +268,89 @@ static void averages(int32_t element) {
     tear_down(f);
 }
 
+// Into a layer of two outputs with two weights each, and one of three outputs. Scales are 1 and 0.25 with the running
+// statistics, 2 and 0.25 with the batch's.
+static void folding(int32_t element) {
+    fixture f = set_up(element, 0);
+    static const double scale[CHANNELS] = {1, 0.25}, shift[CHANNELS] = {-0.5, -4};
+    static const double batch_scale[CHANNELS] = {2, 0.25}, batch_shift[CHANNELS] = {-3.5, -4};
+    static const double plain_scale[CHANNELS] = {0.5, 0.5}, plain_shift[CHANNELS] = {-0.5, -6};
+    static const double weight[] = {1, 2, 3, 4}, before[] = {1, 2, 0.75, 1}, bias[] = {10, 20}, before_bias[] = {9.5, 1};
+    static const double next[] = {1, 4, 2, 8, 3, 12}, after[] = {1, 1, 2, 2, 3, 3}, next_bias[] = {0, 1, 2};
+    static const double after_bias[] = {-16.5, -32, -47.5};
+    const size_t size = element_size(element);
+    double *scales = (double *)allocate(CHANNELS, sizeof(double)), *shifts = (double *)allocate(CHANNELS, sizeof(double));
+    void *weights = allocate(6, size), *biases = allocate(3, size);
+    bn_scale_shift scale_shift;
+    bn_fold_args fold;
+    bn_fold_layer_args layer;
+    INIT(scale_shift), INIT(fold), INIT(layer);
+    scale_shift.scale = doubles(scales, CHANNELS), scale_shift.shift = doubles(shifts, CHANNELS);
+
+    fold.running = &f.running, fold.scale_shift = &scale_shift;
+    CHECK_OK(bn_fold(f.plan, &fold));
+    CHECK(are_doubles(scales, plain_scale) && are_doubles(shifts, plain_shift));
+    fold.gamma = in(f.gamma, CHANNELS), fold.beta = in(f.beta, CHANNELS);
+    fold.running = NULL, fold.statistics = &f.statistics;
+    CHECK_OK(bn_fold(f.plan, &fold));
+    CHECK(are_doubles(scales, batch_scale) && are_doubles(shifts, batch_shift));
+    fold.running = &f.running, fold.statistics = NULL;
+    CHECK_OK(bn_fold(f.plan, &fold));
+    CHECK(are_doubles(scales, scale) && are_doubles(shifts, shift));
+
+    layer.scale_shift = &scale_shift, layer.weight = out(weights, 4), layer.bias = out(biases, 2);
+    for (size_t i = 0; i < 4; i++) {
+        set(element, weights, i, weight[i]);
+    }
+    set(element, biases, 0, bias[0]), set(element, biases, 1, bias[1]);
+    CHECK_OK(bn_fold_preceding(f.plan, &layer));
+    for (size_t i = 0; i < 4; i++) {
+        CHECK(get(element, weights, i) == before[i]);
+    }
+    CHECK(get(element, biases, 0) == before_bias[0] && get(element, biases, 1) == before_bias[1]);
+
+    layer.weight = out(weights, 6), layer.bias = out(biases, 3);
+    for (size_t i = 0; i < 6; i++) {
+        set(element, weights, i, next[i]);
+        set(element, biases, i / 2, next_bias[i / 2]);
+    }
+    CHECK_OK(bn_fold_following(f.plan, &layer));
+    for (size_t i = 0; i < 6; i++) {
+        CHECK(get(element, weights, i) == after[i] && get(element, biases, i / 2) == after_bias[i / 2]);
+    }
+    free(scales), free(shifts), free(weights), free(biases);
+    tear_down(f);
+}
+
+// A step in memory of exactly the size, at an odd address, has the bits of one in the plan's own.
+static void scratch_memory(int32_t element) {
+    const size_t shapes[][3] = {{3, 5, 7}, {0, 3, 1}, {200, 24, 1}};
+    for (size_t k = 0; k < 3; k++) {
+        bn_plan_desc desc = describe(element, shapes[k][0], shapes[k][1], shapes[k][2], 1e-5);
+        bn_plan *own = make(&desc), *given = NULL;
+        size_t bytes = 0, more = 0;
+        desc.scratch = &bytes; // not looked at
+        CHECK_OK(bn_scratch_bytes(&desc, 1, &bytes));
+        CHECK_OK(bn_scratch_bytes(&desc, 5, &more));
+        CHECK(bytes > 0 && more > 4 * bytes && more <= 5 * bytes);
+        CHECK_OK(bn_scratch_bytes(&desc, SIZE_MAX, &more));
+        CHECK(more == SIZE_MAX);
+        char *memory = (char *)allocate(1 + bytes, 1);
+        desc.scratch = memory + 1, desc.scratch_bytes = bytes;
+        CHECK_OK(bn_plan_create(&desc, &given));
+        step a = new_step(&desc), b = new_step(&desc);
+        run_step(own, a);
+        run_step(given, b);
+        CHECK(memcmp(a.y, b.y, a.len * element_size(element)) == 0);
+        CHECK(memcmp(a.dx, b.dx, a.len * element_size(element)) == 0);
+        CHECK(memcmp(a.dgamma, b.dgamma, a.channels * element_size(element)) == 0);
+        free_step(a), free_step(b);
+        CHECK_OK(bn_plan_destroy(own));
+        CHECK_OK(bn_plan_destroy(given));
+        free(memory);
+    }
+}
+
 // No values or no channels: arrays of length 0 may be NULL.
 static void empty(int32_t element) {
     double mean[2] = {7, 7}, var[2] = {7, 7}, dgamma[2] = {7, 7};
@@ -350,6 +433,8 @@ int main(void) {
             backward(element, rows);
         }
         averages(element);
+        folding(element);
+        scratch_memory(element);
         empty(element);
     }
     check_threads(BN_THREADS_POOL, 0, NULL, NULL);

@@ -1,0 +1,115 @@
+//! A normalization with constant statistics as a scale and a shift, and these as a part of the layer before or after.
+
+use super::arrays::{Access, Array, Arrays};
+use super::descriptors::{bn_fold_args, bn_fold_layer_args, bn_scale_shift, read};
+use super::passes::{call, slice};
+use super::plan::bn_plan;
+use super::statistics::SourceView;
+use super::status::Status;
+use batchnorm::{Affine, Element, Error, Fold};
+
+/// A caller's [`bn_scale_shift`], checked.
+struct FoldView {
+    scale: Array<f64>,
+    shift: Array<f64>,
+}
+
+impl FoldView {
+    /// # Safety
+    /// As [`read`]; what `access` says can be done at `p` while the view is used.
+    unsafe fn new(
+        arrays: &mut Arrays,
+        p: *const bn_scale_shift,
+        channels: usize,
+        access: Access,
+    ) -> Result<Self, Status> {
+        // SAFETY: the caller's promise.
+        let bn_scale_shift { scale, shift, .. } = unsafe { read("scale_shift", p)? };
+        let scale = arrays.doubles("scale_shift.scale", scale, channels, access)?;
+        let shift = arrays.doubles("scale_shift.shift", shift, channels, access)?;
+        Ok(Self { scale, shift })
+    }
+}
+
+unsafe fn fold<P: Element<Param = P>>(plan: &bn_plan, args: bn_fold_args) -> Result<(), Status> {
+    let (channels, mut arrays) = (plan.channels(), Arrays::new(plan));
+    let gamma = arrays.input_or_absent::<P>("gamma", args.gamma, channels)?;
+    let beta = arrays.input_or_absent::<P>("beta", args.beta, channels)?;
+    // SAFETY: the caller's promise; what becomes a slice has been checked.
+    unsafe {
+        let source = SourceView::new(&mut arrays, args.statistics, args.running, channels)?;
+        let out = FoldView::new(&mut arrays, args.scale_shift, channels, Access::Write)?;
+        arrays.check_overlap(None)?;
+        let affine = Affine { gamma: slice(gamma), beta: slice(beta) };
+        let mut out = Fold::from_parts(out.scale.slice_mut(), out.shift.slice_mut())?;
+        Ok(plan.batch_norm.fold(source.read()?, affine, &mut out)?)
+    }
+}
+
+/// One of the core's two methods.
+type Apply<'a, P> = fn(&Fold<&'a [f64]>, &mut [P], &mut [P]) -> Result<(), Error>;
+
+/// `outputs` is how many values the bias has, where that follows from the plan.
+///
+/// # Safety
+/// As the passes.
+unsafe fn fold_layer<'a, P>(
+    plan: &bn_plan,
+    args: bn_fold_layer_args,
+    outputs: Option<usize>,
+    apply: Apply<'a, P>,
+) -> Result<(), Status> {
+    let mut arrays = Arrays::new(plan);
+    // The core checks that the weights are whole rows.
+    let weight = arrays.output::<P>("weight", args.weight, args.weight.len)?;
+    let bias = arrays.output::<P>("bias", args.bias, outputs.unwrap_or(args.bias.len))?;
+    // SAFETY: the caller's promise; what becomes a slice has been checked.
+    unsafe {
+        let fold = FoldView::new(&mut arrays, args.scale_shift, plan.channels(), Access::Read)?;
+        arrays.check_overlap(None)?;
+        let fold = Fold::from_parts(fold.scale.slice(), fold.shift.slice())?;
+        Ok(apply(&fold, weight.slice_mut(), bias.slice_mut())?)
+    }
+}
+
+unsafe fn fold_preceding<P: Element<Param = P>>(plan: &bn_plan, args: bn_fold_layer_args) -> Result<(), Status> {
+    // SAFETY: the caller's promise.
+    unsafe { fold_layer::<P>(plan, args, Some(plan.channels()), Fold::apply_to_preceding) }
+}
+
+unsafe fn fold_following<P: Element<Param = P>>(plan: &bn_plan, args: bn_fold_layer_args) -> Result<(), Status> {
+    // SAFETY: the caller's promise.
+    unsafe { fold_layer::<P>(plan, args, None, Fold::apply_to_following) }
+}
+
+/// scale = gamma / sqrt(var + eps), shift = beta - mean * scale: what bn_normalize with these statistics is.
+///
+/// bn_normalize has an error free of the data's offset. scale * x + shift has not: where |mean| is much larger than the
+/// standard deviation, two large numbers nearly cancel. A folded layer that sums K products in float is off by at most
+/// (K + 2) * 2^-24 * (sum of |w * x| + |b|), with a bias b of about |gamma * mean| / sqrt(var).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bn_fold(plan: *const bn_plan, args: *const bn_fold_args) -> i32 {
+    // SAFETY: the header asks for what this needs.
+    unsafe { call(plan, args, fold::<f32>, fold::<f64>) }
+}
+
+/// Folds into the linear or convolution layer whose output is normalized: w = scale * w, b = scale * b + shift.
+///
+/// weight is [channels, k], a row for each output of the layer with all that is summed for it; of a grouped convolution
+/// too. bias has one value a channel.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bn_fold_preceding(plan: *const bn_plan, args: *const bn_fold_layer_args) -> i32 {
+    // SAFETY: the header asks for what this needs.
+    unsafe { call(plan, args, fold_preceding::<f32>, fold_preceding::<f64>) }
+}
+
+/// Folds into the linear or convolution layer whose input is normalized: w = scale * w, b = b + sum of w * shift.
+///
+/// weight is [outputs, channels, k], bias has one value an output. A convolution must not pad its input with zeros,
+/// unless shift is 0; it may pad channel c with -shift / scale. A grouped convolution is several layers, for each of
+/// which there must be a plan.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bn_fold_following(plan: *const bn_plan, args: *const bn_fold_layer_args) -> i32 {
+    // SAFETY: the header asks for what this needs.
+    unsafe { call(plan, args, fold_following::<f32>, fold_following::<f64>) }
+}
