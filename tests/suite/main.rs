@@ -5,6 +5,8 @@ mod against_reference;
 mod bounds;
 mod broke_others;
 mod common;
+mod fused;
+mod fusion;
 mod gradients;
 #[cfg(unix)]
 mod guard_pages;
