@@ -3,7 +3,8 @@
 use crate::common::*;
 use crate::fusion::*;
 use crate::oracle::Ledger;
-use batchnorm::{Activation, Isa, Shape, Threads};
+use batchnorm::{Activation, Isa, RunningStatistics, Shape, Threads};
+use std::fmt::Debug;
 
 /// Both walks: lengths with whole vectors and tails, several images and one, narrow rows and wide ones.
 fn shapes() -> [Shape; 5] {
@@ -78,4 +79,90 @@ fn slopes_of_any_size() {
         }
     }
     ledger.close("slopes", 1000);
+}
+
+/// Arguments of the activation as they are: mean 0, variance 1, no eps. A beta of −0 lets −0 through.
+fn as_they_are<T: Number>(activation: Activation, z: &[f64]) -> Fusion<T> {
+    let shape = Shape::nc(z.len(), 1).unwrap();
+    let x = z.iter().map(|&z| T::of(z)).collect();
+    let dy = (0..z.len()).map(|k| T::of([1.0, -3.0][k % 2])).collect();
+    let problem = Problem { shape, eps: 0.0, x, dy, gamma: None, beta: Some(vec![Value::of(-0.0)]) };
+    Fusion { problem, activation, residual: None, weights: None }
+}
+
+fn special_values<T: Number>() {
+    let mut z = vec![0.0, -0.0, f64::NAN, f64::INFINITY, f64::NEG_INFINITY];
+    for size in [T::SMALLEST_SUBNORMAL, 1e-40, 1e-38, 1e-6, 1.0, 89.0, 104.0, 1e4, 1e30, T::LARGEST] {
+        z.extend([size, -size]);
+    }
+    z.extend((-12_000..12_000).map(|k| f64::from(k) * 0.07));
+    let z: Vec<f64> = z.into_iter().map(|z| T::of(z).to_f64()).collect();
+    let running = RunningStatistics::from_parts(vec![0.0], vec![1.0], 1).unwrap();
+    let slopes = [0.0, 1.0, 100.0].map(Activation::LeakyRelu);
+    let mut ledger = Ledger::default();
+    for activation in ACTIVATIONS.into_iter().chain(slopes) {
+        let fusion = as_they_are::<T>(activation, &z);
+        every_isa(|isa| {
+            let plan = fusion.plan().isa(isa).unwrap();
+            let step = fusion.run(&plan, Some(&running), Way::Fused, false, 0);
+            let given = fusion.run(&plan, Some(&running), Way::Fused, true, 0);
+            for (k, &z) in z.iter().enumerate() {
+                let (context, dy) = ((T::NAME, activation, z, isa), fusion.problem.dy[k].to_f64());
+                let (y, dresidual) = (step.outputs.y[k].to_f64(), step.dresidual[k].to_f64());
+                assert!(!z.is_nan() || y.is_nan(), "{context:?} gives {y}");
+                note::<T>(&mut ledger, "y", output::<T>(activation, z, 0.0), y, &context);
+                let expected = input_gradient::<T>(activation, z, dy, 0.0, dresidual);
+                note::<T>(&mut ledger, "dresidual", expected, dresidual, &context);
+                let dx = step.outputs.dx[k];
+                assert_eq!(dx.bits(), step.dresidual[k].bits(), "dx {dx:?}, dresidual {dresidual}, {context:?}");
+                // A type of fewer bits than lanes may have rounded a positive z to 0.
+                if y != 0.0 {
+                    assert_eq!(given.outputs.dx[k].bits(), dx.bits(), "{context:?}");
+                }
+            }
+        });
+    }
+    ledger.close(&format!("special values in {}", T::NAME), 10_000);
+}
+
+/// As [`Ledger::note`], where results may also be NaN or beyond the range of their type.
+fn note<T: Number>(
+    ledger: &mut Ledger,
+    quantity: &'static str,
+    (exact, error): (f64, f64),
+    actual: f64,
+    context: &dyn Debug,
+) {
+    let bound = stored::<T>(exact, error);
+    if exact.is_nan() || (exact.abs() + bound >= T::LARGEST && actual.is_infinite()) {
+        let same = if exact.is_nan() { actual.is_nan() } else { actual.is_sign_negative() == exact.is_sign_negative() };
+        assert!(same, "{quantity} is {actual}, expected {exact}, {context:?}");
+    } else {
+        ledger.note::<T>(quantity, (actual - exact).abs(), bound, context);
+    }
+}
+
+#[test]
+fn special_arguments() {
+    special_values::<f32>();
+    special_values::<f64>();
+    #[cfg(feature = "half")]
+    special_values::<half::bf16>();
+    #[cfg(feature = "half")]
+    special_values::<half::f16>();
+}
+
+/// Nothing to add changes nothing but the sign of a zero, and what is fused to nothing gives the gradient as it came.
+#[test]
+fn residuals_that_are_zero() {
+    for shape in shapes() {
+        let fusion = Fusion::<f32>::random(shape, 72, Activation::Identity, false, Weighting::Absent);
+        let zeros = Fusion { residual: Some(vec![0.0; shape.len()]), ..fusion.clone() };
+        let [plain, zeros] = [&fusion, &zeros].map(|fusion| fusion.run(&fusion.plan(), None, Way::Fused, false, 0));
+        assert_eq!(plain.outputs.y, zeros.outputs.y);
+        assert_same_bits(&plain.outputs, &Outputs { y: plain.outputs.y.clone(), ..zeros.outputs }, &shape);
+        assert!(same(&plain.dresidual, &fusion.problem.dy));
+        // And the plan's own methods are these.
+        assert_same_bits(&plain.outputs, &train(&fusion.plan(), &fusion.problem, Way::Fused, 0), &shape);
+    }
 }

@@ -217,21 +217,13 @@ impl<T: Number> Fusion<T> {
         for c in 0..shape.channels() {
             for (k, _) in reference::indices(shape, c).zip(&w).filter(|(_, w)| **w > 0.0) {
                 let error = z_error(c, x_hat[k], z[k]);
-                let y = reference::activate(self.activation, z[k]);
-                let bound =
-                    stored::<T>(y, activation_error(self.activation, z[k], error, u, T::Param::SMALLEST_SUBNORMAL));
+                let (y, bound) = output::<T>(self.activation, z[k], error);
+                let bound = stored::<T>(y, bound);
                 ledger.note::<T>("y", (out.y[k].to_f64() - y).abs(), bound, context);
 
                 let (z, error) = (z_backward[k], z_error(c, x_hat_backward[k], z_backward[k]));
-                (g[k], g_error[k]) = gradient(
-                    self.activation,
-                    z,
-                    dy[k],
-                    error,
-                    step.dresidual[k].to_f64(),
-                    u,
-                    T::Param::SMALLEST_SUBNORMAL,
-                );
+                let found = step.dresidual[k].to_f64();
+                (g[k], g_error[k]) = input_gradient::<T>(self.activation, z, dy[k], error, found);
                 let bound = stored::<T>(g[k], g_error[k]);
                 ledger.note::<T>("dresidual", (step.dresidual[k].to_f64() - g[k]).abs(), bound, context);
             }
@@ -281,8 +273,8 @@ fn unit<T: Number>() -> f64 {
     T::Param::U + f64::EPSILON
 }
 
-/// The error of a result stored as T: that of lanes and, in a type of fewer bits, one rounding more.
-fn stored<T: Number>(exact: f64, error: f64) -> f64 {
+/// What a result in lanes that is off by `error` is off when it is stored as T: one rounding more in a type of fewer bits.
+pub(crate) fn stored<T: Number>(exact: f64, error: f64) -> f64 {
     if size_of::<T>() == size_of::<T::Param>() {
         error
     } else {
@@ -290,37 +282,45 @@ fn stored<T: Number>(exact: f64, error: f64) -> f64 {
     }
 }
 
-/// The error of an activation by that of its argument and by its own roundings.
-fn activation_error(activation: Activation, z: f64, error: f64, u: f64, tiny: f64) -> f64 {
-    match activation {
-        Activation::Identity | Activation::Relu => error,
-        // The slope is rounded, and so is the product.
-        Activation::LeakyRelu(slope) => slope.max(1.0) * error + 2.0 * u * slope * z.abs() + tiny,
-        // The derivative is below 1.1. exp has four roundings; a negation, a sum, a product and a quotient follow.
-        Activation::Silu => 1.1 * error + 8.0 * u * reference::activate(activation, z).abs() + (1.0 + z.abs()) * tiny,
-        _ => unreachable!("{activation:?}"),
-    }
+/// The smallest subnormal of lanes for each operation that may give one, and what the reference's exponential leaves
+/// out beyond the range of f64.
+fn tiny<T: Number>(z: f64) -> f64 {
+    (1.0 + z.abs()) * (T::Param::SMALLEST_SUBNORMAL + 1.0 / f64::MAX)
 }
 
-/// The gradient of an activation's argument, and its error. Where the argument is no further from a kink than its error
-/// either side is right, and the one that `found` is on is taken.
-fn gradient(activation: Activation, z: f64, dy: f64, error: f64, found: f64, u: f64, tiny: f64) -> (f64, f64) {
-    let exact = reference::activation_gradient(activation, z, dy);
+/// The activation of z, and its error in lanes by that of z and by its own roundings.
+pub(crate) fn output<T: Number>(activation: Activation, z: f64, error: f64) -> (f64, f64) {
+    let (u, y) = (unit::<T>(), reference::activate(activation, z));
+    let bound = match activation {
+        Activation::Identity | Activation::Relu => error,
+        // The slope is rounded, and so is the product.
+        Activation::LeakyRelu(slope) => slope.max(1.0) * error + 2.0 * u * slope * z.abs() + tiny::<T>(z),
+        // The derivative is below 1.1. exp has four roundings; a sum, a quotient and a product follow.
+        Activation::Silu => 1.1 * error + 8.0 * u * y.abs() + tiny::<T>(z),
+        _ => unreachable!("{activation:?}"),
+    };
+    (y, bound)
+}
+
+/// The gradient of z, and its error in lanes. Where z is no further from a kink than its error either side is right,
+/// and the one that `found` is on is taken.
+pub(crate) fn input_gradient<T: Number>(activation: Activation, z: f64, dy: f64, error: f64, found: f64) -> (f64, f64) {
+    let (u, exact) = (unit::<T>(), reference::activation_gradient(activation, z, dy));
     match activation {
         Activation::Identity => (exact, 0.0),
         Activation::Relu | Activation::LeakyRelu(_) => {
-            let slope = if let Activation::LeakyRelu(slope) = activation { slope } else { 0.0 };
             let other = reference::activation_gradient(activation, -z, dy);
             let nearer = (found - other).abs() < (found - exact).abs();
             let exact = if z.abs() <= error && nearer { other } else { exact };
-            (exact, if exact == dy { 0.0 } else { 2.0 * u * slope * dy.abs() + tiny })
+            // As above, of what is not dy or 0.
+            (exact, if exact == dy { 0.0 } else { 2.0 * u * exact.abs() + tiny::<T>(0.0) })
         }
         Activation::Silu => {
             // act' = s·(1 + z·(1 − s)), whose derivative is below 0.5. s and 1 − s have eight roundings each, as above,
             // and each operation after them one.
             let s = 1.0 / (1.0 + (-z).exp());
             let size = s + z.abs() * s * (1.0 - s);
-            (exact, dy.abs() * (0.5 * error + 12.0 * u * size + (1.0 + z.abs()) * tiny))
+            (exact, dy.abs() * (0.5 * error + 12.0 * u * size + tiny::<T>(z)))
         }
         _ => unreachable!("{activation:?}"),
     }

@@ -14,3 +14,4 @@ mod hard_cases;
 mod misuse;
 mod oracle;
 mod same_bits;
+mod weights;
