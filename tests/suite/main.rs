@@ -10,7 +10,10 @@ mod fusion;
 mod gradients;
 #[cfg(unix)]
 mod guard_pages;
+#[cfg(feature = "half")]
+mod half;
 mod hard_cases;
+mod invertible;
 mod misuse;
 mod oracle;
 mod same_bits;

@@ -1,7 +1,8 @@
 //! Do results keep every bit, whatever instruction set, threads, executor, alignment and way of calling?
 
 use crate::common::*;
-use batchnorm::{BatchNorm, Executor, Isa, Shape, Threads};
+use crate::fusion::Fusion;
+use batchnorm::{Activation, BatchNorm, Executor, Isa, Shape, Threads};
 use std::sync::Arc;
 
 /// Calls the tasks backwards, on two threads.
@@ -43,7 +44,7 @@ impl Executor for Idle {
 }
 
 /// Calls `f` with plans for every kind of threads, in a context where they apply.
-fn every_threads(plan: &BatchNorm, mut f: impl FnMut(&BatchNorm, &str) + Send) {
+pub(crate) fn every_threads(plan: &BatchNorm, mut f: impl FnMut(&BatchNorm, &str) + Send) {
     f(&plan.clone().threads(Threads::Sequential), "sequential");
     let executors: [(&str, Arc<dyn Executor>); 3] =
         [("backwards", Arc::new(Backwards)), ("careless", Arc::new(Careless)), ("idle", Arc::new(Idle))];
@@ -157,8 +158,7 @@ fn channels_alone_or_together() {
 }
 
 /// FNV-1a over the bytes of all outputs' bits.
-fn hash<T: Float>(out: &Outputs<T>) -> u64 {
-    let bits = out.bits();
+fn hash(bits: &[(&'static str, Vec<u64>)]) -> u64 {
     let bytes = bits.iter().flat_map(|(_, bits)| bits).flat_map(|b| b.to_le_bytes());
     bytes.fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3))
 }
@@ -210,7 +210,8 @@ fn golden() {
     fn hashes<T: Float>(shape: Shape, isa: Isa) -> [u64; 2] {
         let p = golden_problem::<T>(shape);
         let plan = p.plan().isa(isa).unwrap();
-        [hash(&train(&plan, &p, Way::Fused, 0)), hash(&train_frozen(&plan, &p, &p.running(), Way::Fused, 0))]
+        let steps = [train(&plan, &p, Way::Fused, 0), train_frozen(&plan, &p, &p.running(), Way::Fused, 0)];
+        steps.map(|step| hash(&step.bits()))
     }
     every_isa(|isa| {
         let found = GOLDEN.map(|((o, c, i), _)| {
@@ -218,5 +219,55 @@ fn golden() {
             ((o, c, i), [hashes::<f32>(shape, isa), hashes::<f64>(shape, isa)])
         });
         assert!(found == GOLDEN, "{isa:?} gives other bits than the table, which would be: {found:#x?}");
+    });
+}
+
+/// Inputs made of integers of 8 bits, which every element type holds.
+fn golden_fusion<T: Number>(shape: Shape, activation: Activation, weighted: bool) -> Fusion<T> {
+    let mut random = Random(0xf05ed);
+    let mut integers = |n: usize| (0..n).map(|_| random.below(256) as f64 / 64.0 - 2.0).collect::<Vec<_>>();
+    let [x, dy, residual] = [(); 3].map(|()| integers(shape.len()).into_iter().map(T::of).collect::<Vec<_>>());
+    let [gamma, beta] = [(); 2].map(|()| integers(shape.channels()).into_iter().map(Value::of).collect());
+    let weights = weighted.then(|| integers(shape.values_per_channel()).into_iter().map(|w| Value::of(w.max(0.0))));
+    let problem = Problem { shape, eps: 1e-5, x, dy, gamma: Some(gamma), beta: Some(beta) };
+    Fusion { problem, activation, residual: Some(residual), weights: weights.map(Iterator::collect) }
+}
+
+/// Shape, and the hashes for f32, f64, bf16 and f16 of steps with leaky ReLU, with SiLU, and with SiLU and weights, each
+/// in training and with constant statistics.
+#[cfg(feature = "half")]
+const GOLDEN_FUSED: [(Extents, [u64; 4]); 6] = [
+    ((1, 1, 1), [0; 4]),
+    ((3, 7, 37), [0; 4]),
+    ((2, 2, 16_400), [0; 4]),
+    ((17, 7, 1), [0; 4]),
+    ((131, 37, 1), [0; 4]),
+    ((1031, 5, 1), [0; 4]),
+];
+
+#[cfg(feature = "half")]
+#[test]
+fn golden_fused() {
+    fn of_type<T: Number>(shape: Shape, isa: Isa) -> u64 {
+        let mut bits = vec![];
+        for (activation, weighted) in
+            [(Activation::LeakyRelu(0.01), false), (Activation::Silu, false), (Activation::Silu, true)]
+        {
+            let fusion = golden_fusion::<T>(shape, activation, weighted);
+            let plan = fusion.plan().isa(isa).unwrap();
+            for running in [None, Some(&fusion.problem.running())] {
+                bits.extend(fusion.run(&plan, running, Way::Fused, false, 0).bits());
+            }
+        }
+        hash(&bits)
+    }
+    every_isa(|isa| {
+        let found = GOLDEN_FUSED.map(|((o, c, i), _)| {
+            let shape = Shape::new(o, c, i).unwrap();
+            let of_types: [fn(Shape, Isa) -> u64; 4] =
+                [of_type::<f32>, of_type::<f64>, of_type::<half::bf16>, of_type::<half::f16>];
+            ((o, c, i), of_types.map(|of_type| of_type(shape, isa)))
+        });
+        assert!(found == GOLDEN_FUSED, "{isa:?} gives other bits than the table, which would be: {found:#x?}");
     });
 }
