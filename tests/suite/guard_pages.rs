@@ -172,7 +172,8 @@ fn check_fused<T: Number>() {
                     let dbeta = dbeta.place(&channel_nan, guard);
                     let residual = &*residual.place(fusion.residual.as_ref().unwrap(), guard);
                     let weights = fusion.weights.as_ref().map(|w| &*weights.place(w, guard));
-                    let mut extras = Extras { residual: Some(residual), output: None, weights };
+                    let output = &*output.place(&expected.outputs.y, guard);
+                    let extras = Extras { residual: Some(residual), output: None, weights };
                     if running.is_none() {
                         plan.with(extras).forward_training(x, affine, y, &mut statistics).unwrap();
                         assert!(same(y, &expected.outputs.y));
@@ -181,7 +182,7 @@ fn check_fused<T: Number>() {
                     plan.with(extras).normalize(x, source, affine, y).unwrap();
                     assert!(same(y, &expected.outputs.y));
                     for given in [false, true] {
-                        extras.output = given.then_some(&*output.place(&expected.outputs.y, guard));
+                        let extras = Extras { output: given.then_some(output), ..extras };
                         let gradients = Gradients {
                             dx: Some(&mut *dx),
                             dresidual: Some(&mut *dresidual),
@@ -192,7 +193,6 @@ fn check_fused<T: Number>() {
                         assert!(same(dx, &expected.outputs.dx) && same(dresidual, &expected.dresidual));
                         assert!(same(dgamma, &expected.outputs.dgamma) && same(dbeta, &expected.outputs.dbeta));
                     }
-                    extras.output = None;
                     let gradients = Gradients { dresidual: Some(&mut *dresidual), ..Gradients::default() };
                     plan.with(extras).backward_in_place(x, dy, source, affine, gradients).unwrap();
                     assert!(same(dy, &expected.outputs.dx) && same(dresidual, &expected.dresidual));

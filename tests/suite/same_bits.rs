@@ -237,12 +237,12 @@ fn golden_fusion<T: Number>(shape: Shape, activation: Activation, weighted: bool
 /// in training and with constant statistics.
 #[cfg(feature = "half")]
 const GOLDEN_FUSED: [(Extents, [u64; 4]); 6] = [
-    ((1, 1, 1), [0; 4]),
-    ((3, 7, 37), [0; 4]),
-    ((2, 2, 16_400), [0; 4]),
-    ((17, 7, 1), [0; 4]),
-    ((131, 37, 1), [0; 4]),
-    ((1031, 5, 1), [0; 4]),
+    ((1, 1, 1), [0x48d5_44b2_b09b_51ee, 0x7741_2681_7c39_b2fb, 0x045c_295b_3700_3ddc, 0x89d0_1d1a_e607_b5e7]),
+    ((3, 7, 37), [0xc0ee_0a45_94c4_922e, 0x0544_9f30_88c2_a803, 0x1a1b_af22_84f9_f439, 0x37da_3af0_4964_979f]),
+    ((2, 2, 16_400), [0x7833_5efa_a883_4c22, 0x07e2_2cd7_f308_f09c, 0x5814_8285_4702_f2c7, 0xe37e_6e64_4732_69cd]),
+    ((17, 7, 1), [0xb589_3e88_3fa0_e947, 0x1929_ec03_85c0_1895, 0xf102_ede6_b4c6_6646, 0x2507_26c5_521f_ff7f]),
+    ((131, 37, 1), [0x0e42_e591_107a_4266, 0x0aa5_d1a8_9be0_9bb2, 0xb7fe_a23c_9006_f632, 0xd7c7_3967_787d_3543]),
+    ((1031, 5, 1), [0xf65e_80f4_50df_02ca, 0x5e87_19c6_3c02_8929, 0x6a0f_50bf_c150_73fc, 0xde7b_80bb_3693_17d8]),
 ];
 
 #[cfg(feature = "half")]
