@@ -4,8 +4,8 @@ use crate::common::*;
 use crate::fusion::*;
 use crate::oracle::Ledger;
 use batchnorm::{
-    Activation, BatchNorm, Error, Extras, GradientSums, Gradients, Momentum, RunningStatistics, Shape, Statistics,
-    reference,
+    Activation, Affine, BatchNorm, Error, Extras, GradientSums, Gradients, Momentum, RunningStatistics, Shape,
+    Statistics, reference,
 };
 
 /// Both walks, and lengths of several blocks, chunks and segments.
@@ -297,4 +297,16 @@ fn running_averages_of_weighted_batches() {
         assert_eq!(error, Err(Error::TooFewValues { count: own.count() }));
         assert_eq!(running, RunningStatistics::new(1));
     }
+}
+
+/// Where gamma·inv_std is beyond the range of lanes, 0 times it would be NaN.
+#[test]
+fn nothing_times_infinity() {
+    let plan = BatchNorm::new(Shape::nc(2, 1).unwrap()).eps(0.0).unwrap();
+    let statistics = Statistics::from_parts(1.0, vec![1.0], vec![1e-200]).unwrap();
+    let (x, dy, mut dx) = ([1.0f32, 1.0], [1.0, 1.0], [f32::NAN; 2]);
+    let with = plan.with(Extras { weights: Some(&[1.0, 0.0]), ..Extras::default() });
+    let gradients = Gradients { dx: Some(&mut dx), ..Gradients::default() };
+    with.backward(&x, &dy, &statistics, Affine::default(), gradients).unwrap();
+    assert_eq!(dx[1], 0.0);
 }
