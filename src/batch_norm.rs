@@ -700,7 +700,8 @@ impl<E: Element> With<'_, E> {
     fn check_inputs(&self, source: Source<'_>, affine: Affine<'_, E::Param>) -> Result<(), Error> {
         let shape = self.plan.shape;
         self.extras.check(shape)?;
-        source.check(shape.channels(), shape.is_empty() || self.extras.weights.is_some())?;
+        let none = |weights: &[E::Param]| weights.iter().all(|w| w.to_f64() == 0.0);
+        source.check(shape.channels(), shape.is_empty() || self.extras.weights.is_some_and(none))?;
         affine.check(shape.channels())
     }
 

@@ -53,7 +53,7 @@ impl Value {
     }
 }
 
-fn finite<E: Float>(v: f64) -> f64 {
+pub(crate) fn finite<E: Float>(v: f64) -> f64 {
     E::of(v.clamp(-E::MAX, E::MAX)).f64()
 }
 

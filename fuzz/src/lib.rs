@@ -5,10 +5,12 @@
 
 mod bounds;
 mod case;
+mod fused;
 mod place;
 
 pub use bounds::{Channel, channels, within};
 pub use case::{Case, Data, Dims, Value, widen};
+pub use fused::{Fusing, Number, Problem, Step, Type};
 pub use place::{Buffer, Place, Runner, baseline};
 
 use batchnorm::{Element, Isa};

@@ -249,15 +249,14 @@ impl<P: Real> Kernel for FinishSums<'_, P> {
         // SAFETY: whoever makes a `FinishSums` promises that it alone uses its channels' partials.
         let [g, gx] = unsafe { self.partials.fold::<Sum>() };
         self.g.copy_from_slice(g);
-        for ((out, sum), prescale) in self.gx.iter_mut().zip(gx).zip(self.prescale) {
-            *out = *sum / prescale.to_f64();
-        }
-        if self.channels.rebuild {
-            for (c, gx) in self.gx.iter_mut().enumerate() {
-                // To the units of x. A channel without variance and eps has x̂ = 0.
+        for (c, ((out, sum), prescale)) in self.gx.iter_mut().zip(gx).zip(self.prescale).enumerate() {
+            let mut unit = 1.0 / prescale.to_f64();
+            if self.channels.rebuild {
+                // To that of x. A channel without variance and eps has x̂ = 0.
                 let inv_std = self.channels.inv_std(c);
-                *gx *= if inv_std == 0.0 { 0.0 } else { self.channels.seen(c).factor / inv_std };
+                unit = if inv_std == 0.0 { 0.0 } else { self.channels.seen(c).factor * unit / inv_std };
             }
+            *out = *sum * unit;
         }
     }
 }

@@ -78,7 +78,7 @@ pub trait Real: Copy + std::fmt::Debug + Send + Sync + 'static {
     /// 1.5 times the power of two at which the type has integers only: adding it and subtracting it again rounds to the
     /// nearest integer.
     const ROUNDER: f64;
-    /// An argument beyond whose double `exp` is 0 or Inf is cut to this.
+    /// A smaller argument of `exp` is cut to this, of which it is 0.
     const EXP_LIMIT: f64;
     /// ln 2 in two terms, the first short enough for its products with binary exponents to be exact.
     const LN_2: [f64; 2];
@@ -95,7 +95,7 @@ impl Real for f32 {
     const LIMIT: f64 = f64::from_bits((1023 + 100) << 52); // 2^100
     const SQUARE_LIMIT: f64 = (1u64 << 40) as f64;
     const ROUNDER: f64 = (3u64 << 22) as f64;
-    const EXP_LIMIT: f64 = 104.0;
+    const EXP_LIMIT: f64 = -104.0;
     const LN_2: [f64; 2] = [355.0 / 512.0, -2.121_944_400_546_905_8e-4];
     const EXP_DEGREE: usize = 7;
     #[inline(always)]
@@ -113,7 +113,7 @@ impl Real for f64 {
     const LIMIT: f64 = f64::from_bits((1023 + 500) << 52); // 2^500
     const SQUARE_LIMIT: f64 = f64::from_bits((1023 + 300) << 52); // 2^300
     const ROUNDER: f64 = (3u64 << 51) as f64;
-    const EXP_LIMIT: f64 = 746.0;
+    const EXP_LIMIT: f64 = -746.0;
     const LN_2: [f64; 2] = [f64::from_bits(0x3fe6_2e42_fee0_0000), 1.908_214_929_270_587_7e-10];
     const EXP_DEGREE: usize = 13;
     #[inline(always)]

@@ -3,7 +3,7 @@
 //! The oracle is the textbook in double-double arithmetic: 106 bits, with the exponents of f64. Sums of any f32 inputs
 //! that tests use are exact in it to far below what any bound can see.
 
-use crate::common::{Float, Outputs, Problem};
+use crate::common::{Float, Number, Outputs, Problem, Value};
 use batchnorm::Shape;
 use batchnorm::reference::indices;
 use std::collections::BTreeMap;
@@ -119,7 +119,7 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    pub(crate) fn note<T: Float>(&mut self, quantity: &'static str, error: f64, bound: f64, context: &dyn Debug) {
+    pub(crate) fn note<T: Value>(&mut self, quantity: &'static str, error: f64, bound: f64, context: &dyn Debug) {
         let multiple = match error / bound {
             _ if error == 0.0 => 0.0,
             m if m.is_nan() => f64::INFINITY,
@@ -159,9 +159,9 @@ pub(crate) struct Factors {
 }
 
 impl Factors {
-    pub(crate) fn new<T: Float>(kappa: f64) -> Self {
-        let u = T::U;
-        if size_of::<T>() == 4 {
+    pub(crate) fn new<T: Number>(kappa: f64) -> Self {
+        let u = T::Param::U;
+        if size_of::<T::Param>() == 4 {
             Self { mean: 4.0 * u, var: 8.0 * u, y: 8.0 * u, sums: 8.0 * u, dx: 16.0 * u }
         } else {
             let f = 1e-13 * kappa;

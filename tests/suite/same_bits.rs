@@ -1,7 +1,8 @@
 //! Do results keep every bit, whatever instruction set, threads, executor, alignment and way of calling?
 
 use crate::common::*;
-use batchnorm::{BatchNorm, Executor, Isa, Shape, Threads};
+use crate::fusion::Fusion;
+use batchnorm::{Activation, BatchNorm, Executor, Isa, Shape, Threads};
 use std::sync::Arc;
 
 /// Calls the tasks backwards, on two threads.
@@ -43,7 +44,7 @@ impl Executor for Idle {
 }
 
 /// Calls `f` with plans for every kind of threads, in a context where they apply.
-fn every_threads(plan: &BatchNorm, mut f: impl FnMut(&BatchNorm, &str) + Send) {
+pub(crate) fn every_threads(plan: &BatchNorm, mut f: impl FnMut(&BatchNorm, &str) + Send) {
     f(&plan.clone().threads(Threads::Sequential), "sequential");
     let executors: [(&str, Arc<dyn Executor>); 3] =
         [("backwards", Arc::new(Backwards)), ("careless", Arc::new(Careless)), ("idle", Arc::new(Idle))];
@@ -157,8 +158,7 @@ fn channels_alone_or_together() {
 }
 
 /// FNV-1a over the bytes of all outputs' bits.
-fn hash<T: Float>(out: &Outputs<T>) -> u64 {
-    let bits = out.bits();
+fn hash(bits: &[(&'static str, Vec<u64>)]) -> u64 {
     let bytes = bits.iter().flat_map(|(_, bits)| bits).flat_map(|b| b.to_le_bytes());
     bytes.fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3))
 }
@@ -210,7 +210,8 @@ fn golden() {
     fn hashes<T: Float>(shape: Shape, isa: Isa) -> [u64; 2] {
         let p = golden_problem::<T>(shape);
         let plan = p.plan().isa(isa).unwrap();
-        [hash(&train(&plan, &p, Way::Fused, 0)), hash(&train_frozen(&plan, &p, &p.running(), Way::Fused, 0))]
+        let steps = [train(&plan, &p, Way::Fused, 0), train_frozen(&plan, &p, &p.running(), Way::Fused, 0)];
+        steps.map(|step| hash(&step.bits()))
     }
     every_isa(|isa| {
         let found = GOLDEN.map(|((o, c, i), _)| {
@@ -218,5 +219,55 @@ fn golden() {
             ((o, c, i), [hashes::<f32>(shape, isa), hashes::<f64>(shape, isa)])
         });
         assert!(found == GOLDEN, "{isa:?} gives other bits than the table, which would be: {found:#x?}");
+    });
+}
+
+/// Inputs made of integers of 8 bits, which every element type holds.
+fn golden_fusion<T: Number>(shape: Shape, activation: Activation, weighted: bool) -> Fusion<T> {
+    let mut random = Random(0xf05ed);
+    let mut integers = |n: usize| (0..n).map(|_| random.below(256) as f64 / 64.0 - 2.0).collect::<Vec<_>>();
+    let [x, dy, residual] = [(); 3].map(|()| integers(shape.len()).into_iter().map(T::of).collect::<Vec<_>>());
+    let [gamma, beta] = [(); 2].map(|()| integers(shape.channels()).into_iter().map(Value::of).collect());
+    let weights = weighted.then(|| integers(shape.values_per_channel()).into_iter().map(|w| Value::of(w.max(0.0))));
+    let problem = Problem { shape, eps: 1e-5, x, dy, gamma: Some(gamma), beta: Some(beta) };
+    Fusion { problem, activation, residual: Some(residual), weights: weights.map(Iterator::collect) }
+}
+
+/// Shape, and the hashes for f32, f64, bf16 and f16 of steps with leaky ReLU, with SiLU, and with SiLU and weights, each
+/// in training and with constant statistics.
+#[cfg(feature = "half")]
+const GOLDEN_FUSED: [(Extents, [u64; 4]); 6] = [
+    ((1, 1, 1), [0x48d5_44b2_b09b_51ee, 0x7741_2681_7c39_b2fb, 0x045c_295b_3700_3ddc, 0x89d0_1d1a_e607_b5e7]),
+    ((3, 7, 37), [0xe1cf_6736_7c4d_8d2e, 0xc1a1_fe59_9cb6_b203, 0xb6e3_647f_e8ac_a939, 0xa429_afda_242b_6e9f]),
+    ((2, 2, 16_400), [0x7833_5efa_a883_4c22, 0x07e2_2cd7_f308_f09c, 0x5814_8285_4702_f2c7, 0xe37e_6e64_4732_69cd]),
+    ((17, 7, 1), [0xe755_0686_4b53_d447, 0x42db_17ab_8d24_5995, 0xfe09_aa62_892b_7c46, 0xd316_7b66_0483_ee7f]),
+    ((131, 37, 1), [0xc12b_4d6a_cd24_a466, 0x72cf_5c73_d03b_7cb2, 0x99aa_a495_c9f9_5c32, 0x7524_aca4_9473_6d43]),
+    ((1031, 5, 1), [0x33fb_bba7_7dc7_b9ca, 0x2ae0_6cb3_b726_5c29, 0xcb3b_c1c5_0bc5_cffc, 0xf2d4_1712_e31c_02d8]),
+];
+
+#[cfg(feature = "half")]
+#[test]
+fn golden_fused() {
+    fn of_type<T: Number>(shape: Shape, isa: Isa) -> u64 {
+        let mut bits = vec![];
+        for (activation, weighted) in
+            [(Activation::LeakyRelu(0.01), false), (Activation::Silu, false), (Activation::Silu, true)]
+        {
+            let fusion = golden_fusion::<T>(shape, activation, weighted);
+            let plan = fusion.plan().isa(isa).unwrap();
+            for running in [None, Some(&fusion.problem.running())] {
+                bits.extend(fusion.run(&plan, running, Way::Fused, false, 0).bits());
+            }
+        }
+        hash(&bits)
+    }
+    every_isa(|isa| {
+        let found = GOLDEN_FUSED.map(|((o, c, i), _)| {
+            let shape = Shape::new(o, c, i).unwrap();
+            let of_types: [fn(Shape, Isa) -> u64; 4] =
+                [of_type::<f32>, of_type::<f64>, of_type::<half::bf16>, of_type::<half::f16>];
+            ((o, c, i), of_types.map(|of_type| of_type(shape, isa)))
+        });
+        assert!(found == GOLDEN_FUSED, "{isa:?} gives other bits than the table, which would be: {found:#x?}");
     });
 }
