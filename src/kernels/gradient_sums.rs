@@ -15,6 +15,7 @@ struct Terms;
 impl Reduce for Terms {
     const INPUTS: usize = 2;
     const COEFS: usize = 3;
+    const SQUARES: bool = false;
     #[inline(always)]
     fn terms<V: Vector>([prescale, mean_hi, mean_lo]: [V; 3], [g, x]: [V; 2]) -> [V; 2] {
         [g, g.mul(center(x, prescale, mean_hi, mean_lo))]

@@ -1,7 +1,7 @@
 //! The walks of passes that sum: two sums a channel, in lanes, then in f64.
 //!
 //! A chunk of [`CHUNK`] vectors is summed pairwise in lanes of the element's type (three roundings), then added to
-//! f64 accumulators. In planes the vectors of a chunk follow each other; in rows they are a stride apart, one a row,
+//! f64 accumulators; squares of f32, which f64 holds, are added to these at once. In planes the vectors of a chunk follow each other; in rows they are a stride apart, one a row,
 //! and each lane is a channel. Chunks are counted from the start of the run or block of rows, so the order of all
 //! additions follows from the shape alone.
 
@@ -18,6 +18,8 @@ pub(crate) trait Reduce {
     const INPUTS: usize;
     /// How many coefficients a channel has.
     const COEFS: usize;
+    /// Whether the second term is the square of the first.
+    const SQUARES: bool;
     fn terms<V: Vector>(coefs: [V; 3], x: [V; 2]) -> [V; 2];
 }
 
@@ -102,6 +104,33 @@ unsafe fn chunk<R: Reduce, L: Load, const PARTIAL: bool>(
     }
 }
 
+/// Adds the terms of `count` vectors, 1 to `CHUNK`, to the accumulators, those of squares without a rounding in lanes.
+/// It takes a quarter longer where x is in L2, and nothing where it comes from memory.
+///
+/// # Safety
+/// As [`chunk`].
+#[inline(always)]
+unsafe fn add_chunk<R: Reduce, L: Load, const PARTIAL: bool>(
+    coefs: [L::V; 3],
+    x: Inputs<L::Element>,
+    stride: usize,
+    count: usize,
+    n: usize,
+    mut acc: [<L::V as Vector>::Wide; 2],
+) -> [<L::V as Vector>::Wide; 2] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if R::SQUARES && L::V::EXACT_SQUARES {
+            for j in 0..count {
+                acc = terms::<R, L, PARTIAL>(coefs, x, j * stride, n)[0].accumulate_squares(acc);
+            }
+            return acc;
+        }
+        let t = chunk::<R, L, PARTIAL>(coefs, x, stride, count, n);
+        [t[0].accumulate(acc[0]), t[1].accumulate(acc[1])]
+    }
+}
+
 /// Adds the terms of `len` contiguous elements of one channel to its accumulators.
 ///
 /// Asking for lines ahead, also across the jump to the next plane, made no difference here that stood out from the
@@ -121,19 +150,16 @@ pub(crate) unsafe fn run<R: Reduce, L: Load>(
     // SAFETY: every chunk lies within `len`.
     unsafe {
         while len - at >= CHUNK * lanes {
-            let t = chunk::<R, L, false>(coefs, advance(x, at), lanes, CHUNK, lanes);
-            acc = [t[0].accumulate(acc[0]), t[1].accumulate(acc[1])];
+            acc = add_chunk::<R, L, false>(coefs, advance(x, at), lanes, CHUNK, lanes, acc);
             at += CHUNK * lanes;
         }
         let count = (len - at) / lanes;
         if count > 0 {
-            let t = chunk::<R, L, false>(coefs, advance(x, at), lanes, count, lanes);
-            acc = [t[0].accumulate(acc[0]), t[1].accumulate(acc[1])];
+            acc = add_chunk::<R, L, false>(coefs, advance(x, at), lanes, count, lanes, acc);
             at += count * lanes;
         }
         if at < len {
-            let t = chunk::<R, L, true>(coefs, advance(x, at), lanes, 1, len - at);
-            acc = [t[0].accumulate(acc[0]), t[1].accumulate(acc[1])];
+            acc = add_chunk::<R, L, true>(coefs, advance(x, at), lanes, 1, len - at, acc);
         }
     }
     acc
@@ -226,8 +252,7 @@ unsafe fn column_panel<R: Reduce, L: Load, const PARTIAL: bool>(
                 prefetch::<L>(*next, CHUNK * L::V::LANES);
                 *next = next.wrapping_add(CHUNK * L::V::LANES);
             }
-            let t = chunk::<R, L, PARTIAL>(coefs, advance(x, row * r.stride), r.stride, count, n);
-            acc = [t[0].accumulate(acc[0]), t[1].accumulate(acc[1])];
+            acc = add_chunk::<R, L, PARTIAL>(coefs, advance(x, row * r.stride), r.stride, count, n, acc);
             row += count;
         }
         L::V::wide_store(acc[0], s);

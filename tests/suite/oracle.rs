@@ -162,7 +162,7 @@ impl Factors {
     pub(crate) fn new<T: Float>(kappa: f64) -> Self {
         let u = T::U;
         if size_of::<T>() == 4 {
-            Self { mean: 4.0 * u, var: 8.0 * u, y: 8.0 * u, sums: 8.0 * u, dx: 16.0 * u }
+            Self { mean: 2.0 * u, var: 4.0 * u, y: 8.0 * u, sums: 8.0 * u, dx: 16.0 * u }
         } else {
             let f = 1e-13 * kappa;
             Self { mean: f, var: f, y: f, sums: f, dx: f }
