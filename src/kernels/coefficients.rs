@@ -164,11 +164,17 @@ pub(crate) struct Channels<'a, P> {
 }
 
 impl<P: Real> Channels<'_, P> {
+    /// gamma of a channel.
+    #[inline(always)]
+    fn gamma(&self, c: usize) -> f64 {
+        self.gamma.map_or(1.0, |gamma| gamma[c].to_f64())
+    }
+
     /// inv_std and scale = gamma·inv_std of a channel.
     #[inline(always)]
     fn scales(&self, c: usize) -> (f64, f64) {
         let inv_std = inv_std(self.var[c], self.eps);
-        (inv_std, self.gamma.map_or(inv_std, |gamma| gamma[c].to_f64() * inv_std))
+        (inv_std, self.gamma(c) * inv_std)
     }
 }
 
@@ -189,8 +195,9 @@ impl<P: Real> Kernel for Forward<'_, P> {
             let a = prescale::<P>(self.channels.mean[c], self.channels.var[c], inv_std, s);
             prescales[c] = P::from_f64(a);
             (hi[c], lo[c]) = split(self.channels.mean[c] * a);
-            // Finite, so that x = mean gives beta even where eps lets inv_std leave the range of lanes.
-            scale[c] = P::from_f64((s / a).clamp(-P::MAX, P::MAX));
+            // Finite where gamma is, so that x = mean gives beta even where eps lets inv_std leave the range of lanes.
+            let largest = if self.channels.gamma(c).is_finite() { P::MAX } else { f64::INFINITY };
+            scale[c] = P::from_f64((s / a).clamp(-largest, largest));
             shift[c] = self.beta.map_or(P::from_f64(0.0), |beta| beta[c]);
         }
     }

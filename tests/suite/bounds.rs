@@ -3,7 +3,7 @@
 use crate::common::*;
 use crate::oracle::{self, Ledger};
 use batchnorm::reference::indices;
-use batchnorm::{Isa, Shape};
+use batchnorm::{BatchNorm, Isa, Shape, Statistics};
 
 /// Value `i` of `m` of a channel.
 type Family = (&'static str, fn(usize, usize, &mut Random) -> f64);
@@ -136,7 +136,7 @@ fn check_many(outer: usize, inner: usize) {
             p.x[k] = (kappa + 2.45 * (random.uniform() + random.uniform() - 1.0)) as f32;
         }
     }
-    let mut statistics = batchnorm::Statistics::new(kappas.len());
+    let mut statistics = Statistics::new(kappas.len());
     let mut y = vec![f32::NAN; shape.len()];
     p.plan().forward_training(&p.x, p.affine(), &mut y, &mut statistics).unwrap();
     let sums = batchnorm::GradientSums::new(kappas.len());
@@ -274,5 +274,37 @@ fn exact_data_is_exact() {
             order.swap(i, random.below(i + 1));
         }
         both(m, |i| if order[i].is_multiple_of(2) { 1001.0 } else { 999.0 }, (1000.0, 1.0));
+    }
+}
+
+/// Integers in any order, where M and inner are powers of two, M at least 16, and (largest − smallest)·M² is at most 2²⁸:
+/// every pivot, sum and merge is exact then.
+#[test]
+fn integers_in_any_order_are_exact() {
+    fn check<T: Float>(m: usize, range: usize, offset: f64) {
+        let mut random = Random((m + range) as u64);
+        let values: Vec<usize> = (0..m).map(|_| random.below(range + 1)).collect();
+        let (sum, squares) = values.iter().fold((0, 0), |(s, q), v| (s + v, q + v * v));
+        let mean = offset + sum as f64 / m as f64;
+        let var = (m * squares - sum * sum) as f64 / (m * m) as f64;
+        for inner in [1, 8, 16, 128, m] {
+            let shape = Shape::new(m / inner.min(m), 1, inner.min(m)).unwrap();
+            let x: Vec<T> = values.iter().map(|&v| T::of(offset + v as f64)).collect();
+            every_isa(|isa| {
+                let mut statistics = Statistics::new(1);
+                BatchNorm::new(shape).isa(isa).unwrap().statistics(&x, &mut statistics).unwrap();
+                let context = (T::NAME, shape, range, offset, isa);
+                assert_eq!((statistics.mean(), statistics.var()), (&[mean][..], &[var][..]), "{context:?}");
+            });
+        }
+    }
+    for m in (4..=14).map(|k| 1 << k) {
+        let most = (1 << 28) / (m * m);
+        for range in [1, most / 3 + 1, most] {
+            for offset in [0.0, -65_537.0, 4_194_305.0] {
+                check::<f32>(m, range, offset);
+                check::<f64>(m, range, offset);
+            }
+        }
     }
 }

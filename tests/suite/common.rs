@@ -13,6 +13,8 @@ pub(crate) trait Float: Element<Param = Self> + Copy + Debug + Default + Partial
     const U: f64;
     const SMALLEST_SUBNORMAL: f64;
     const LARGEST: f64;
+    /// The largest gamma·inv_std of dx: the largest value times the largest power of two that is a factor of its own.
+    const LARGEST_SCALE: f64;
     const NAN: Self;
     fn of(v: f64) -> Self;
     fn to_f64(self) -> f64;
@@ -26,6 +28,7 @@ impl Float for f32 {
     const U: f64 = f32::EPSILON as f64 / 2.0;
     const SMALLEST_SUBNORMAL: f64 = 1.0 / (1u128 << 127) as f64 / (1u64 << 22) as f64;
     const LARGEST: f64 = f32::MAX as f64;
+    const LARGEST_SCALE: f64 = f32::MAX as f64 * (1u128 << 126) as f64;
     const NAN: Self = f32::NAN;
     fn of(v: f64) -> Self {
         v as f32
@@ -44,6 +47,7 @@ impl Float for f64 {
     const U: f64 = f64::EPSILON / 2.0;
     const SMALLEST_SUBNORMAL: f64 = f64::from_bits(1);
     const LARGEST: f64 = f64::MAX;
+    const LARGEST_SCALE: f64 = f64::MAX;
     const NAN: Self = f64::NAN;
     fn of(v: f64) -> Self {
         v
