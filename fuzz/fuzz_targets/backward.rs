@@ -147,7 +147,7 @@ impl Terms {
         let fits = largest <= E::MAX
             && gx_sum <= E::MAX
             && (mean * inv_std).is_finite()
-            && (scale == 0.0 || (E::MIN_NORMAL..=E::MAX).contains(&scale));
+            && (scale == 0.0 || (E::MIN_NORMAL..=E::LARGEST_SCALE).contains(&scale));
         fits.then_some(Self { mean, inv_std, gamma, g: g_sum, gx: gx_sum })
     }
 

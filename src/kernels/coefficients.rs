@@ -208,8 +208,9 @@ impl<P: Real> Kernel for Forward<'_, P> {
             let a = prescale::<P>(self.channels.mean[c], self.channels.var[c], inv_std, s);
             prescales[c] = P::from_f64(a);
             (hi[c], lo[c]) = split(self.channels.mean[c] * a);
-            // Finite, so that x = mean gives beta even where eps lets inv_std leave the range of lanes.
-            scale[c] = P::from_f64((s / a).clamp(-P::MAX, P::MAX));
+            // Finite where gamma is, so that x = mean gives beta even where eps lets inv_std leave the range of lanes.
+            let largest = if self.channels.gamma(c).is_finite() { P::MAX } else { f64::INFINITY };
+            scale[c] = P::from_f64((s / a).clamp(-largest, largest));
             shift[c] = self.channels.beta.map_or(P::from_f64(0.0), |beta| beta[c]);
         }
     }

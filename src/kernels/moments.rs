@@ -7,16 +7,16 @@
 //! ```
 //!
 //! Blocks double, so a channel of M values has log2(M) of them and closing one costs nothing that can be measured.
-//! Why Σd² stays small, whatever the order of the data: with n_b ≤ n, Chan's merge adds at least n_b·(mean_b − p)²/2
-//! to M2, so all the Q together are at most 2·M2, and rounding errors of d², relative to Q, are relative to M2.
+//! Why this is exact to a few ulps, whatever the order of the data: f64 holds d², and sums it, so that d = x − p is all
+//! that is rounded; the result is that of data off by u·|d|. With n_b ≤ n, Chan's merge adds at least
+//! n_b·(mean_b − p)²/2 to M2, so all the Q together are at most 2·M2, and what is relative to Q is relative to M2.
 //!
 //! Welford, Technometrics 4 (1962); Chan, Golub, LeVeque, The American Statistician 37 (1983).
 //!
 //! Where values have weights a block may be much heavier than all before it. If one of its values is, the pivot is the
 //! heaviest: that lies within sqrt(n_b/w)·std of the mean, w being its weight, at most the root of the number of values.
 //!
-//! Squares of f32 leave its range from 2^64 up and from 2^-63 down. Where that could have happened the channel's
-//! segment is summed again in f64, which holds every square of an f32.
+//! Where x − p leaves the range of f32 the channel's segment is summed again with lanes of f64.
 
 use super::operands::{Fused, INPUTS, Lanes, Native, Operands, Redo, Sources, Weights, existing};
 use super::reduce::{self, MAX_COEFS, Reduce, Rows, Wide};
@@ -35,6 +35,7 @@ impl<const FUSED: bool> Reduce for Deviations<FUSED> {
     const INPUTS: usize = 1;
     const COEFS: usize = 1;
     const FUSED: bool = FUSED;
+    const SQUARES: bool = !FUSED;
     #[inline(always)]
     fn terms<V: Vector>([pivot, ..]: [V; MAX_COEFS], operands: Operands<V>, fused: &Fused) -> [V; 2] {
         let d = operands.inputs[0].sub(pivot);
@@ -59,16 +60,6 @@ fn sources<E: Element>(x: *const E, weights: *const E::Param) -> Sources<E> {
     let mut inputs = [std::ptr::null(); INPUTS];
     inputs[0] = x;
     Sources { inputs, weights }
-}
-
-/// A mean squared deviation below this may have lost bits to subnormal squares: 2^-118, where 2^-150, the largest
-/// error of a square rounded to a subnormal, is 2^-32 of it.
-const SMALLEST_SQUARE: f64 = f64::from_bits((1023 - 118) << 52);
-
-/// Whether f32 lanes were out of their depth; true also for NaN and Inf in the data, which change nothing in f64.
-#[inline(always)]
-fn out_of_range(n: f64, m2: f64) -> bool {
-    !(m2 >= n * SMALLEST_SQUARE && m2 < f64::INFINITY)
 }
 
 /// Values whose mean is the first pivot.
@@ -268,7 +259,6 @@ impl<E: Element> Moments<E> {
     /// The pointers cover the shape.
     #[inline(always)]
     unsafe fn planes<S: Simd>(&self) {
-        let n = self.tile.positions.len() as f64;
         let channels = self.tile.channels.clone();
         // SAFETY: the caller's promise; channels of the tile are below the shape's.
         unsafe {
@@ -279,7 +269,7 @@ impl<E: Element> Moments<E> {
             }
             let step = if weighted { channels.len() } else { 1 };
             for c in channels.clone().step_by(step) {
-                if weighted || E::HAS_REDO && out_of_range(n, *self.out[1].add(c)) {
+                if weighted || E::HAS_REDO && !(*self.out[1].add(c)).is_finite() {
                     self.planes_of::<Redo<E, S>, true>(c..(c + step).min(channels.end));
                 }
             }
@@ -342,7 +332,6 @@ impl<E: Element> Moments<E> {
     #[inline(always)]
     unsafe fn rows<S: Simd>(&self) {
         let Range { start, end } = self.tile.channels;
-        let n = self.tile.positions.len() as f64;
         // SAFETY: the caller's promise; channels of the tile are below the shape's.
         unsafe {
             let [mean, m2] = self.out.map(|p| slice::from_raw_parts_mut(p.add(start), end - start));
@@ -357,7 +346,7 @@ impl<E: Element> Moments<E> {
             // result does not depend on its neighbours.
             const PANEL: usize = 8;
             for (k, (mean, m2)) in mean.chunks_mut(PANEL).zip(m2.chunks_mut(PANEL)).enumerate() {
-                if !m2.iter().any(|&m2| out_of_range(n, m2)) {
+                if m2.iter().all(|m2| m2.is_finite()) {
                     continue;
                 }
                 let (width, first) = (m2.len(), start + k * PANEL);
@@ -365,7 +354,7 @@ impl<E: Element> Moments<E> {
                 let out = [&mut new_mean[..width], &mut new_m2[..width]];
                 self.rows_of::<Redo<E, S>, true>(first..first + width, out, scratch.as_mut_ptr());
                 for c in 0..width {
-                    if out_of_range(n, m2[c]) {
+                    if !m2[c].is_finite() {
                         (mean[c], m2[c]) = (new_mean[c], new_m2[c]);
                     }
                 }

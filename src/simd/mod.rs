@@ -2,7 +2,8 @@
 //!
 //! A vector is 16 lanes of f32 or 8 of f64 whatever the machine has (`__m512`; two `__m256`; `wide::f32x16`), and only
 //! operations whose result IEEE 754 fixes to the last bit are here. Same lanes, same order, same roundings: kernels
-//! written over [`Vector`] give the same bits on every tier. There is no fused multiply-add: SSE2 and wasm have none.
+//! written over [`Vector`] give the same bits on every tier. A multiply-add is fused only where its product is exact, and
+//! the bits are those of a product and a sum: SSE2 and wasm have none.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -32,7 +33,7 @@ use crate::Error;
 pub enum Isa {
     /// The `wide` crate over whatever the crate was compiled for: SSE2, NEON, wasm simd128 or scalar code.
     Portable,
-    /// 256-bit code for x86-64 with AVX2 (and F16C).
+    /// 256-bit code for x86-64 with AVX2, F16C and FMA.
     Avx2,
     /// 512-bit code for x86-64 with AVX-512F.
     Avx512,
@@ -54,8 +55,10 @@ impl Isa {
     /// The fastest instruction set that this CPU can run.
     pub fn best() -> Isa {
         #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") {
-            // Every CPU with AVX2 has F16C. A CPU with AVX-512F has AVX2; `available` relies on that order.
+        let has_avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c");
+        #[cfg(target_arch = "x86_64")]
+        if has_avx2 && is_x86_feature_detected!("fma") {
+            // A CPU with AVX-512F has all three; `available` relies on that order.
             return if is_x86_feature_detected!("avx512f") { Isa::Avx512 } else { Isa::Avx2 };
         }
         Isa::Portable
@@ -165,6 +168,13 @@ pub trait Vector: Copy {
     fn wide_zero() -> Self::Wide;
     /// `acc + self`, lane by lane, in f64.
     fn accumulate(self, acc: Self::Wide) -> Self::Wide;
+    /// Whether f64 holds the squares of lanes.
+    const EXACT_SQUARES: bool = false;
+    /// `acc` plus `self` and its square, lane by lane, in f64; the square is rounded only where f64 does not hold it.
+    #[inline(always)]
+    fn accumulate_squares(self, acc: [Self::Wide; 2]) -> [Self::Wide; 2] {
+        [self.accumulate(acc[0]), self.mul(self).accumulate(acc[1])]
+    }
     unsafe fn wide_load(p: *const f64) -> Self::Wide;
     unsafe fn wide_store(acc: Self::Wide, p: *mut f64);
 }

@@ -11,6 +11,8 @@ pub(crate) trait Value: Copy + Debug + Default + PartialEq {
     const U: f64;
     const SMALLEST_SUBNORMAL: f64;
     const LARGEST: f64;
+    /// The largest gamma·inv_std of dx: the largest value times the largest power of two that is a factor of its own.
+    const LARGEST_SCALE: f64;
     const NAN: Self;
     fn of(v: f64) -> Self;
     fn to_f64(self) -> f64;
@@ -35,6 +37,7 @@ impl Value for f32 {
     const U: f64 = f32::EPSILON as f64 / 2.0;
     const SMALLEST_SUBNORMAL: f64 = 1.0 / (1u128 << 127) as f64 / (1u64 << 22) as f64;
     const LARGEST: f64 = f32::MAX as f64;
+    const LARGEST_SCALE: f64 = f32::MAX as f64 * (1u128 << 126) as f64;
     const NAN: Self = f32::NAN;
     fn of(v: f64) -> Self {
         v as f32
@@ -52,6 +55,7 @@ impl Value for f64 {
     const U: f64 = f64::EPSILON / 2.0;
     const SMALLEST_SUBNORMAL: f64 = f64::from_bits(1);
     const LARGEST: f64 = f64::MAX;
+    const LARGEST_SCALE: f64 = f64::MAX;
     const NAN: Self = f64::NAN;
     fn of(v: f64) -> Self {
         v
@@ -72,6 +76,7 @@ macro_rules! half_value {
             const U: f64 = half::$type::EPSILON.to_f64_const() / 2.0;
             const SMALLEST_SUBNORMAL: f64 = half::$type::MIN_POSITIVE_SUBNORMAL.to_f64_const();
             const LARGEST: f64 = half::$type::MAX.to_f64_const();
+            const LARGEST_SCALE: f64 = <f32 as Value>::LARGEST_SCALE;
             const NAN: Self = half::$type::NAN;
             fn of(v: f64) -> Self {
                 Self::from_f64(v)
