@@ -237,12 +237,12 @@ fn golden_fusion<T: Number>(shape: Shape, activation: Activation, weighted: bool
 /// in training and with constant statistics.
 #[cfg(feature = "half")]
 const GOLDEN_FUSED: [(Extents, [u64; 4]); 6] = [
-    ((1, 1, 1), [0x48d544b2b09b51ee, 0x774126817c39b2fb, 0x45c295b37003ddc, 0x89d01d1ae607b5e7]),
-    ((3, 7, 37), [0x9eb701e5eef073ff, 0xc1a1fe599cb6b203, 0xe1c82380492bcdc8, 0xe6c3048e2d116856]),
-    ((2, 2, 16400), [0xca7acbbd8ab0b112, 0x7e22cd7f308f09c, 0x54b1b6ff658284eb, 0x7ac584f3bdf88935]),
-    ((17, 7, 1), [0xe75506864b53d447, 0x42db17ab8d245995, 0xfe09aa62892b7c46, 0xd3167b660483ee7f]),
-    ((131, 37, 1), [0xf1de10b0f9b4a555, 0x72cf5c73d03b7cb2, 0x1578f8f129d0595d, 0xcd3b1d2a8a59792a]),
-    ((1031, 5, 1), [0xdbe01aad96a3726f, 0x2ae06cb3b7265c29, 0x43fa920e5cc6e81b, 0xbc18c6c0504ecb71]),
+    ((1, 1, 1), [0x48d5_44b2_b09b_51ee, 0x7741_2681_7c39_b2fb, 0x045c_295b_3700_3ddc, 0x89d0_1d1a_e607_b5e7]),
+    ((3, 7, 37), [0x9eb7_01e5_eef0_73ff, 0xc1a1_fe59_9cb6_b203, 0xe1c8_2380_492b_cdc8, 0xe6c3_048e_2d11_6856]),
+    ((2, 2, 16400), [0xca7a_cbbd_8ab0_b112, 0x07e2_2cd7_f308_f09c, 0x54b1_b6ff_6582_84eb, 0x7ac5_84f3_bdf8_8935]),
+    ((17, 7, 1), [0xe755_0686_4b53_d447, 0x42db_17ab_8d24_5995, 0xfe09_aa62_892b_7c46, 0xd316_7b66_0483_ee7f]),
+    ((131, 37, 1), [0xf1de_10b0_f9b4_a555, 0x72cf_5c73_d03b_7cb2, 0x1578_f8f1_29d0_595d, 0xcd3b_1d2a_8a59_792a]),
+    ((1031, 5, 1), [0xdbe0_1aad_96a3_726f, 0x2ae0_6cb3_b726_5c29, 0x43fa_920e_5cc6_e81b, 0xbc18_c6c0_504e_cb71]),
 ];
 
 #[cfg(feature = "half")]
