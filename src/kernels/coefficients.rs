@@ -317,6 +317,46 @@ impl<P: Real> Kernel for Frozen<'_, P> {
     }
 }
 
+/// What second derivatives need of a channel beside its [`Channels`], in f64: sums over `count` values, and the
+/// cotangents of dgamma and dbeta.
+#[derive(Clone, Copy)]
+pub(crate) struct SecondSums {
+    pub(crate) count: f64,
+    /// Σg, Σg·(x − mean), Σv, Σv·(x − mean), Σg·(v − mean(v)).
+    pub(crate) sums: [f64; 5],
+    pub(crate) dgamma: f64,
+    pub(crate) dbeta: f64,
+}
+
+impl<P: Real> Channels<'_, P> {
+    /// The gradients of `Σ v·dx + cotangents·(dgamma, dbeta)` in a channel: coefficients of
+    /// [`Second`](super::second::Second) for x and for dy, and the gradient of gamma.
+    ///
+    /// With s = inv_std, h = mean(g·x̂), p = mean(v·x̂) and A = mean(v·g) − mean(v)·mean(g) − p·h:
+    /// dy: `γs·(v − mean(v) − p·x̂) + dgamma·x̂ + dbeta`; gamma: `s·M·A`; x:
+    /// `s·(−γsh·(v − mean(v)) + (dgamma − γsp)·(g − mean(g)) − x̂·(γsA + dgamma·h − 2γshp))`.
+    pub(crate) fn second(&self, c: usize, of: SecondSums) -> ([[P; super::second::COEFS]; 2], P) {
+        let (s, gamma, m) = (self.inv_std(c), self.gamma(c), of.count);
+        let [g, gx, v, vx, gv] = of.sums.map(|sum| sum / m);
+        let (h, p) = (gx * s, vx * s);
+        let a = gv - p * h;
+        let prescale = gradient_prescale::<P>(self.mean[c], self.var[c].sqrt());
+        let (hi, lo) = split(self.mean[c] * prescale);
+        let coefs = |k_x: f64, k_v: f64, k_g: f64, k: f64| {
+            let [prescale, k_x, v, k_v, g, k_g, k] = [prescale, k_x / prescale, v, k_v, g, k_g, k].map(P::from_f64);
+            [prescale, hi, lo, k_x, v, k_v, g, k_g, k]
+        };
+        let scale = gamma * s;
+        let x = coefs(
+            -s * s * (scale * a + of.dgamma * h - 2.0 * scale * h * p),
+            -s * scale * h,
+            s * (of.dgamma - scale * p),
+            0.0,
+        );
+        ([x, coefs(s * (of.dgamma - scale * p), scale, 0.0, of.dbeta)], P::from_f64(s * m * a))
+    }
+}
+
 /// dgamma = inv_std·Σg·(x − mean) and dbeta = Σg, where they are asked for.
 pub(crate) struct ParameterGradients<'a, P> {
     pub(crate) channels: Channels<'a, P>,

@@ -217,9 +217,9 @@ impl<M: Map, E: Element> Apply<M, E> {
                 let mut c = start;
                 while c < end {
                     let mut coefs = [Vector::splat(Real::from_f64(0.0)); MAX_COEFS];
-                    for k in 0..M::COEFS {
+                    for (k, v) in coefs.iter_mut().enumerate().take(M::COEFS) {
                         if k < M::COEFS - M::RECOMPUTE_COEFS || self.fused.recomputes() {
-                            coefs[k] = Vector::load(self.coefs.add(k * self.padded + c));
+                            *v = Vector::load(self.coefs.add(k * self.padded + c));
                         }
                     }
                     let n = end - c;

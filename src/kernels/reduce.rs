@@ -293,9 +293,9 @@ unsafe fn column_panel<R: Reduce, L: Lanes, const PARTIAL: bool>(
     let mut coefs = [L::V::splat(Real::from_f64(0.0)); MAX_COEFS];
     // SAFETY: `column` plus a vector lies within the padded arrays; rows are the caller's promise.
     unsafe {
-        for k in 0..R::COEFS {
+        for (k, v) in coefs.iter_mut().enumerate().take(R::COEFS) {
             if k < R::COEFS - R::RECOMPUTE_COEFS || fused.recomputes() {
-                coefs[k] = L::V::load(r.coefs.add(k * r.padded + column));
+                *v = L::V::load(r.coefs.add(k * r.padded + column));
             }
         }
         let [s, t] = r.sums.map(|p| p.add(column));

@@ -5,6 +5,7 @@ mod against_reference;
 mod bounds;
 mod broke_others;
 mod common;
+mod double_backward;
 mod fold;
 mod fused;
 mod fusion;
