@@ -201,7 +201,7 @@ impl<M: Map, E: Element> Apply<M, E> {
 
     /// Row by row, in the order of memory: walking several rows at once, to load coefficients less often, takes up
     /// to twice as long on large tensors, as hardware prefetchers lose the track; blocks of eight rows of at most 128
-    /// channels gained less than 5 %.
+    /// channels gained less than 5 %, panels of 512 of 2048 channels nothing.
     ///
     /// # Safety
     /// The pointers cover the shape.
