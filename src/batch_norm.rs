@@ -140,6 +140,44 @@ pub struct SecondGradients<'a, E: Element> {
 ///
 /// The halves are for engines that put statistics together from several parts of a batch in between.
 ///
+/// Groups of a batch that are normalized on their own, as ghost batches are, need nothing of the kind: a plan for a
+/// group's shape and a slice of each. Groups of examples follow each other in all layouts, which have the examples
+/// outermost.
+///
+/// ```
+/// use batchnorm::{Affine, BatchNorm, Gradients, Momentum, RunningStatistics, Shape, Statistics};
+///
+/// // 4 examples of 2 channels with 2 values each, in 2 groups.
+/// let group = BatchNorm::new(Shape::ncl(2, 2, 2)?);
+/// let len = group.shape().len();
+/// let x: [f32; 16] = std::array::from_fn(|k| (k * k % 11) as f32);
+/// let (gamma, beta) = ([2.0, 1.0], [0.0, 0.5]);
+/// let affine = Affine::new(&gamma, &beta);
+///
+/// let (mut y, mut running) = ([0.0; 16], RunningStatistics::new(2));
+/// let mut statistics = vec![Statistics::new(2); 2];
+/// for ((x, y), statistics) in x.chunks_exact(len).zip(y.chunks_exact_mut(len)).zip(&mut statistics) {
+///     group.forward_training(x, affine, y, statistics)?;
+///     running.update(statistics, Momentum::Exponential(0.1))?;
+/// }
+///
+/// // Each group's gradients flow through its own statistics; those of gamma and beta add up.
+/// let (dy, mut dx, mut dgamma) = ([1.0, -2.0].repeat(8), [0.0; 16], [0.0; 2]);
+/// for (g, statistics) in statistics.iter().enumerate() {
+///     let (part, mut of_group) = (g * len..(g + 1) * len, [0.0; 2]);
+///     let dx = Some(&mut dx[part.clone()]);
+///     let gradients = Gradients { dx, dgamma: Some(&mut of_group), ..Gradients::default() };
+///     group.backward(&x[part.clone()], &dy[part], statistics, affine, gradients)?;
+///     dgamma.iter_mut().zip(of_group).for_each(|(sum, of_group)| *sum += of_group);
+/// }
+///
+/// // A group's y is what the group alone gives.
+/// let mut alone = [0.0; 8];
+/// group.normalize(&x[len..], &statistics[1], affine, &mut alone)?;
+/// assert_eq!(y[len..], alone);
+/// # Ok::<(), batchnorm::Error>(())
+/// ```
+///
 /// Activations are slices of an [`Element`] type in the plan's [`Shape`]; a pass named `_in_place` overwrites its input.
 /// A plan keeps some scratch memory for its next pass, for each channel some dozen to some hundred values, or the memory
 /// that [`scratch`](Self::scratch) gives it. So make it once and use it again; it can be shared between threads.

@@ -3,12 +3,17 @@
 //! For a channel with M values, over the mini-batch:
 //!
 //! ```text
-//! mean = (1/M) Σ x     var = (1/M) Σ (x − mean)²     x̂ = (x − mean) / sqrt(var + eps)     y = gamma·x̂ + beta
-//! dbeta = Σ dy         dgamma = Σ dy·x̂               dx = gamma / sqrt(var + eps) · (dy − dbeta/M − x̂·dgamma/M)
+//! mean = (1/M) Σ x     var = (1/M) Σ (x − mean)²     x̂ = (x − mean) / sqrt(var + eps)
+//! z = gamma·x̂ + beta + residual                      y = act(z)
+//!
+//! dresidual = dy·act'(z) = g     dbeta = Σ g     dgamma = Σ g·x̂
+//! dx = gamma / sqrt(var + eps) · (g − dbeta/M − x̂·dgamma/M)
 //! ```
 //!
-//! gamma and beta are also known as weight and bias, or scale and shift. At test time mean and var come from running
-//! averages kept during training, so one example can be normalized alone.
+//! The residual and act, the [`Activation`], are absent unless asked for: then y = z and g = dy. gamma and beta are also
+//! known as weight and bias, or scale and shift. With a weight w for each position `(1/M) Σ` is `(1/Σw) Σ w`, and `/M` in
+//! dx is `·w/Σw`. At test time mean and var come from running averages kept during training, so one example can be
+//! normalized alone.
 //!
 //! ```
 //! use batchnorm::{Affine, BatchNorm, Gradients, Momentum, RunningStatistics, Shape, Statistics};
@@ -37,11 +42,16 @@
 //! # Ok::<(), batchnorm::Error>(())
 //! ```
 //!
-//! - [`Shape`] maps every usual layout onto three integers.
-//! - [`BatchNorm`] is the plan; its methods are the passes, fused or in halves.
-//! - [`Statistics`] and [`GradientSums`] are the seam between the halves; parts of a batch merge.
-//! - [`RunningStatistics`] are the averages for test time; [`Fold`] takes them into the weights of a layer.
-//! - [`Isa`] and [`Threads`] choose speed. They never change a bit of a result.
+//! - [`Shape`] maps every usual layout onto three integers; an [`Element`] is f32, f64, bf16 or f16.
+//! - [`BatchNorm`] is the plan; its methods are the passes, fused or in halves. [`Affine`] is gamma and beta,
+//!   [`Gradients`] are the outputs of the backward pass.
+//! - [`Activation`] is a plan's; [`Extras`] are a residual, the output or weights, which the passes of [`With`] take.
+//! - [`Statistics`] and [`GradientSums`] are the seam between the halves; parts of a batch merge. A [`Source`] is either
+//!   a batch's statistics or running ones; all of these live in [`Values`] or [`ValuesMut`].
+//! - [`RunningStatistics`] with a [`Momentum`] are the averages for test time; [`Fold`] takes them into the weights of a
+//!   layer.
+//! - [`Cotangents`] and [`SecondGradients`] are what second derivatives start from and make.
+//! - [`Isa`] and [`Threads`], or an [`Executor`], choose speed. They never change a bit of a result.
 //! - [`mod@reference`] is the specification, short and slow.
 //!
 //! Nothing panics: a wrong argument is an [`Error`], found before anything is written.

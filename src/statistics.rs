@@ -42,6 +42,29 @@ mod sealed {
 /// assert_eq!((whole.count(), whole.mean(), whole.var()), (4.0, &[4.0][..], &[5.0][..]));
 /// # Ok::<(), batchnorm::Error>(())
 /// ```
+///
+/// Over a stream of mini-batches this gives the statistics of the whole population, where [`RunningStatistics`] give
+/// averages of what the weights were on the way. Networks whose weights are final can be measured again with it:
+///
+/// ```
+/// use batchnorm::{Affine, BatchNorm, RunningStatistics, Shape, Statistics};
+///
+/// let mut population = Statistics::new(1);
+/// let stream: [&[f32]; 3] = [&[1.0, 2.0, 3.0, 4.0], &[5.0], &[6.0, 7.0, 8.0]]; // of any lengths
+/// for x in stream {
+///     let mut batch = Statistics::new(1);
+///     BatchNorm::new(Shape::nc(x.len(), 1)?).statistics(x, &mut batch)?;
+///     population.merge(&batch)?;
+/// }
+/// assert_eq!((population.count(), population.mean(), population.var()), (8.0, &[4.5][..], &[5.25][..]));
+///
+/// // For test time, as constants. The variance is the biased one; times count/(count − 1) it is the unbiased one.
+/// let constants = RunningStatistics::from_parts(population.mean(), population.var(), 3)?;
+/// let mut y = [0.0];
+/// BatchNorm::new(Shape::nc(1, 1)?).normalize(&[4.5f32], &constants, Affine::default(), &mut y)?;
+/// assert_eq!(y, [0.0]);
+/// # Ok::<(), batchnorm::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Statistics<V = Vec<f64>> {
     pub(crate) count: f64,
@@ -91,7 +114,7 @@ impl<V: Values> Statistics<V> {
         Ok(Self { count: 0.0, mean, var })
     }
 
-    /// Values per channel.
+    /// Values per channel, or the sum of their weights.
     pub fn count(&self) -> f64 {
         self.count
     }
@@ -311,9 +334,15 @@ impl<V: Values> RunningStatistics<V> {
 impl<V: ValuesMut> RunningStatistics<V> {
     /// Takes a batch into the averages. An empty batch changes nothing.
     ///
+    /// A batch counts as one, however many values it has; its count n matters for the unbiased variance alone, which is
+    /// the biased one times n/(n − 1). Weights count as numbers of values do: n is their sum, so that weights 0 and 1
+    /// give what the batch without the values of weight 0 gives. Weights that say how much a value matters, and not how
+    /// often it was seen, have no such n: use [`biased`](Self::biased) variances with them.
+    ///
     /// # Errors
     /// [`Error::Momentum`] where the momentum is outside [0, 1] or NaN, [`Error::Length`] where the numbers of
-    /// channels differ, [`Error::TooFewValues`] where an unbiased variance is to be had from one value per channel.
+    /// channels differ, [`Error::TooFewValues`] where an unbiased variance is to be had from one value per channel or
+    /// less, or from weights whose sum is not above 1.
     pub fn update(&mut self, batch: &Statistics<impl Values>, momentum: Momentum) -> Result<(), Error> {
         if let Momentum::Exponential(m) = momentum
             && !(0.0..=1.0).contains(&m)
