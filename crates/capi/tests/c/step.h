@@ -8,6 +8,13 @@ static size_t element_size(int32_t element) {
     return element == BN_ELEMENT_F64 ? sizeof(double) : element == BN_ELEMENT_F32 ? sizeof(float) : sizeof(uint16_t);
 }
 
+static double from_half(int32_t element, uint16_t half) {
+    const int bits = fraction_bits(element), bias = exponent_bias(element);
+    const int exponent = (half & 0x7fff) >> bits, fraction = half & ((1 << bits) - 1);
+    const int scaled = exponent == 0 ? fraction : fraction | 1 << bits;
+    return ldexp(half >> 15 ? -scaled : scaled, (exponent == 0 ? 1 : exponent) - bias - bits);
+}
+
 static double get(int32_t element, const void *array, size_t i) {
     switch (element) {
     case BN_ELEMENT_F32: return (double)((const float *)array)[i];

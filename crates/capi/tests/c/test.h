@@ -37,16 +37,9 @@ static uint16_t to_half(int32_t element, double value) {
     int exponent;
     frexp(value, &exponent);
     // Of 1.f * 2^exponent, or of subnormals.
-    exponent = exponent > 2 - bias ? exponent - 1 : 1 - bias;
+    exponent = value == 0 || exponent < 2 - bias ? 1 - bias : exponent - 1;
     const int scaled = (int)rint(ldexp(fabs(value), bits - exponent));
     return (uint16_t)(negative << 15 | (((exponent + bias - 1) << bits) + scaled));
-}
-
-static double from_half(int32_t element, uint16_t half) {
-    const int bits = fraction_bits(element), bias = exponent_bias(element);
-    const int exponent = (half & 0x7fff) >> bits, fraction = half & ((1 << bits) - 1);
-    const int scaled = exponent == 0 ? fraction : fraction | 1 << bits;
-    return ldexp(half >> 15 ? -scaled : scaled, (exponent == 0 ? 1 : exponent) - bias - bits);
 }
 
 static void set(int32_t element, void *array, size_t i, double value) {
