@@ -5,7 +5,7 @@ use crate::activation::Activation;
 use crate::element::Element;
 use crate::error::{Error, check_len, check_optional};
 use crate::parallel::Threads;
-use crate::passes::{GradientsOf, Passes, RawGradients, scratch_sizes};
+use crate::passes::{GradientsOf, Passes, RawGradients, SecondOf, scratch_sizes};
 use crate::scratch::Scratch;
 use crate::simd::{Isa, Real};
 use crate::statistics::{GradientSums, Source, Statistics, Values, ValuesMut};
@@ -105,6 +105,28 @@ impl<'a, E: Element> Gradients<'a, E> {
         let [dx, dresidual] = [dx, dresidual].map(|d| d.map(<[E]>::as_mut_ptr));
         Ok(RawGradients { dx, dresidual, dgamma, dbeta })
     }
+}
+
+/// The gradients of a scalar with respect to what the backward pass made: see [`BatchNorm::double_backward`].
+#[derive(Clone, Copy, Debug)]
+pub struct Cotangents<'a, E: Element> {
+    /// With respect to dx, of the plan's shape.
+    pub dx: &'a [E],
+    /// With respect to dgamma, one value a channel; 0 where absent.
+    pub dgamma: Option<&'a [E::Param]>,
+    /// With respect to dbeta, one value a channel; 0 where absent.
+    pub dbeta: Option<&'a [E::Param]>,
+}
+
+/// Where [`BatchNorm::double_backward`] writes the gradients of that scalar. What is `None` is not computed.
+#[derive(Debug)]
+pub struct SecondGradients<'a, E: Element> {
+    /// With respect to x, of the plan's shape.
+    pub x: Option<&'a mut [E]>,
+    /// With respect to dy, of the plan's shape.
+    pub dy: Option<&'a mut [E]>,
+    /// With respect to gamma, one value a channel.
+    pub gamma: Option<&'a mut [E::Param]>,
 }
 
 /// A plan: a shape, how to normalize it and where to run. Its methods are the passes.
@@ -490,6 +512,67 @@ impl BatchNorm {
         Ok(())
     }
 
+    /// The derivatives of the backward pass, for gradient penalties: the gradients of
+    /// `Σ dx_cotangent·dx + Σ dgamma_cotangent·dgamma + Σ dbeta_cotangent·dbeta`, where dx, dgamma and dbeta are what
+    /// [`backward`](Self::backward) makes of x and dy in training. `statistics` are those of x.
+    ///
+    /// A pass that few need: it sweeps more often than one made for it would, and allocates a little.
+    ///
+    /// # Errors
+    /// See [`normalize`](Self::normalize); [`Error::Activation`] where the plan has one: compose it outside.
+    ///
+    /// ```
+    /// use batchnorm::{Affine, BatchNorm, Cotangents, SecondGradients, Shape, Statistics};
+    ///
+    /// let plan = BatchNorm::new(Shape::nc(4, 1)?);
+    /// let (x, dy, v) = ([1.0, 2.0, 3.0, 5.0], [1.0, 0.0, -1.0, 0.5], [0.1, 0.2, 0.3, -0.4]);
+    /// let mut statistics = Statistics::new(1);
+    /// plan.statistics(&x, &mut statistics)?;
+    /// let (mut of_x, mut of_dy) = ([0.0; 4], [0.0; 4]);
+    /// let cotangents = Cotangents { dx: &v, dgamma: None, dbeta: None };
+    /// let out = SecondGradients { x: Some(&mut of_x), dy: Some(&mut of_dy), gamma: None };
+    /// plan.double_backward(&x, &dy, &statistics, Affine::default(), cotangents, out)?;
+    /// // dx does not change where all dy grow alike.
+    /// assert!(of_dy.iter().sum::<f64>().abs() < 1e-12);
+    /// # Ok::<(), batchnorm::Error>(())
+    /// ```
+    pub fn double_backward<E: Element>(
+        &self,
+        x: &[E],
+        dy: &[E],
+        statistics: &Statistics<impl Values>,
+        affine: Affine<'_, E::Param>,
+        cotangents: Cotangents<'_, E>,
+        gradients: SecondGradients<'_, E>,
+    ) -> Result<(), Error> {
+        let (len, channels) = (self.shape.len(), self.shape.channels());
+        if self.activation != Activation::Identity {
+            let (pass, expected) = ("double_backward", "Identity");
+            return Err(Error::Activation { pass, expected, actual: self.activation });
+        }
+        check_len("x", len, x.len())?;
+        check_len("dy", len, dy.len())?;
+        check_len("the cotangent of dx", len, cotangents.dx.len())?;
+        check_optional("the cotangent of dgamma", channels, cotangents.dgamma)?;
+        check_optional("the cotangent of dbeta", channels, cotangents.dbeta)?;
+        Source::from(statistics).check(channels, self.shape.is_empty())?;
+        affine.check(channels)?;
+        check_optional("the gradient of x", len, gradients.x.as_deref())?;
+        check_optional("the gradient of dy", len, gradients.dy.as_deref())?;
+        check_optional("the gradient of gamma", channels, gradients.gamma.as_deref())?;
+        let second = SecondOf {
+            inputs: [dy.as_ptr(), x.as_ptr(), cotangents.dx.as_ptr()],
+            statistics: Statistics { count: statistics.count(), mean: statistics.mean(), var: statistics.var() },
+            gamma: affine.gamma,
+            cotangents: [cotangents.dgamma, cotangents.dbeta],
+            out: [gradients.x, gradients.dy].map(|d| d.map(<[E]>::as_mut_ptr)),
+            gamma_out: gradients.gamma,
+        };
+        // SAFETY: all arguments have been checked; slices are apart from each other.
+        unsafe { E::Passes::second(self, second) };
+        Ok(())
+    }
+
     fn check_invertible<E: Element>(&self, affine: Affine<'_, E::Param>) -> Result<(), Error> {
         affine.check(self.shape.channels())?;
         let slope = match self.activation {
@@ -706,7 +789,8 @@ impl<E: Element> With<'_, E> {
     fn check_inputs(&self, source: Source<'_>, affine: Affine<'_, E::Param>) -> Result<(), Error> {
         let shape = self.plan.shape;
         self.extras.check(shape)?;
-        source.check(shape.channels(), shape.is_empty() || self.extras.weights.is_some())?;
+        let none = |weights: &[E::Param]| weights.iter().all(|w| w.to_f64() == 0.0);
+        source.check(shape.channels(), shape.is_empty() || self.extras.weights.is_some_and(none))?;
         affine.check(shape.channels())
     }
 

@@ -62,7 +62,7 @@ mod simd;
 mod statistics;
 
 pub use activation::Activation;
-pub use batch_norm::{Affine, BatchNorm, Extras, Gradients, With};
+pub use batch_norm::{Affine, BatchNorm, Cotangents, Extras, Gradients, SecondGradients, With};
 pub use element::Element;
 pub use error::Error;
 pub use fold::Fold;

@@ -5,7 +5,7 @@ use crate::batch_norm::{Affine, BatchNorm};
 use crate::element::Element;
 use crate::grid::{self, Grid};
 use crate::kernels::coefficients::{
-    Backward, Center, Channels, Finish, FinishSums, Forward, Frozen, ParameterGradients, Partials,
+    Backward, Center, Channels, Finish, FinishSums, Forward, Frozen, ParameterGradients, Partials, SecondSums,
 };
 use crate::kernels::gradient_sums::{self, GradientTerms};
 use crate::kernels::input_gradient::{self, InputGradient};
@@ -13,10 +13,11 @@ use crate::kernels::map::{Apply, Map};
 use crate::kernels::moments::Moments;
 use crate::kernels::normalize::{self, Normalize};
 use crate::kernels::operands::{Fused, INPUTS, Sources, Weights};
+use crate::kernels::second::{self, Second};
 use crate::kernels::{AHEAD, Tile, padded};
 use crate::parallel::Shared;
 use crate::scratch::Sizes;
-use crate::simd::dispatch;
+use crate::simd::{Real, dispatch};
 use crate::statistics::{GradientSums, Source, Statistics};
 use crate::{Activation, Extras};
 use std::marker::PhantomData;
@@ -25,6 +26,8 @@ use std::ptr::null;
 
 /// Outputs of more bytes than this are written past the caches: what is read next would not find them there.
 const STREAM_BYTES: usize = 1 << 22;
+/// The same for a pass that sweeps once: input and output together may still find room in L3.
+const STREAM_BYTES_ONCE: usize = 1 << 23;
 
 /// Arrays of partial results, one value a channel each, that a segment has.
 const PARTIALS: usize = 2;
@@ -72,6 +75,7 @@ pub trait Passes<E: Element, P> {
         y: *mut E,
     );
     unsafe fn gradients(plan: &BatchNorm, gradients: GradientsOf<'_, E, P>, sums_out: Option<GradientSums<&mut [f64]>>);
+    unsafe fn second(plan: &BatchNorm, second: SecondOf<'_, E, P>);
 }
 
 /// The element types whose passes are compiled.
@@ -101,6 +105,11 @@ macro_rules! passes {
                 y: *mut $element,
             ) {
                 plan.normalize_with(x, extras, source, affine, y);
+            }
+
+            #[inline(never)]
+            unsafe fn second(plan: &BatchNorm, second: SecondOf<'_, $element, <$element as Element>::Param>) {
+                plan.second(second);
             }
 
             #[inline(never)]
@@ -134,6 +143,19 @@ pub struct GradientsOf<'a, E: Element, P> {
     pub(crate) out: RawGradients<'a, E, P>,
 }
 
+/// What second derivatives start from, and what of them is made.
+pub struct SecondOf<'a, E: Element, P> {
+    /// dy, x, and the cotangent of dx.
+    pub(crate) inputs: [*const E; 3],
+    pub(crate) statistics: Statistics<&'a [f64]>,
+    pub(crate) gamma: Option<&'a [P]>,
+    /// The cotangents of dgamma and dbeta.
+    pub(crate) cotangents: [Option<&'a [P]>; 2],
+    /// The gradients of x and dy.
+    pub(crate) out: [Option<*mut E>; 2],
+    pub(crate) gamma_out: Option<&'a mut [P]>,
+}
+
 /// [`Gradients`](crate::Gradients) with pointers to those of the plan's shape; that of dx may be that of dy.
 pub(crate) struct RawGradients<'a, E, P> {
     pub(crate) dx: Option<*mut E>,
@@ -156,6 +178,8 @@ struct Reads<E: Element> {
     inputs: [Shared<E>; INPUTS],
     weights: Shared<E::Param>,
     fused: Fused,
+    /// Whether nothing has read the inputs just before.
+    once: bool,
 }
 
 impl<E: Element> Reads<E> {
@@ -165,7 +189,12 @@ impl<E: Element> Reads<E> {
         let weights = extras.weights.map_or(null(), <[E::Param]>::as_ptr);
         let (residual, output, weighted) = (!residual.is_null(), !output.is_null(), extras.weights.is_some());
         let fused = Fused { activation, residual, output, weighted, rebuild: false, constant: false };
-        Self { inputs: inputs.map(|p| Shared::new(p.cast_mut())), weights: Shared::new(weights.cast_mut()), fused }
+        Self {
+            inputs: inputs.map(|p| Shared::new(p.cast_mut())),
+            weights: Shared::new(weights.cast_mut()),
+            fused,
+            once: false,
+        }
     }
 
     fn sources(&self) -> Sources<E> {
@@ -253,7 +282,8 @@ impl BatchNorm {
         let x = reads.sources();
         let in_place = out.iter().any(|p| !p.is_null() && x.inputs.contains(&p.cast_const()));
         // What was just read lies in cache and would have to be thrown out of it to be written past it.
-        let stream = !in_place && self.shape.len() * size_of::<E>() > STREAM_BYTES;
+        let limit = if reads.once { STREAM_BYTES_ONCE } else { STREAM_BYTES };
+        let stream = !in_place && self.shape.len() * size_of::<E>() > limit;
         let (padded, coefs) = (coefs.padded, coefs.base.ptr().cast_const());
         let (shape, fused, pass) = (self.shape, reads.fused, PhantomData::<M>);
         let ahead = next.map_or(AHEAD, |elements| elements * size_of::<E>());
@@ -351,7 +381,8 @@ impl BatchNorm {
         let mut scratch = self.scratch.pass();
         let coefs = Coefs::<E::Param>::new(scratch.take(normalize::COEFS * padded), padded);
         let residual = extras.residual.map_or(null(), <[E]>::as_ptr);
-        let reads = Reads::new(self.activation, [x, null(), null()], [residual, null()], &extras);
+        let mut reads = Reads::new(self.activation, [x, null(), null()], [residual, null()], &extras);
+        reads.once = true;
         let y = Shared::new(y);
         let finish = |range: Range<usize>| {
             // SAFETY: tasks have disjoint channels; the buffer has as many arrays.
@@ -391,6 +422,7 @@ impl BatchNorm {
             let mut reads = Reads::new(self.activation, [dy, x, null()], [residual, output], &extras);
             reads.fused.rebuild = rebuild;
             reads.fused.constant = batch.is_none();
+            reads.once = !reduces;
             reads
         };
         // Where x is not needed the kernels find what is in cache already.
@@ -507,6 +539,59 @@ impl BatchNorm {
             let [g, gx] = unsafe { sums.arrays(&(0..channels)) };
             out.g.copy_from_slice(g);
             out.gx.copy_from_slice(gx);
+        }
+    }
+
+    /// Second derivatives. A pass that few need: it is made of others and takes memory for itself.
+    pub(crate) fn second<E: Element>(&self, second: SecondOf<'_, E, E::Param>) {
+        let SecondOf { inputs, statistics, gamma, cotangents, out, gamma_out } = second;
+        let channels = self.shape.channels();
+        let [dy, x, v] = inputs;
+        let sums = |x: *const E, dy: *const E, source: Source<'_>| {
+            let (extras, affine, out) = (Extras::default(), Affine::default(), RawGradients::none());
+            let gradients = GradientsOf { dy, x, rebuild: false, extras, source, affine, sums: None, out };
+            let mut sums = GradientSums::new(channels);
+            self.gradients(gradients, Some(sums.view_mut()));
+            sums
+        };
+        let (of_dy, of_v) = (sums(x, dy, Source::from(&statistics)), sums(x, v, Source::from(&statistics)));
+        let count = statistics.count.max(f64::MIN_POSITIVE);
+        // Centred, or a mean of v would cancel against Σdy·v.
+        let mean_v: Vec<f64> = of_v.g().iter().map(|sum| sum / count).collect();
+        let ones = vec![1.0; channels];
+        let products = sums(v, dy, Source::Batch(Statistics { count, mean: &mean_v, var: &ones }));
+
+        let padded = padded(channels);
+        let mut coefs = [vec![0.0f64; second::COEFS * padded], vec![0.0f64; second::COEFS * padded]];
+        let coefs = coefs.each_mut().map(|coefs| Coefs::<E::Param>::new(coefs.as_mut_ptr(), padded));
+        let all = 0..channels;
+        let of = self.channels(Source::from(&statistics), Affine { gamma, beta: None }, &all);
+        // SAFETY: the buffers have as many arrays, and nothing else uses them yet.
+        let mut arrays = unsafe { [coefs[0].arrays::<{ second::COEFS }>(&all), coefs[1].arrays(&all)] };
+        let mut gamma_out = gamma_out;
+        for c in 0..channels {
+            let [dgamma, dbeta] = cotangents.map(|v| v.map_or(0.0, |v| v[c].to_f64()));
+            let sums = [of_dy.g()[c], of_dy.gx()[c], of_v.g()[c], of_v.gx()[c], products.gx()[c]];
+            let (values, gamma) = of.second(c, SecondSums { count, sums, dgamma, dbeta });
+            for (arrays, values) in arrays.iter_mut().zip(values) {
+                arrays.iter_mut().zip(values).for_each(|(array, value)| array[c] = value);
+            }
+            if let Some(out) = &mut gamma_out {
+                out[c] = gamma;
+            }
+        }
+        if self.shape.is_empty() {
+            return;
+        }
+        let grid = Grid::for_map(self.shape);
+        // The gradient of dy has nothing of dy in it.
+        for ((own, coefs), out) in [[dy, x, v], [v, x, v]].into_iter().zip(&coefs).zip(out) {
+            let Some(out) = out.map(Shared::new) else { continue };
+            let reads = Reads::new(Activation::Identity, own, [null(); 2], &Extras::default());
+            let map = |tile, next| {
+                self.apply::<Second, E>((tile, next), &reads, coefs, [out.ptr(), std::ptr::null_mut()]);
+            };
+            grid.walk((&self.threads, self.thread_count::<E>(4)), None, &|_| {}, Some(&map));
         }
     }
 }

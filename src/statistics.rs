@@ -125,7 +125,8 @@ impl<V: ValuesMut> Statistics<V> {
     /// Chan, Golub, LeVeque, "Algorithms for computing the sample variance" (1983), formula 1.5.
     ///
     /// # Errors
-    /// [`Error::Length`] where the numbers of channels differ.
+    /// [`Error::Length`] where the numbers of channels differ, [`Error::Count`] where the counts add up to more than an
+    /// f64 holds.
     pub fn merge(&mut self, other: &Statistics<impl Values>) -> Result<(), Error> {
         check_len("other", self.channels(), other.channels())?;
         if other.count == 0.0 {
@@ -139,6 +140,7 @@ impl<V: ValuesMut> Statistics<V> {
             return Ok(());
         }
         let n = self.count + other.count;
+        check_count(n)?;
         for (c, var) in var.iter_mut().enumerate() {
             let mut m2 = *var * self.count;
             let other_m2 = other.var()[c] * other.count;

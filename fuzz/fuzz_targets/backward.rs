@@ -42,7 +42,7 @@ fn run<E: Float>(input: &Input) {
         let (dgamma, dbeta) = (ask_dgamma.then_some(&mut **dgamma), ask_dbeta.then_some(&mut **dbeta));
         if input.place.halves {
             let mut sums = GradientSums::new(data.shape.channels());
-            plan.gradient_sums::<E>(&x, &dy, source, &mut sums).expect("valid arguments");
+            plan.gradient_sums::<E>(&x, &dy, source, data.affine(), &mut sums).expect("valid arguments");
             plan.parameter_gradients(source, &sums, dgamma, dbeta).expect("valid arguments");
             match source {
                 Source::Batch(batch) if input.place.in_place => {
@@ -56,7 +56,13 @@ fn run<E: Float>(input: &Input) {
         } else if input.place.in_place {
             plan.backward_in_place(&x, &mut dy, source, data.affine(), dgamma, dbeta)
         } else {
-            plan.backward(&x, &dy, source, data.affine(), Gradients { dx: ask_dx.then_some(dx), dgamma, dbeta, ..Gradients::default() })
+            plan.backward(
+                &x,
+                &dy,
+                source,
+                data.affine(),
+                Gradients { dx: ask_dx.then_some(dx), dgamma, dbeta, ..Gradients::default() },
+            )
         }
         .expect("valid arguments");
 
@@ -141,7 +147,7 @@ impl Terms {
         let fits = largest <= E::MAX
             && gx_sum <= E::MAX
             && (mean * inv_std).is_finite()
-            && (scale == 0.0 || (E::MIN_NORMAL..=E::MAX).contains(&scale));
+            && (scale == 0.0 || (E::MIN_NORMAL..=E::LARGEST_SCALE).contains(&scale));
         fits.then_some(Self { mean, inv_std, gamma, g: g_sum, gx: gx_sum })
     }
 

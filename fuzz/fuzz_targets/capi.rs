@@ -240,31 +240,56 @@ fuzz_target!(|input: Input| {
             }
             2 => {
                 let args = args!(bn_normalize_args {
-                    x: x, statistics: source, running: averages, gamma: gamma, beta: gamma, y: y
+                    x: x,
+                    statistics: source,
+                    running: averages,
+                    gamma: gamma,
+                    beta: gamma,
+                    y: y
                 });
                 (bn_normalize(plan, &args), &[2])
             }
             3 => {
                 let args = args!(bn_gradient_sums_args {
-                    x: x, dy: dy, statistics: source, running: averages, sums: sums_mut
+                    x: x,
+                    dy: dy,
+                    statistics: source,
+                    running: averages,
+                    sums: sums_mut
                 });
                 (bn_compute_gradient_sums(plan, &args), &[8, 9])
             }
             4 => {
                 let args = args!(bn_input_gradient_args {
-                    x: x, dy: dy, statistics: source, sums: sums_mut, gamma: gamma, dx: y
+                    x: x,
+                    dy: dy,
+                    statistics: source,
+                    sums: sums_mut,
+                    gamma: gamma,
+                    dx: y
                 });
                 (bn_input_gradient(plan, &args), &[2])
             }
             5 => {
                 let args = args!(bn_parameter_gradients_args {
-                    statistics: source, running: averages, sums: sums_mut, dgamma: dgamma, dbeta: dbeta
+                    statistics: source,
+                    running: averages,
+                    sums: sums_mut,
+                    dgamma: dgamma,
+                    dbeta: dbeta
                 });
                 (bn_parameter_gradients(plan, &args), &[4, 5])
             }
             6 => {
                 let args = args!(bn_backward_args {
-                    x: x, dy: dy, statistics: source, running: averages, gamma: gamma, dx: y, dgamma: dgamma, dbeta: dbeta
+                    x: x,
+                    dy: dy,
+                    statistics: source,
+                    running: averages,
+                    gamma: gamma,
+                    dx: y,
+                    dgamma: dgamma,
+                    dbeta: dbeta
                 });
                 (bn_backward(plan, &args), &[2, 4, 5])
             }

@@ -3,7 +3,8 @@
 
 use arbitrary::Arbitrary;
 use batchnorm::{
-    Affine, BatchNorm, Error, GradientSums, Gradients, Isa, Momentum, RunningStatistics, Shape, Source, Statistics,
+    Activation, Affine, BatchNorm, Error, Extras, GradientSums, Gradients, Isa, Momentum, RunningStatistics, Shape,
+    Source, Statistics,
 };
 use batchnorm_fuzz::{Dims, Float, Place, Value, baseline};
 use libfuzzer_sys::fuzz_target;
@@ -21,6 +22,41 @@ struct Input {
     beta: bool,
     source: Averages,
     call: Call,
+    fusing: Fusing,
+}
+
+/// What is fused, valid or not.
+#[derive(Arbitrary, Clone, Copy, Debug)]
+struct Fusing {
+    activation: Act,
+    residual: Option<Delta>,
+    output: Option<Delta>,
+    dresidual: Option<Delta>,
+    /// All of them, and the last.
+    weights: Option<(Delta, Value, Value)>,
+}
+
+#[derive(Arbitrary, Clone, Copy, Debug)]
+enum Act {
+    Identity,
+    Relu,
+    LeakyRelu(Value),
+    Silu,
+}
+
+impl Act {
+    fn activation(self) -> Activation {
+        match self {
+            Self::Identity => Activation::Identity,
+            Self::Relu => Activation::Relu,
+            Self::LeakyRelu(slope) => Activation::LeakyRelu(slope.f64()),
+            Self::Silu => Activation::Silu,
+        }
+    }
+
+    fn valid(self) -> bool {
+        !matches!(self, Self::LeakyRelu(slope) if !(slope.f64() >= 0.0 && slope.f64().is_finite()))
+    }
 }
 
 #[derive(Arbitrary, Clone, Copy, Debug, Default)]
@@ -78,6 +114,8 @@ enum Call {
     ParameterGradients,
     Backward,
     BackwardInPlace,
+    Invertible,
+    FromOutput,
 }
 
 fuzz_target!(|input: Input| {
@@ -128,6 +166,9 @@ fn settings(input: &Input) {
     let plan = BatchNorm::new(input.dims.shape());
     let eps = input.eps.f64();
     assert_eq!(told(plan.eps(eps)).is_some(), eps >= 0.0 && eps.is_finite(), "eps {eps}");
+    let act = input.fusing.activation;
+    let plan = BatchNorm::new(input.dims.shape());
+    assert_eq!(told(plan.activation(act.activation())).is_some(), act.valid(), "{act:?}");
     for isa in [Isa::Portable, Isa::Avx2, Isa::Avx512] {
         let plan = BatchNorm::new(input.dims.shape());
         assert_eq!(told(plan.isa(isa)).is_some(), Isa::available().contains(&isa), "{isa:?}");
@@ -137,13 +178,16 @@ fn settings(input: &Input) {
 fn run<E: Float>(input: &Input) {
     let shape = input.dims.shape();
     let Some(source) = Owned::new(input.source, input.lengths.source.apply(shape.channels())) else { return };
-    input.place.each_isa(&baseline(shape, 1e-5), |plan, _| {
+    let Ok(plan) = baseline(shape, 1e-5).activation(input.fusing.activation.activation()) else { return };
+    input.place.each_isa(&plan, |plan, _| {
         let mut arguments = Arguments::<E>::new(input, shape);
-        let before = arguments.clone();
+        let mut before = arguments.clone();
         let valid = arguments.valid(input, shape, &source);
         let result = arguments.call(input.call, plan, &source);
         assert_eq!(told(result.clone()).is_some(), valid, "{result:?}");
         if !valid {
+            // Weights, which may be NaN, were not lent to be written.
+            (before.weights, arguments.weights) = (None, None);
             assert_eq!(before, arguments, "after {result:?}");
         }
         arguments.merge();
@@ -200,6 +244,10 @@ struct Arguments<E> {
     beta: Option<Vec<E>>,
     dgamma: Option<Vec<E>>,
     dbeta: Option<Vec<E>>,
+    residual: Option<Vec<E>>,
+    output: Option<Vec<E>>,
+    dresidual: Option<Vec<E>>,
+    weights: Option<Vec<E>>,
     statistics: Statistics,
     sums: GradientSums,
 }
@@ -209,6 +257,13 @@ impl<E: Float> Arguments<E> {
         let (lengths, channels) = (input.lengths, shape.channels());
         let values = |delta: Delta, n| vec![E::of(0.125); delta.apply(n)];
         let wide = |delta: Delta| vec![0.125; delta.apply(channels)];
+        let weights = |(delta, all, last): (Delta, Value, Value)| {
+            let mut weights = vec![E::of(all.f64()); delta.apply(shape.values_per_channel())];
+            if let Some(weight) = weights.last_mut() {
+                *weight = E::of(last.f64());
+            }
+            weights
+        };
         Self {
             x: values(lengths.x, shape.len()),
             dy: values(lengths.dy, shape.len()),
@@ -217,6 +272,10 @@ impl<E: Float> Arguments<E> {
             beta: input.beta.then(|| values(lengths.beta, channels)),
             dgamma: input.gamma.then(|| values(lengths.dgamma, channels)),
             dbeta: input.beta.then(|| values(lengths.dbeta, channels)),
+            residual: input.fusing.residual.map(|delta| values(delta, shape.len())),
+            output: input.fusing.output.map(|delta| values(delta, shape.len())),
+            dresidual: input.fusing.dresidual.map(|delta| values(delta, shape.len())),
+            weights: input.fusing.weights.map(weights),
             statistics: Statistics::from_parts(7.0, wide(lengths.statistics), wide(lengths.statistics))
                 .expect("valid parts"),
             sums: GradientSums::from_parts(wide(lengths.sums), wide(lengths.sums)).expect("equal lengths"),
@@ -231,24 +290,57 @@ impl<E: Float> Arguments<E> {
         let affine = fits(&self.gamma) && fits(&self.beta);
         let parameters = fits(&self.dgamma) && fits(&self.dbeta);
         let (statistics, sums) = (self.statistics.channels() == channels, self.sums.channels() == channels);
+        let of_shape = |v: &Option<Vec<E>>| v.as_ref().is_none_or(|v| v.len() == n);
+        let dresidual = of_shape(&self.dresidual);
+        let weight = |w: &E| w.f64() >= 0.0 && w.f64().is_finite();
+        let extras = [&self.residual, &self.output].into_iter().all(of_shape)
+            && self.weights.as_ref().is_none_or(|w| w.len() == shape.values_per_channel() && w.iter().all(weight));
         let usable = source.channels() == channels
             && match source {
-                Owned::Batch(s) => s.count() > 0.0 || n == 0 || matches!(input.call, Call::ParameterGradients),
+                Owned::Batch(s) => {
+                    s.count() > 0.0 || self.none(shape) || matches!(input.call, Call::ParameterGradients)
+                }
                 Owned::Running(r) => r.var().iter().all(|&var| var >= 0.0),
             };
         match input.call {
-            Call::Statistics => x && statistics,
-            Call::ForwardTraining => x && out && affine && statistics,
-            Call::ForwardTrainingInPlace => x && affine && statistics,
-            Call::Normalize => x && usable && affine && out,
-            Call::NormalizeInPlace => x && usable && affine,
-            Call::GradientSums => x && dy && usable && sums,
-            Call::InputGradient => x && dy && self.given(source, shape) && sums && affine && out,
-            Call::InputGradientInPlace => x && dy && self.given(source, shape) && sums && affine,
+            Call::Statistics => x && statistics && extras,
+            Call::ForwardTraining => x && out && affine && statistics && extras,
+            Call::ForwardTrainingInPlace => x && affine && statistics && extras,
+            Call::Normalize => x && usable && affine && out && extras,
+            Call::NormalizeInPlace => x && usable && affine && extras,
+            Call::GradientSums => x && dy && usable && affine && sums && extras,
+            Call::InputGradient => {
+                let given = self.given(source, shape, self.none(shape));
+                x && dy && given && sums && affine && out && extras && parameters && dresidual
+            }
+            Call::InputGradientInPlace => x && dy && self.given(source, shape, n == 0) && sums && affine,
             Call::ParameterGradients => usable && sums && parameters,
-            Call::Backward => x && dy && usable && affine && out && parameters,
-            Call::BackwardInPlace => x && dy && usable && affine && parameters,
+            Call::Backward => x && dy && usable && affine && out && parameters && extras && dresidual,
+            Call::BackwardInPlace => x && dy && usable && affine && parameters && extras && dresidual,
+            Call::Invertible => x && affine && statistics && self.invertible(input, shape),
+            Call::FromOutput => {
+                let given = self.given(source, shape, n == 0) && self.invertible(input, shape);
+                x && dy && given && affine && out && parameters && dresidual
+            }
         }
+    }
+
+    /// Whether y tells what x was: all channels have one gamma and one beta.
+    fn invertible(&self, input: &Input, shape: Shape) -> bool {
+        let slope = match input.fusing.activation {
+            Act::Identity => 1.0,
+            Act::LeakyRelu(slope) => slope.f64(),
+            Act::Relu | Act::Silu => 0.0,
+        };
+        let (gamma, beta) = (self.gamma.as_ref().map_or(1.0, |_| 0.125), self.beta.as_ref().map_or(0.0, |_| 0.125));
+        let largest = gamma * (shape.values_per_channel() as f64).sqrt() + beta;
+        let fits = gamma * slope.min(1.0) >= E::MIN_NORMAL && largest * slope.max(1.0) <= E::MAX;
+        slope > 0.0 && (fits || shape.channels() == 0)
+    }
+
+    /// Whether no value exists.
+    fn none(&self, shape: Shape) -> bool {
+        shape.is_empty() || self.weights.as_ref().is_some_and(|w| w.iter().all(|w| w.f64() == 0.0))
     }
 
     /// The statistics of a pass that takes no running ones.
@@ -259,9 +351,9 @@ impl<E: Float> Arguments<E> {
         }
     }
 
-    fn given(&self, source: &Owned, shape: Shape) -> bool {
+    fn given(&self, source: &Owned, shape: Shape, none: bool) -> bool {
         let batch = self.batch(source);
-        batch.channels() == shape.channels() && (batch.count() > 0.0 || shape.is_empty())
+        batch.channels() == shape.channels() && (batch.count() > 0.0 || none)
     }
 
     fn call(&mut self, call: Call, plan: &BatchNorm, owned: &Owned) -> Result<(), Error> {
@@ -270,18 +362,33 @@ impl<E: Float> Arguments<E> {
         let affine = Affine { gamma: self.gamma.as_deref(), beta: self.beta.as_deref() };
         let (x, dy, out) = (&mut self.x, &mut self.dy, &mut self.out);
         let (dgamma, dbeta) = (self.dgamma.as_deref_mut(), self.dbeta.as_deref_mut());
+        let dresidual = self.dresidual.as_deref_mut();
+        let (residual, output, weights) = (self.residual.as_deref(), self.output.as_deref(), self.weights.as_deref());
+        let with = plan.with(Extras { residual, output, weights });
         match call {
-            Call::Statistics => plan.statistics(x, &mut self.statistics),
-            Call::ForwardTraining => plan.forward_training(x, affine, out, &mut self.statistics),
-            Call::ForwardTrainingInPlace => plan.forward_training_in_place(x, affine, &mut self.statistics),
-            Call::Normalize => plan.normalize(x, source, affine, out),
-            Call::NormalizeInPlace => plan.normalize_in_place(x, source, affine),
-            Call::GradientSums => plan.gradient_sums(x, dy, source, Affine::default(), &mut self.sums),
-            Call::InputGradient => plan.input_gradient(x, dy, &batch, &self.sums, affine, out),
+            Call::Statistics => with.statistics(x, &mut self.statistics),
+            Call::ForwardTraining => with.forward_training(x, affine, out, &mut self.statistics),
+            Call::ForwardTrainingInPlace => with.forward_training_in_place(x, affine, &mut self.statistics),
+            Call::Normalize => with.normalize(x, source, affine, out),
+            Call::NormalizeInPlace => with.normalize_in_place(x, source, affine),
+            Call::GradientSums => with.gradient_sums(x, dy, source, affine, &mut self.sums),
+            Call::InputGradient => {
+                let gradients = Gradients { dx: Some(out), dresidual, dgamma, dbeta };
+                with.input_gradient(x, dy, &batch, &self.sums, affine, gradients)
+            }
             Call::InputGradientInPlace => plan.input_gradient_in_place(x, dy, &batch, &self.sums, affine),
             Call::ParameterGradients => plan.parameter_gradients(source, &self.sums, dgamma, dbeta),
-            Call::Backward => plan.backward(x, dy, source, affine, Gradients { dx: Some(out), dgamma, dbeta, ..Gradients::default() }),
-            Call::BackwardInPlace => plan.backward_in_place(x, dy, source, affine, dgamma, dbeta),
+            Call::Backward => {
+                with.backward(x, dy, source, affine, Gradients { dx: Some(out), dresidual, dgamma, dbeta })
+            }
+            Call::BackwardInPlace => {
+                with.backward_in_place(x, dy, source, affine, Gradients { dx: None, dresidual, dgamma, dbeta })
+            }
+            Call::Invertible => plan.forward_training_invertible(x, affine, &mut self.statistics),
+            Call::FromOutput => {
+                let gradients = Gradients { dx: Some(out), dresidual, dgamma, dbeta };
+                plan.backward_from_output(x, dy, &batch, affine, gradients)
+            }
         }
     }
 

@@ -2,7 +2,7 @@
 #![no_main]
 
 use arbitrary::Arbitrary;
-use batchnorm::{BatchNorm, GradientSums, Momentum, RunningStatistics, Shape, Statistics, reference};
+use batchnorm::{Affine, BatchNorm, GradientSums, Momentum, RunningStatistics, Shape, Statistics, reference};
 use batchnorm_fuzz::{Case, Data, Float, Value, baseline, channels, same, widen, within};
 use libfuzzer_sys::fuzz_target;
 

@@ -58,13 +58,13 @@ impl Channel {
 
     /// Error of the mean.
     pub fn mean_bound<E: Float>(&self) -> f64 {
-        (E::relative(self.kappa) / 2.0 + f64::EPSILON * (self.values + 8.0)) * self.var.sqrt()
+        (E::variance(self.kappa) / 2.0 + f64::EPSILON * (self.values + 8.0)) * self.var.sqrt()
             + f64::EPSILON * self.mean.abs()
     }
 
     /// Error of the variance.
     pub fn var_bound<E: Float>(&self) -> f64 {
-        self.relative::<E>() * self.var
+        (E::variance(self.kappa) + self.reference()) * self.var
     }
 
     /// Error of `y = gamma·x̂ + beta`.

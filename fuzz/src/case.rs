@@ -1,7 +1,7 @@
 //! From bytes to shapes, values and settings.
 
 use crate::Float;
-use arbitrary::Arbitrary;
+use arbitrary::{Arbitrary, Unstructured};
 use batchnorm::{Affine, Shape, reference};
 
 /// A value, most of them of the kind that breaks things.
@@ -53,7 +53,7 @@ impl Value {
     }
 }
 
-fn finite<E: Float>(v: f64) -> f64 {
+pub(crate) fn finite<E: Float>(v: f64) -> f64 {
     E::of(v.clamp(-E::MAX, E::MAX)).f64()
 }
 
@@ -99,25 +99,36 @@ fn noise(seed: u8, k: usize) -> f64 {
     ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 52) as f64 - 1.0
 }
 
-/// Extents, cut to a size that keeps thousands of executions a second; large ones are split over threads.
-#[derive(Arbitrary, Clone, Copy, Debug)]
+/// Extents, cut to a size that keeps hundreds of executions a second; large ones are split over threads.
+#[derive(Clone, Copy, Debug)]
 pub struct Dims {
     outer: u16,
     channels: u16,
     inner: u16,
     /// Channels last.
     rows: bool,
-    size: u8,
+    size: u16,
+}
+
+impl Arbitrary<'_> for Dims {
+    /// The size follows from all bytes from here on: were it a byte of its own, what is made from a large input would
+    /// nearly always be large again, and little else would be run.
+    fn arbitrary(u: &mut Unstructured<'_>) -> arbitrary::Result<Self> {
+        let rest = u.peek_bytes(u.len()).unwrap_or_default();
+        let hash = rest.iter().fold(0x811c_9dc5, |h, &b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
+        let (outer, channels, inner, rows) = u.arbitrary()?;
+        Ok(Self { outer, channels, inner, rows, size: (hash >> 16) as u16 })
+    }
 }
 
 impl Dims {
     pub fn shape(self) -> Shape {
         let (limit, channels) = match self.size {
-            0..240 => (1 << 10, 80),
-            // More channels than a group of rows has.
-            240..254 => (1 << 14, 10_000),
-            // Enough for several threads, and for several segments of a channel.
-            _ => (140_000, 80),
+            // Enough for several threads, and for several segments of a channel: one in 512.
+            0..128 => (140_000, 80),
+            // More channels than a group of rows has: one in 64.
+            128..1152 => (1 << 14, 10_000),
+            _ => (1 << 10, 80),
         };
         let below = |v: u16, n: usize| usize::from(v) % (n + 1);
         let channels = below(self.channels, channels);

@@ -5,10 +5,12 @@
 
 mod bounds;
 mod case;
+mod fused;
 mod place;
 
 pub use bounds::{Channel, channels, within};
 pub use case::{Case, Data, Dims, Value, widen};
+pub use fused::{Fusing, Number, Problem, Step, Type};
 pub use place::{Buffer, Place, Runner, baseline};
 
 use batchnorm::{Element, Isa};
@@ -31,8 +33,10 @@ pub trait Float: Element<Param = Self> + PartialEq + Debug {
     fn of(v: f64) -> Self;
     fn f64(self) -> f64;
 
-    /// The relative error that the statistics, y and the gradients of a channel may have.
+    /// The relative error that y and the gradients of a channel may have.
     fn relative(kappa: f64) -> f64;
+    /// The relative error that the variance of a channel may have.
+    fn variance(kappa: f64) -> f64;
 
     /// Bits to compare: one pattern stands for every NaN, whose payload nobody promises.
     fn bits(self) -> u64 {
@@ -57,6 +61,9 @@ impl Float for f32 {
     fn relative(_: f64) -> f64 {
         8.0 * Self::U
     }
+    fn variance(_: f64) -> f64 {
+        4.0 * Self::U
+    }
 }
 
 impl Float for f64 {
@@ -74,6 +81,9 @@ impl Float for f64 {
         self
     }
     fn relative(kappa: f64) -> f64 {
+        1e-13 * kappa
+    }
+    fn variance(kappa: f64) -> f64 {
         1e-13 * kappa
     }
 }

@@ -16,7 +16,7 @@ pub(crate) fn activate<V: Vector>(activation: Activation, z: V) -> V {
         Activation::Identity => z,
         Activation::Relu => z.if_positive(z, splat(0.0)),
         Activation::LeakyRelu(slope) => z.if_positive(z, z.mul(splat(slope))),
-        Activation::Silu => z.div(splat::<V>(0.0).sub(z).exp().add(splat(1.0))),
+        Activation::Silu => z.mul(logistic(z)[0]),
     }
 }
 
@@ -28,9 +28,8 @@ pub(crate) fn gradient<V: Vector>(activation: Activation, z: V, dy: V) -> V {
         Activation::Relu => z.if_positive(dy, splat(0.0)),
         Activation::LeakyRelu(slope) => z.if_positive(dy, dy.mul(splat(slope))),
         Activation::Silu => {
-            let one = splat::<V>(1.0);
-            let s = one.div(splat::<V>(0.0).sub(z).exp().add(one));
-            dy.mul(s.mul(z.mul(one.sub(s)).add(one)))
+            let [s, rest] = logistic(z);
+            dy.mul(s.mul(z.mul(rest).add(splat(1.0))))
         }
     }
 }
@@ -42,4 +41,14 @@ pub(crate) fn inverse<V: Vector>(activation: Activation, y: V) -> V {
         Activation::LeakyRelu(slope) => y.if_positive(y, y.div(splat(slope))),
         _ => y,
     }
+}
+
+/// `1 / (1 + exp(−z))`, and what it lacks to 1: both from exp(−|z|), which does not overflow, and without a difference,
+/// which would cancel.
+#[inline(always)]
+fn logistic<V: Vector>(z: V) -> [V; 2] {
+    let one = splat::<V>(1.0);
+    let e = z.if_positive(splat::<V>(0.0).sub(z), z).exp();
+    let sum = one.add(e);
+    [z.if_positive(one, e).div(sum), z.if_positive(e, one).div(sum)]
 }

@@ -208,8 +208,9 @@ impl<P: Real> Kernel for Forward<'_, P> {
             let a = prescale::<P>(self.channels.mean[c], self.channels.var[c], inv_std, s);
             prescales[c] = P::from_f64(a);
             (hi[c], lo[c]) = split(self.channels.mean[c] * a);
-            // Finite, so that x = mean gives beta even where eps lets inv_std leave the range of lanes.
-            scale[c] = P::from_f64((s / a).clamp(-P::MAX, P::MAX));
+            // Finite where gamma is, so that x = mean gives beta even where eps lets inv_std leave the range of lanes.
+            let largest = if self.channels.gamma(c).is_finite() { P::MAX } else { f64::INFINITY };
+            scale[c] = P::from_f64((s / a).clamp(-largest, largest));
             shift[c] = self.channels.beta.map_or(P::from_f64(0.0), |beta| beta[c]);
         }
     }
@@ -249,15 +250,14 @@ impl<P: Real> Kernel for FinishSums<'_, P> {
         // SAFETY: whoever makes a `FinishSums` promises that it alone uses its channels' partials.
         let [g, gx] = unsafe { self.partials.fold::<Sum>() };
         self.g.copy_from_slice(g);
-        for ((out, sum), prescale) in self.gx.iter_mut().zip(gx).zip(self.prescale) {
-            *out = *sum / prescale.to_f64();
-        }
-        if self.channels.rebuild {
-            for (c, gx) in self.gx.iter_mut().enumerate() {
-                // To the units of x. A channel without variance and eps has x̂ = 0.
+        for (c, ((out, sum), prescale)) in self.gx.iter_mut().zip(gx).zip(self.prescale).enumerate() {
+            let mut unit = 1.0 / prescale.to_f64();
+            if self.channels.rebuild {
+                // To that of x. A channel without variance and eps has x̂ = 0.
                 let inv_std = self.channels.inv_std(c);
-                *gx *= if inv_std == 0.0 { 0.0 } else { self.channels.seen(c).factor / inv_std };
+                unit = if inv_std == 0.0 { 0.0 } else { self.channels.seen(c).factor * unit / inv_std };
             }
+            *out = *sum * unit;
         }
     }
 }
@@ -314,6 +314,46 @@ impl<P: Real> Kernel for Frozen<'_, P> {
             (prescales[c], scale[c]) = (P::from_f64(a), P::from_f64(s / a));
             (hi[c], lo[c], shift[c]) = (P::from_f64(0.0), P::from_f64(0.0), P::from_f64(0.0));
         }
+    }
+}
+
+/// What second derivatives need of a channel beside its [`Channels`], in f64: sums over `count` values, and the
+/// cotangents of dgamma and dbeta.
+#[derive(Clone, Copy)]
+pub(crate) struct SecondSums {
+    pub(crate) count: f64,
+    /// Σg, Σg·(x − mean), Σv, Σv·(x − mean), Σg·(v − mean(v)).
+    pub(crate) sums: [f64; 5],
+    pub(crate) dgamma: f64,
+    pub(crate) dbeta: f64,
+}
+
+impl<P: Real> Channels<'_, P> {
+    /// The gradients of `Σ v·dx + cotangents·(dgamma, dbeta)` in a channel: coefficients of
+    /// [`Second`](super::second::Second) for x and for dy, and the gradient of gamma.
+    ///
+    /// With s = inv_std, h = mean(g·x̂), p = mean(v·x̂) and A = mean(v·g) − mean(v)·mean(g) − p·h:
+    /// dy: `γs·(v − mean(v) − p·x̂) + dgamma·x̂ + dbeta`; gamma: `s·M·A`; x:
+    /// `s·(−γsh·(v − mean(v)) + (dgamma − γsp)·(g − mean(g)) − x̂·(γsA + dgamma·h − 2γshp))`.
+    pub(crate) fn second(&self, c: usize, of: SecondSums) -> ([[P; super::second::COEFS]; 2], P) {
+        let (s, gamma, m) = (self.inv_std(c), self.gamma(c), of.count);
+        let [g, gx, v, vx, gv] = of.sums.map(|sum| sum / m);
+        let (h, p) = (gx * s, vx * s);
+        let a = gv - p * h;
+        let prescale = gradient_prescale::<P>(self.mean[c], self.var[c].sqrt());
+        let (hi, lo) = split(self.mean[c] * prescale);
+        let coefs = |k_x: f64, k_v: f64, k_g: f64, k: f64| {
+            let [prescale, k_x, v, k_v, g, k_g, k] = [prescale, k_x / prescale, v, k_v, g, k_g, k].map(P::from_f64);
+            [prescale, hi, lo, k_x, v, k_v, g, k_g, k]
+        };
+        let scale = gamma * s;
+        let x = coefs(
+            -s * s * (scale * a + of.dgamma * h - 2.0 * scale * h * p),
+            -s * scale * h,
+            s * (of.dgamma - scale * p),
+            0.0,
+        );
+        ([x, coefs(s * (of.dgamma - scale * p), scale, 0.0, of.dbeta)], P::from_f64(s * m * a))
     }
 }
 

@@ -23,6 +23,7 @@ impl<const FUSED: bool> Reduce for Terms<FUSED> {
     const COEFS: usize = if FUSED { COEFS + normalize::COEFS } else { COEFS };
     const RECOMPUTE_COEFS: usize = if FUSED { normalize::COEFS } else { 0 };
     const FUSED: bool = FUSED;
+    const SQUARES: bool = false;
     #[inline(always)]
     fn terms<V: Vector>(coefs: [V; MAX_COEFS], operands: Operands<V>, fused: &Fused) -> [V; 2] {
         let [prescale, mean_hi, mean_lo, forward @ ..] = coefs;

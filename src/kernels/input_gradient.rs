@@ -35,9 +35,9 @@ impl<const FUSED: bool> Map for InputGradient<FUSED> {
             g
         } else {
             let through = center(x, prescale, mean_hi, mean_lo).mul(slope).mul(w);
-            existing(fused, w, g.sub(mean_g.mul(w)).add(through))
+            g.sub(mean_g.mul(w)).add(through)
         };
-        [inner.mul(scale).mul(boost), g]
+        [existing(fused, w, inner.mul(scale).mul(boost)), g]
     }
 }
 

@@ -13,6 +13,7 @@ pub(crate) mod moments;
 pub(crate) mod normalize;
 pub(crate) mod operands;
 pub(crate) mod reduce;
+pub(crate) mod second;
 mod sink;
 
 use crate::Shape;

@@ -7,13 +7,16 @@
 //! ```
 //!
 //! Blocks double, so a channel of M values has log2(M) of them and closing one costs nothing that can be measured.
-//! Why Σd² stays small, whatever the order of the data: with n_b ≤ n, Chan's merge adds at least n_b·(mean_b − p)²/2
-//! to M2, so all the Q together are at most 2·M2, and rounding errors of d², relative to Q, are relative to M2.
+//! Why this is exact to a few ulps, whatever the order of the data: f64 holds d², and sums it, so that d = x − p is all
+//! that is rounded; the result is that of data off by u·|d|. With n_b ≤ n, Chan's merge adds at least
+//! n_b·(mean_b − p)²/2 to M2, so all the Q together are at most 2·M2, and what is relative to Q is relative to M2.
 //!
 //! Welford, Technometrics 4 (1962); Chan, Golub, LeVeque, The American Statistician 37 (1983).
 //!
-//! Squares of f32 leave its range from 2^64 up and from 2^-63 down. Where that could have happened the channel's
-//! segment is summed again in f64, which holds every square of an f32.
+//! Where values have weights a block may be much heavier than all before it. If one of its values is, the pivot is the
+//! heaviest: that lies within sqrt(n_b/w)·std of the mean, w being its weight, at most the root of the number of values.
+//!
+//! Where x − p leaves the range of f32 the channel's segment is summed again with lanes of f64.
 
 use super::operands::{Fused, INPUTS, Lanes, Native, Operands, Redo, Sources, Weights, existing};
 use super::reduce::{self, MAX_COEFS, Reduce, Rows, Wide};
@@ -32,6 +35,7 @@ impl<const FUSED: bool> Reduce for Deviations<FUSED> {
     const INPUTS: usize = 1;
     const COEFS: usize = 1;
     const FUSED: bool = FUSED;
+    const SQUARES: bool = !FUSED;
     #[inline(always)]
     fn terms<V: Vector>([pivot, ..]: [V; MAX_COEFS], operands: Operands<V>, fused: &Fused) -> [V; 2] {
         let d = operands.inputs[0].sub(pivot);
@@ -56,16 +60,6 @@ fn sources<E: Element>(x: *const E, weights: *const E::Param) -> Sources<E> {
     let mut inputs = [std::ptr::null(); INPUTS];
     inputs[0] = x;
     Sources { inputs, weights }
-}
-
-/// A mean squared deviation below this may have lost bits to subnormal squares: 2^-118, where 2^-150, the largest
-/// error of a square rounded to a subnormal, is 2^-32 of it.
-const SMALLEST_SQUARE: f64 = f64::from_bits((1023 - 118) << 52);
-
-/// Whether f32 lanes were out of their depth; true also for NaN and Inf in the data, which change nothing in f64.
-#[inline(always)]
-fn out_of_range(n: f64, m2: f64) -> bool {
-    !(m2 >= n * SMALLEST_SQUARE && m2 < f64::INFINITY)
 }
 
 /// Values whose mean is the first pivot.
@@ -102,6 +96,14 @@ fn close(n: f64, pivot: f64, s: f64, q: f64) -> [f64; 2] {
     [pivot + s / n, if m2 < 0.0 { 0.0 } else { m2 }]
 }
 
+/// A block of weighted positions, which all channels of a tile share.
+#[derive(Clone, Copy)]
+struct Block {
+    weight: f64,
+    /// The position whose value is the pivot, if not the mean of the blocks before.
+    pivot: Option<usize>,
+}
+
 /// One channel on its way through its runs.
 #[derive(Clone, Copy)]
 struct Channel<V: Vector> {
@@ -110,7 +112,8 @@ struct Channel<V: Vector> {
     /// Values summed in this block, and how many it is to have; 0 before the first value.
     filled: usize,
     block: usize,
-    /// Values in the blocks closed so far, and their weight.
+    /// Blocks closed so far, the values in them, and their weight.
+    blocks: usize,
     closed: usize,
     count: f64,
     mean: f64,
@@ -122,10 +125,11 @@ impl<V: Vector> Channel<V> {
     fn new() -> Self {
         let zero = V::wide_zero();
         let pivot = V::Scalar::from_f64(0.0);
-        Self { pivot, acc: [zero; 2], filled: 0, block: 0, closed: 0, count: 0.0, mean: 0.0, m2: 0.0 }
+        Self { pivot, acc: [zero; 2], filled: 0, block: 0, blocks: 0, closed: 0, count: 0.0, mean: 0.0, m2: 0.0 }
     }
 
-    /// Sums `len` contiguous values, of which `weights` are those of the whole tile.
+    /// Sums `len` contiguous values. Where they have weights `blocks` are those of the tile, and `value` gives the one at
+    /// a position; elsewhere there are none.
     ///
     /// # Safety
     /// They can be read at `x`.
@@ -134,29 +138,34 @@ impl<V: Vector> Channel<V> {
         &mut self,
         mut x: Sources<L::E>,
         mut len: usize,
-        weights: Weights<<L::E as Element>::Param>,
+        blocks: &[Block],
+        value: impl Fn(usize) -> V::Scalar,
     ) {
         if self.block == 0 {
             self.block = len.min(FIRST_RUN);
-            if weights.0.is_null() {
+            if blocks.is_empty() {
                 // SAFETY: a run has at least one value; the block is within `len`.
                 unsafe { self.first_pivot::<L, FUSED>(x) };
             }
         }
         loop {
+            if self.filled == 0
+                && let Some(&Block { pivot: Some(position), .. }) = blocks.get(self.blocks)
+            {
+                self.pivot = value(position);
+            }
             let take = len.min(self.block - self.filled);
             let coefs = [V::splat(self.pivot); MAX_COEFS];
             // SAFETY: `take` is at most `len`.
             self.acc =
-                unsafe { reduce::run::<Deviations<FUSED>, L>(coefs, x, &fused(!weights.0.is_null()), take, self.acc) };
+                unsafe { reduce::run::<Deviations<FUSED>, L>(coefs, x, &fused(!blocks.is_empty()), take, self.acc) };
             x = x.advance(take, take);
             self.filled += take;
             len -= take;
             if len == 0 {
                 return;
             }
-            // SAFETY: the caller's promise.
-            unsafe { self.close_block(weights) };
+            self.close_block(blocks);
         }
     }
 
@@ -176,16 +185,14 @@ impl<V: Vector> Channel<V> {
         self.pivot = V::Scalar::from_f64(first.to_f64() + wide_sum::<V>(acc[0]) / self.block as f64);
     }
 
-    /// # Safety
-    /// The weights of what was summed can be read.
     #[inline(always)]
-    unsafe fn close_block<P: Real>(&mut self, weights: Weights<P>) {
-        // SAFETY: the caller's promise.
-        let n = unsafe { weights.sum(self.closed..self.closed + self.filled) };
+    fn close_block(&mut self, blocks: &[Block]) {
+        let n = blocks.get(self.blocks).map_or(self.filled as f64, |block| block.weight);
         let [mean, m2] = close(n, self.pivot.to_f64(), wide_sum::<V>(self.acc[0]), wide_sum::<V>(self.acc[1]));
         let total = [slice::from_mut(&mut self.mean), slice::from_mut(&mut self.m2)];
         merge(self.count, total, n, [&[mean], &[m2]]);
         self.count += n;
+        self.blocks += 1;
         self.closed += self.filled;
         self.acc = [V::wide_zero(); 2];
         self.filled = 0;
@@ -252,7 +259,6 @@ impl<E: Element> Moments<E> {
     /// The pointers cover the shape.
     #[inline(always)]
     unsafe fn planes<S: Simd>(&self) {
-        let n = self.tile.positions.len() as f64;
         let channels = self.tile.channels.clone();
         // SAFETY: the caller's promise; channels of the tile are below the shape's.
         unsafe {
@@ -263,7 +269,7 @@ impl<E: Element> Moments<E> {
             }
             let step = if weighted { channels.len() } else { 1 };
             for c in channels.clone().step_by(step) {
-                if weighted || E::HAS_REDO && out_of_range(n, *self.out[1].add(c)) {
+                if weighted || E::HAS_REDO && !(*self.out[1].add(c)).is_finite() {
                     self.planes_of::<Redo<E, S>, true>(c..(c + step).min(channels.end));
                 }
             }
@@ -275,30 +281,50 @@ impl<E: Element> Moments<E> {
     #[inline(always)]
     unsafe fn planes_of<L: Lanes<E = E>, const FUSED: bool>(&self, channels: Range<usize>) {
         let (count, inner) = (self.shape.channels(), self.shape.inner());
-        let weights = self.tile_weights();
         let mut slots = [const { MaybeUninit::uninit() }; MAX_GROUP];
         let states = start(&mut slots, channels.len(), Channel::<L::V>::new());
+        let mut blocks = [Block { weight: 0.0, pivot: None }; usize::BITS as usize];
         // SAFETY: runs and positions lie within the buffers, by the definition of the shape.
         unsafe {
-            if FUSED && let Some(p) = weights.first(0..self.tile.positions.len()) {
-                let p = self.tile.positions.start + p;
-                for (state, c) in states.iter_mut().zip(channels.clone()) {
-                    state.pivot = first::<L>(self.x.add((p / inner * count + c) * inner + p % inner));
-                }
-            }
+            let blocks = if FUSED { self.blocks(&mut blocks) } else { &[] };
             for (o, i, len) in Runs::new(self.shape, &self.tile.positions) {
                 for (state, c) in states.iter_mut().zip(channels.clone()) {
                     let x = sources(self.x.add((o * count + c) * inner + i), self.weights.wrapping_add(o * inner + i));
                     reduce::prefetch_plane::<L::V, E>(x.inputs[0].wrapping_add(count * inner), len);
-                    state.feed::<L, FUSED>(x, len, weights);
+                    let value = |p: usize| first::<L>(self.x.add((p / inner * count + c) * inner + p % inner));
+                    state.feed::<L, FUSED>(x, len, blocks, value);
                 }
             }
             for (state, c) in states.iter_mut().zip(channels) {
-                state.close_block(weights);
+                state.close_block(blocks);
                 *self.out[0].add(c) = state.mean;
                 *self.out[1].add(c) = state.m2;
             }
         }
+    }
+
+    /// The blocks of the tile's positions in planes, the first no longer than its run, if they have weights.
+    ///
+    /// # Safety
+    /// The pointers cover the shape.
+    #[inline(always)]
+    unsafe fn blocks<'a>(&self, room: &'a mut [Block]) -> &'a [Block] {
+        let (weights, inner) = (self.tile_weights(), self.shape.inner());
+        let Range { start, end } = self.tile.positions;
+        let (mut blocks, mut at, mut len, mut count) = (0, 0, (inner - start % inner).min(FIRST_RUN), 0.0);
+        while at < end - start && !weights.0.is_null() {
+            let positions = at..(at + len).min(end - start);
+            at = positions.end;
+            len = at;
+            // SAFETY: the caller's promise; the positions are the tile's.
+            unsafe {
+                let pivot = weights.heaviest(positions.clone(), count).map(|p| start + p);
+                room[blocks] = Block { weight: weights.sum(positions), pivot };
+            }
+            count += room[blocks].weight;
+            blocks += 1;
+        }
+        &room[..blocks]
     }
 
     /// # Safety
@@ -306,7 +332,6 @@ impl<E: Element> Moments<E> {
     #[inline(always)]
     unsafe fn rows<S: Simd>(&self) {
         let Range { start, end } = self.tile.channels;
-        let n = self.tile.positions.len() as f64;
         // SAFETY: the caller's promise; channels of the tile are below the shape's.
         unsafe {
             let [mean, m2] = self.out.map(|p| slice::from_raw_parts_mut(p.add(start), end - start));
@@ -321,7 +346,7 @@ impl<E: Element> Moments<E> {
             // result does not depend on its neighbours.
             const PANEL: usize = 8;
             for (k, (mean, m2)) in mean.chunks_mut(PANEL).zip(m2.chunks_mut(PANEL)).enumerate() {
-                if !m2.iter().any(|&m2| out_of_range(n, m2)) {
+                if m2.iter().all(|m2| m2.is_finite()) {
                     continue;
                 }
                 let (width, first) = (m2.len(), start + k * PANEL);
@@ -329,7 +354,7 @@ impl<E: Element> Moments<E> {
                 let out = [&mut new_mean[..width], &mut new_m2[..width]];
                 self.rows_of::<Redo<E, S>, true>(first..first + width, out, scratch.as_mut_ptr());
                 for c in 0..width {
-                    if out_of_range(n, m2[c]) {
+                    if !m2[c].is_finite() {
                         (mean[c], m2[c]) = (new_mean[c], new_m2[c]);
                     }
                 }
@@ -366,15 +391,17 @@ impl<E: Element> Moments<E> {
         let first = FIRST_ROWS.min(end - start);
         // SAFETY: the tile has at least one row, and the rows summed lie within it.
         unsafe {
-            match weights.first(0..end - start) {
-                Some(row) if FUSED => sums.pivot_from::<L>(x.advance(row * stride, 0)),
-                _ => sums.first_pivot::<L, FUSED>(x, first),
+            if weights.0.is_null() {
+                sums.first_pivot::<L, FUSED>(x, first);
             }
             mean.fill(0.0);
             m2.fill(0.0);
             let (mut row, mut block, mut count) = (0, first, 0.0);
             while row < end - start {
                 let rows = block.min(end - start - row);
+                if FUSED && let Some(heaviest) = weights.heaviest(row..row + rows, count) {
+                    sums.pivot_from::<L>(x.advance(heaviest * stride, 0));
+                }
                 sums.sum::<L, FUSED>(x.advance(row * stride, row), !weights.0.is_null(), rows);
                 let n = weights.sum(row..row + rows);
                 sums.close_block(count, [&mut mean[..width], &mut m2[..width]], n);

@@ -124,17 +124,21 @@ impl<P: Real> Weights<P> {
         sums.iter().sum()
     }
 
-    /// The first of some positions that exists; none where there are no weights.
+    /// The first of the heaviest of some positions, if it weighs more than `than`; none where there are no weights.
     ///
     /// # Safety
     /// The weights can be read.
     #[inline(always)]
-    pub(crate) unsafe fn first(self, mut positions: Range<usize>) -> Option<usize> {
-        if self.0.is_null() {
-            return None;
+    pub(crate) unsafe fn heaviest(self, positions: Range<usize>, than: f64) -> Option<usize> {
+        let mut heaviest = (None, than);
+        for p in positions.filter(|_| !self.0.is_null()) {
+            // SAFETY: the caller's promise.
+            let weight = unsafe { (*self.0.add(p)).to_f64() };
+            if weight > heaviest.1 {
+                heaviest = (Some(p), weight);
+            }
         }
-        // SAFETY: the caller's promise.
-        positions.find(|&p| unsafe { (*self.0.add(p)).to_f64() > 0.0 })
+        heaviest.0
     }
 }
 

@@ -1,7 +1,7 @@
 //! The walks of passes that sum: two sums a channel, in lanes, then in f64.
 //!
 //! A chunk of [`CHUNK`] vectors is summed pairwise in lanes of the element's type (three roundings), then added to
-//! f64 accumulators. In planes the vectors of a chunk follow each other; in rows they are a stride apart, one a row,
+//! f64 accumulators; squares of f32, which f64 holds, are added to these at once. In planes the vectors of a chunk follow each other; in rows they are a stride apart, one a row,
 //! and each lane is a channel. Chunks are counted from the start of the run or block of rows, so the order of all
 //! additions follows from the shape alone.
 
@@ -25,6 +25,8 @@ pub(crate) trait Reduce {
     const RECOMPUTE_COEFS: usize = 0;
     /// Whether anything is fused.
     const FUSED: bool;
+    /// Whether the second term is the square of the first.
+    const SQUARES: bool;
     fn terms<V: Vector>(coefs: [V; MAX_COEFS], x: Operands<V>, fused: &Fused) -> [V; 2];
 }
 
@@ -136,6 +138,34 @@ unsafe fn chunk<R: Reduce, L: Lanes, const ROWS: bool, const PARTIAL: bool>(
 /// The accumulators of two sums.
 pub(crate) type Wide<V> = [<V as Vector>::Wide; 2];
 
+/// Adds the terms of `count` vectors, 1 to `CHUNK`, to the accumulators, those of squares without a rounding in lanes.
+/// It takes a quarter longer where x is in L2, and nothing where it comes from memory.
+///
+/// # Safety
+/// As [`chunk`].
+#[inline(always)]
+unsafe fn add_chunk<R: Reduce, L: Lanes, const ROWS: bool, const PARTIAL: bool>(
+    coefs: [L::V; MAX_COEFS],
+    x: Sources<L::E>,
+    fused: &Fused,
+    step: Step,
+    (count, n): (usize, usize),
+    mut acc: Wide<L::V>,
+) -> Wide<L::V> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if R::SQUARES && L::V::EXACT_SQUARES {
+            for j in 0..count {
+                let x = x.advance(j * step.0, j * step.1);
+                acc = terms::<R, L, ROWS, PARTIAL>(coefs, x, fused, n)[0].accumulate_squares(acc);
+            }
+            return acc;
+        }
+        let t = chunk::<R, L, ROWS, PARTIAL>(coefs, x, fused, step, count, n);
+        [t[0].accumulate(acc[0]), t[1].accumulate(acc[1])]
+    }
+}
+
 /// Adds the terms of `len` contiguous elements of one channel to its accumulators.
 ///
 /// # Safety
@@ -154,19 +184,16 @@ pub(crate) unsafe fn run<R: Reduce, L: Lanes>(
     // SAFETY: every chunk lies within `len`.
     unsafe {
         while len - at >= CHUNK * lanes {
-            let t = chunk::<R, L, false, false>(coefs, x.advance(at, at), fused, step, CHUNK, lanes);
-            acc = [t[0].accumulate(acc[0]), t[1].accumulate(acc[1])];
+            acc = add_chunk::<R, L, false, false>(coefs, x.advance(at, at), fused, step, (CHUNK, lanes), acc);
             at += CHUNK * lanes;
         }
         let count = (len - at) / lanes;
         if count > 0 {
-            let t = chunk::<R, L, false, false>(coefs, x.advance(at, at), fused, step, count, lanes);
-            acc = [t[0].accumulate(acc[0]), t[1].accumulate(acc[1])];
+            acc = add_chunk::<R, L, false, false>(coefs, x.advance(at, at), fused, step, (count, lanes), acc);
             at += count * lanes;
         }
         if at < len {
-            let t = chunk::<R, L, false, true>(coefs, x.advance(at, at), fused, step, 1, len - at);
-            acc = [t[0].accumulate(acc[0]), t[1].accumulate(acc[1])];
+            acc = add_chunk::<R, L, false, true>(coefs, x.advance(at, at), fused, step, (1, len - at), acc);
         }
     }
     acc
@@ -266,9 +293,9 @@ unsafe fn column_panel<R: Reduce, L: Lanes, const PARTIAL: bool>(
     let mut coefs = [L::V::splat(Real::from_f64(0.0)); MAX_COEFS];
     // SAFETY: `column` plus a vector lies within the padded arrays; rows are the caller's promise.
     unsafe {
-        for k in 0..R::COEFS {
+        for (k, v) in coefs.iter_mut().enumerate().take(R::COEFS) {
             if k < R::COEFS - R::RECOMPUTE_COEFS || fused.recomputes() {
-                coefs[k] = L::V::load(r.coefs.add(k * r.padded + column));
+                *v = L::V::load(r.coefs.add(k * r.padded + column));
             }
         }
         let [s, t] = r.sums.map(|p| p.add(column));
@@ -284,8 +311,7 @@ unsafe fn column_panel<R: Reduce, L: Lanes, const PARTIAL: bool>(
             }
             *next = next.advance(CHUNK * L::V::LANES, 0);
             let x = x.advance(row * r.stride, row);
-            let t = chunk::<R, L, true, PARTIAL>(coefs, x, fused, (r.stride, 1), count, n);
-            acc = [t[0].accumulate(acc[0]), t[1].accumulate(acc[1])];
+            acc = add_chunk::<R, L, true, PARTIAL>(coefs, x, fused, (r.stride, 1), (count, n), acc);
             row += count;
         }
         L::V::wide_store(acc[0], s);

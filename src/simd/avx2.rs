@@ -14,8 +14,8 @@ pub(super) struct F32(pub(super) __m256, pub(super) __m256);
 pub(super) struct F64(__m256d, __m256d);
 
 /// # Safety
-/// The CPU has AVX2 and F16C.
-#[target_feature(enable = "avx2,f16c")]
+/// The CPU has AVX2, F16C and FMA.
+#[target_feature(enable = "avx2,f16c,fma")]
 pub(super) unsafe fn enter<K: Kernel>(kernel: K) {
     kernel.run::<Avx2>();
 }
@@ -56,6 +56,20 @@ fn mask8(n: usize) -> [__m256i; 2] {
     unsafe {
         let n = _mm256_set1_epi64x(n.min(8) as i64);
         [_mm256_cmpgt_epi64(n, _mm256_setr_epi64x(0, 1, 2, 3)), _mm256_cmpgt_epi64(n, _mm256_setr_epi64x(4, 5, 6, 7))]
+    }
+}
+
+#[inline(always)]
+fn widen(v: __m256) -> F64 {
+    // SAFETY: AVX2.
+    unsafe { F64(_mm256_cvtps_pd(_mm256_castps256_ps128(v)), _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(v))) }
+}
+
+impl F64 {
+    #[inline(always)]
+    fn square_add(self, acc: F64) -> F64 {
+        // SAFETY: FMA, detected with AVX2.
+        unsafe { F64(_mm256_fmadd_pd(self.0, self.0, acc.0), _mm256_fmadd_pd(self.1, self.1, acc.1)) }
     }
 }
 
@@ -112,7 +126,7 @@ impl Vector for F32 {
     #[inline(always)]
     fn exp(self) -> Self {
         /// Once, not wherever it is used: it is much code.
-        #[target_feature(enable = "avx2,f16c")]
+        #[target_feature(enable = "avx2,f16c,fma")]
         #[inline(never)]
         fn outlined(v: F32) -> F32 {
             exp(v)
@@ -173,12 +187,13 @@ impl Vector for F32 {
     }
     #[inline(always)]
     fn accumulate(self, acc: [F64; 2]) -> [F64; 2] {
-        #[inline(always)]
-        fn widen(v: __m256) -> F64 {
-            // SAFETY: AVX2.
-            unsafe { F64(_mm256_cvtps_pd(_mm256_castps256_ps128(v)), _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(v))) }
-        }
         [acc[0].add(widen(self.0)), acc[1].add(widen(self.1))]
+    }
+    const EXACT_SQUARES: bool = true;
+    #[inline(always)]
+    fn accumulate_squares(self, [sum, squares]: [[F64; 2]; 2]) -> [[F64; 2]; 2] {
+        let (low, high) = (widen(self.0), widen(self.1));
+        [[sum[0].add(low), sum[1].add(high)], [low.square_add(squares[0]), high.square_add(squares[1])]]
     }
     #[inline(always)]
     unsafe fn wide_load(p: *const f64) -> [F64; 2] {
@@ -248,7 +263,7 @@ impl Vector for F64 {
     #[inline(always)]
     fn exp(self) -> Self {
         /// Once, not wherever it is used: it is much code.
-        #[target_feature(enable = "avx2,f16c")]
+        #[target_feature(enable = "avx2,f16c,fma")]
         #[inline(never)]
         fn outlined(v: F64) -> F64 {
             exp(v)

@@ -48,6 +48,26 @@ fn mask8(n: usize) -> __mmask8 {
     if n >= 8 { !0 } else { (1 << n) - 1 }
 }
 
+impl F32 {
+    #[inline(always)]
+    fn widen(self) -> [F64; 2] {
+        // SAFETY: AVX-512F.
+        unsafe {
+            let low = _mm512_castps512_ps256(self.0);
+            let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(self.0)));
+            [F64(_mm512_cvtps_pd(low)), F64(_mm512_cvtps_pd(high))]
+        }
+    }
+}
+
+impl F64 {
+    #[inline(always)]
+    fn square_add(self, acc: F64) -> F64 {
+        // SAFETY: AVX-512F.
+        unsafe { F64(_mm512_fmadd_pd(self.0, self.0, acc.0)) }
+    }
+}
+
 impl Vector for F32 {
     type Scalar = f32;
     type Wide = [F64; 2];
@@ -147,12 +167,14 @@ impl Vector for F32 {
     }
     #[inline(always)]
     fn accumulate(self, acc: [F64; 2]) -> [F64; 2] {
-        // SAFETY: AVX-512F.
-        unsafe {
-            let low = _mm512_castps512_ps256(self.0);
-            let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(self.0)));
-            [acc[0].add(F64(_mm512_cvtps_pd(low))), acc[1].add(F64(_mm512_cvtps_pd(high)))]
-        }
+        let [low, high] = self.widen();
+        [acc[0].add(low), acc[1].add(high)]
+    }
+    const EXACT_SQUARES: bool = true;
+    #[inline(always)]
+    fn accumulate_squares(self, [sum, squares]: [[F64; 2]; 2]) -> [[F64; 2]; 2] {
+        let [low, high] = self.widen();
+        [[sum[0].add(low), sum[1].add(high)], [low.square_add(squares[0]), high.square_add(squares[1])]]
     }
     #[inline(always)]
     unsafe fn wide_load(p: *const f64) -> [F64; 2] {

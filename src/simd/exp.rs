@@ -7,7 +7,7 @@ fn splat<V: Vector>(v: f64) -> V {
     V::splat(V::Scalar::from_f64(v))
 }
 
-/// e to the power of z, by operations that IEEE 754 fixes: the same bits everywhere.
+/// e to the power of z, which is not positive, by operations that IEEE 754 fixes: the same bits everywhere.
 ///
 /// `z = n·ln 2 + r` with |r| ≤ ln 2 / 2, exp(r) by its series. The result is within four roundings.
 #[inline(always)]
@@ -17,9 +17,8 @@ pub(super) fn exp<V: Vector>(z: V) -> V {
         let rounder = splat::<V>(V::Scalar::ROUNDER);
         v.add(rounder).sub(rounder)
     }
-    let [low, high] = [-V::Scalar::EXP_LIMIT, V::Scalar::EXP_LIMIT].map(splat::<V>);
-    // NaN takes the limit, and comes back in what its caller divides by this.
-    let z = z.sub(high).if_positive(high, z);
+    // NaN goes through.
+    let low = splat::<V>(V::Scalar::EXP_LIMIT);
     let z = z.sub(low).if_positive(z, low);
     let n = round(z.mul(splat(std::f64::consts::LOG2_E)));
     let [ln_2_hi, ln_2_lo] = V::Scalar::LN_2;
@@ -32,7 +31,7 @@ pub(super) fn exp<V: Vector>(z: V) -> V {
     for k in (0..V::Scalar::EXP_DEGREE).rev() {
         series = series.mul(r).add(splat(1.0 / factorials[k]));
     }
-    // In two factors: 2^n may be beyond the range of the type, on its way to Inf or 0.
+    // In two factors: 2^n may be beyond the range of normal numbers, on its way to 0.
     let half = round(n.mul(splat(0.5)));
     series.mul(half.exp2()).mul(n.sub(half).exp2())
 }

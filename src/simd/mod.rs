@@ -2,7 +2,8 @@
 //!
 //! A vector is 16 lanes of f32 or 8 of f64 whatever the machine has (`__m512`; two `__m256`; `wide::f32x16`), and only
 //! operations whose result IEEE 754 fixes to the last bit are here. Same lanes, same order, same roundings: kernels
-//! written over [`Vector`] give the same bits on every tier. There is no fused multiply-add: SSE2 and wasm have none.
+//! written over [`Vector`] give the same bits on every tier. A multiply-add is fused only where its product is exact, and
+//! the bits are those of a product and a sum: SSE2 and wasm have none.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -32,7 +33,7 @@ use crate::Error;
 pub enum Isa {
     /// The `wide` crate over whatever the crate was compiled for: SSE2, NEON, wasm simd128 or scalar code.
     Portable,
-    /// 256-bit code for x86-64 with AVX2 (and F16C).
+    /// 256-bit code for x86-64 with AVX2, F16C and FMA.
     Avx2,
     /// 512-bit code for x86-64 with AVX-512F.
     Avx512,
@@ -54,8 +55,10 @@ impl Isa {
     /// The fastest instruction set that this CPU can run.
     pub fn best() -> Isa {
         #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") {
-            // Every CPU with AVX2 has F16C. A CPU with AVX-512F has AVX2; `available` relies on that order.
+        let has_avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c");
+        #[cfg(target_arch = "x86_64")]
+        if has_avx2 && is_x86_feature_detected!("fma") {
+            // A CPU with AVX-512F has all three; `available` relies on that order.
             return if is_x86_feature_detected!("avx512f") { Isa::Avx512 } else { Isa::Avx2 };
         }
         Isa::Portable
@@ -78,7 +81,7 @@ pub trait Real: Copy + std::fmt::Debug + Send + Sync + 'static {
     /// 1.5 times the power of two at which the type has integers only: adding it and subtracting it again rounds to the
     /// nearest integer.
     const ROUNDER: f64;
-    /// An argument beyond whose double `exp` is 0 or Inf is cut to this.
+    /// A smaller argument of `exp` is cut to this, of which it is 0.
     const EXP_LIMIT: f64;
     /// ln 2 in two terms, the first short enough for its products with binary exponents to be exact.
     const LN_2: [f64; 2];
@@ -95,7 +98,7 @@ impl Real for f32 {
     const LIMIT: f64 = f64::from_bits((1023 + 100) << 52); // 2^100
     const SQUARE_LIMIT: f64 = (1u64 << 40) as f64;
     const ROUNDER: f64 = (3u64 << 22) as f64;
-    const EXP_LIMIT: f64 = 104.0;
+    const EXP_LIMIT: f64 = -104.0;
     const LN_2: [f64; 2] = [355.0 / 512.0, -2.121_944_400_546_905_8e-4];
     const EXP_DEGREE: usize = 7;
     #[inline(always)]
@@ -113,7 +116,7 @@ impl Real for f64 {
     const LIMIT: f64 = f64::from_bits((1023 + 500) << 52); // 2^500
     const SQUARE_LIMIT: f64 = f64::from_bits((1023 + 300) << 52); // 2^300
     const ROUNDER: f64 = (3u64 << 51) as f64;
-    const EXP_LIMIT: f64 = 746.0;
+    const EXP_LIMIT: f64 = -746.0;
     const LN_2: [f64; 2] = [f64::from_bits(0x3fe6_2e42_fee0_0000), 1.908_214_929_270_587_7e-10];
     const EXP_DEGREE: usize = 13;
     #[inline(always)]
@@ -165,6 +168,13 @@ pub trait Vector: Copy {
     fn wide_zero() -> Self::Wide;
     /// `acc + self`, lane by lane, in f64.
     fn accumulate(self, acc: Self::Wide) -> Self::Wide;
+    /// Whether f64 holds the squares of lanes.
+    const EXACT_SQUARES: bool = false;
+    /// `acc` plus `self` and its square, lane by lane, in f64; the square is rounded only where f64 does not hold it.
+    #[inline(always)]
+    fn accumulate_squares(self, acc: [Self::Wide; 2]) -> [Self::Wide; 2] {
+        [self.accumulate(acc[0]), self.mul(self).accumulate(acc[1])]
+    }
     unsafe fn wide_load(p: *const f64) -> Self::Wide;
     unsafe fn wide_store(acc: Self::Wide, p: *mut f64);
 }

@@ -98,6 +98,14 @@ macro_rules! portable_vector {
     };
 }
 
+#[inline(always)]
+fn widen(v: f32x16) -> [f64x8; 2] {
+    let v = v.to_array();
+    let low = std::array::from_fn(|i| f64::from(v[i]));
+    let high = std::array::from_fn(|i| f64::from(v[i + 8]));
+    [f64x8::new(low), f64x8::new(high)]
+}
+
 impl Vector for f32x16 {
     type Wide = [f64x8; 2];
     portable_vector!(f32x16, f32, 16);
@@ -108,10 +116,14 @@ impl Vector for f32x16 {
     }
     #[inline(always)]
     fn accumulate(self, acc: [f64x8; 2]) -> [f64x8; 2] {
-        let v = self.to_array();
-        let low = f64x8::new(std::array::from_fn(|i| f64::from(v[i])));
-        let high = f64x8::new(std::array::from_fn(|i| f64::from(v[i + 8])));
+        let [low, high] = widen(self);
         [acc[0] + low, acc[1] + high]
+    }
+    const EXACT_SQUARES: bool = true;
+    #[inline(always)]
+    fn accumulate_squares(self, [sum, squares]: [[f64x8; 2]; 2]) -> [[f64x8; 2]; 2] {
+        let [low, high] = widen(self);
+        [[sum[0] + low, sum[1] + high], [squares[0] + low * low, squares[1] + high * high]]
     }
     #[inline(always)]
     unsafe fn wide_load(p: *const f64) -> [f64x8; 2] {

@@ -3,7 +3,7 @@
 use crate::common::*;
 use crate::oracle::{self, Ledger};
 use batchnorm::reference::indices;
-use batchnorm::{Isa, Shape};
+use batchnorm::{BatchNorm, Isa, Shape, Statistics};
 
 /// Value `i` of `m` of a channel.
 type Family = (&'static str, fn(usize, usize, &mut Random) -> f64);
@@ -136,7 +136,7 @@ fn check_many(outer: usize, inner: usize) {
             p.x[k] = (kappa + 2.45 * (random.uniform() + random.uniform() - 1.0)) as f32;
         }
     }
-    let mut statistics = batchnorm::Statistics::new(kappas.len());
+    let mut statistics = Statistics::new(kappas.len());
     let mut y = vec![f32::NAN; shape.len()];
     p.plan().forward_training(&p.x, p.affine(), &mut y, &mut statistics).unwrap();
     let sums = batchnorm::GradientSums::new(kappas.len());
@@ -154,6 +154,85 @@ fn ten_million_values_in_planes() {
 #[test]
 fn ten_million_values_in_rows() {
     check_many(10_000_000, 1);
+}
+
+/// Mean, var and y of one channel.
+fn check_channel(ledger: &mut Ledger, (outer, inner): (usize, usize), x: Vec<f32>, context: &dyn std::fmt::Debug) {
+    let shape = Shape::new(outer, 1, inner).unwrap();
+    let p = Problem { x, ..Problem::<f32>::random(shape, 19) };
+    let out = train(&p.plan(), &p, Way::Fused, 0);
+    oracle::check_forward(ledger, &p, &oracle::statistics(shape, &p.x), &out, &(shape, context));
+}
+
+/// A block that lies apart from the pivot, of values found by search whose roundings in lanes would add up, were they
+/// summed there: the sum rounded down, the squares rounded up.
+#[test]
+fn a_step_whose_roundings_add_up() {
+    let sum = |v: [f32; 8]| ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
+    let variance_error = |v: [f32; 8]| {
+        let (s, q) = (f64::from(sum(v)), f64::from(sum(v.map(|d| d * d))));
+        let (exact_s, exact_q) = v.iter().fold((0.0, 0.0), |(s, q), &d| (s + f64::from(d), q + f64::from(d).powi(2)));
+        (q - s * s / 8.0) - (exact_q - exact_s * exact_s / 8.0)
+    };
+    let mut random = Random(18);
+    let mut candidate = || std::array::from_fn(|_| (1.0 + random.below(1 << 15) as f64 * 2.0 * f32::U) as f32);
+    let worst = (0..100_000).map(|_| candidate()).max_by(|&a, &b| variance_error(a).total_cmp(&variance_error(b)));
+    let worst: [f32; 8] = worst.unwrap();
+    let mut ledger = Ledger::default();
+    // The first blocks: 128 values of a plane, 8 rows.
+    for (outer, inner, run) in [(1, 256, 16), (16, 1, 1)] {
+        let half = outer * inner / 2;
+        let x = (0..2 * half).map(|i| if i < half { 0.0 } else { worst[(i - half) / run] }).collect();
+        check_channel(&mut ledger, (outer, inner), x, &"step");
+    }
+    ledger.close("step", 100);
+}
+
+/// Blocks of a constant each, as long as the kernel's, whose distance from the pivot is rounded, wherever a neighbour of
+/// the level allows, by almost u and with the sign that hurts: towards the mean of all, or all away from it.
+#[test]
+fn blocks_made_against_their_pivots() {
+    let mut ledger = Ledger::default();
+    let mut random = Random(20);
+    for trial in 0..600 {
+        let blocks = 2 + random.below(6);
+        let levels: Vec<f64> = (0..blocks)
+            .map(|b| match trial % 6 {
+                0 => f64::from(u8::from(b + 1 == blocks)),
+                1 => 0.5f64.powf(b as f64 / 2.0),
+                2 => b as f64,
+                3 => [1.0, -1.0][b % 2] * 2f64.powi(b as i32),
+                4 => random.uniform(),
+                _ => random.normal() * 0.7f64.powi(b as i32),
+            })
+            .collect();
+        let scale = 0.5 + random.uniform();
+        for (first, rows) in [(128, false), (8, true)] {
+            let length = |b: usize| if b == 0 { first } else { first << (b - 1) };
+            let m = first << (blocks - 1);
+            let mean = (0..blocks).map(|b| levels[b] * length(b) as f64).sum::<f64>() / m as f64;
+            for inflate in [1.0, -1.0] {
+                let (mut x, mut sum): (Vec<f32>, f64) = (Vec::with_capacity(m), 0.0);
+                for (b, &level) in levels.iter().enumerate() {
+                    let pivot = if b == 0 { 0.0 } else { (sum / x.len() as f64) as f32 };
+                    let towards = inflate * (level - mean).signum();
+                    let gain = |v: f32| {
+                        let exact = f64::from(v) - f64::from(pivot);
+                        towards * (f64::from(v - pivot) - exact) / exact.abs().max(1e-30)
+                    };
+                    // The first block decides the low bits of all pivots after it.
+                    let near =
+                        (scale * level) as f32 + if b == 0 { f32::EPSILON * random.uniform() as f32 } else { 0.0 };
+                    let candidates = (0..256).map(|k| near * (1.0 + f32::EPSILON * k as f32));
+                    let value = candidates.max_by(|&a, &b| gain(a).total_cmp(&gain(b))).unwrap();
+                    x.extend(std::iter::repeat_n(value, length(b)));
+                    sum += f64::from(value) * length(b) as f64;
+                }
+                check_channel(&mut ledger, if rows { (m, 1) } else { (1, m) }, x, &(trial, inflate));
+            }
+        }
+    }
+    ledger.close("against pivots", 1_000_000);
 }
 
 /// Integers about c: pivots, deviations, squares and their sums have few enough bits to be exact in any order.
@@ -195,5 +274,37 @@ fn exact_data_is_exact() {
             order.swap(i, random.below(i + 1));
         }
         both(m, |i| if order[i].is_multiple_of(2) { 1001.0 } else { 999.0 }, (1000.0, 1.0));
+    }
+}
+
+/// Integers in any order, where M and inner are powers of two, M at least 16, and (largest − smallest)·M² is at most 2²⁸:
+/// every pivot, sum and merge is exact then.
+#[test]
+fn integers_in_any_order_are_exact() {
+    fn check<T: Float>(m: usize, range: usize, offset: f64) {
+        let mut random = Random((m + range) as u64);
+        let values: Vec<usize> = (0..m).map(|_| random.below(range + 1)).collect();
+        let (sum, squares) = values.iter().fold((0, 0), |(s, q), v| (s + v, q + v * v));
+        let mean = offset + sum as f64 / m as f64;
+        let var = (m * squares - sum * sum) as f64 / (m * m) as f64;
+        for inner in [1, 8, 16, 128, m] {
+            let shape = Shape::new(m / inner.min(m), 1, inner.min(m)).unwrap();
+            let x: Vec<T> = values.iter().map(|&v| T::of(offset + v as f64)).collect();
+            every_isa(|isa| {
+                let mut statistics = Statistics::new(1);
+                BatchNorm::new(shape).isa(isa).unwrap().statistics(&x, &mut statistics).unwrap();
+                let context = (T::NAME, shape, range, offset, isa);
+                assert_eq!((statistics.mean(), statistics.var()), (&[mean][..], &[var][..]), "{context:?}");
+            });
+        }
+    }
+    for m in (4..=14).map(|k| 1 << k) {
+        let most = (1 << 28) / (m * m);
+        for range in [1, most / 3 + 1, most] {
+            for offset in [0.0, -65_537.0, 4_194_305.0] {
+                check::<f32>(m, range, offset);
+                check::<f64>(m, range, offset);
+            }
+        }
     }
 }

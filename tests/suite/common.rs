@@ -4,15 +4,15 @@ use batchnorm::{Affine, BatchNorm, Element, GradientSums, Gradients, Isa, Runnin
 use std::fmt::Debug;
 use std::ops::{Deref, DerefMut};
 
-/// An element type as tests see it.
-pub(crate) trait Float: Element<Param = Self> + Copy + Debug + Default + PartialEq {
+/// A type of numbers as tests see it.
+pub(crate) trait Value: Copy + Debug + Default + PartialEq {
     const NAME: &'static str;
-    /// Lanes of a virtual vector.
-    const LANES: usize;
     /// Half an ulp at 1.
     const U: f64;
     const SMALLEST_SUBNORMAL: f64;
     const LARGEST: f64;
+    /// The largest gamma·inv_std of dx: the largest value times the largest power of two that is a factor of its own.
+    const LARGEST_SCALE: f64;
     const NAN: Self;
     fn of(v: f64) -> Self;
     fn to_f64(self) -> f64;
@@ -20,12 +20,24 @@ pub(crate) trait Float: Element<Param = Self> + Copy + Debug + Default + Partial
     fn bits(self) -> u64;
 }
 
-impl Float for f32 {
+/// An element type.
+pub(crate) trait Number: Value + Element<Param: Value> {
+    /// Lanes of a virtual vector.
+    const LANES: usize = 64 / size_of::<Self::Param>();
+}
+
+/// An element type that is its own type of gamma and beta.
+pub(crate) trait Float: Number + Element<Param = Self> {}
+
+impl<T: Value + Element<Param: Value>> Number for T {}
+impl<T: Number + Element<Param = T>> Float for T {}
+
+impl Value for f32 {
     const NAME: &'static str = "f32";
-    const LANES: usize = 16;
     const U: f64 = f32::EPSILON as f64 / 2.0;
     const SMALLEST_SUBNORMAL: f64 = 1.0 / (1u128 << 127) as f64 / (1u64 << 22) as f64;
     const LARGEST: f64 = f32::MAX as f64;
+    const LARGEST_SCALE: f64 = f32::MAX as f64 * (1u128 << 126) as f64;
     const NAN: Self = f32::NAN;
     fn of(v: f64) -> Self {
         v as f32
@@ -38,12 +50,12 @@ impl Float for f32 {
     }
 }
 
-impl Float for f64 {
+impl Value for f64 {
     const NAME: &'static str = "f64";
-    const LANES: usize = 8;
     const U: f64 = f64::EPSILON / 2.0;
     const SMALLEST_SUBNORMAL: f64 = f64::from_bits(1);
     const LARGEST: f64 = f64::MAX;
+    const LARGEST_SCALE: f64 = f64::MAX;
     const NAN: Self = f64::NAN;
     fn of(v: f64) -> Self {
         v
@@ -56,7 +68,35 @@ impl Float for f64 {
     }
 }
 
-pub(crate) fn to_f64<T: Float>(values: &[T]) -> Vec<f64> {
+#[cfg(feature = "half")]
+macro_rules! half_value {
+    ($type:ident) => {
+        impl Value for half::$type {
+            const NAME: &'static str = stringify!($type);
+            const U: f64 = half::$type::EPSILON.to_f64_const() / 2.0;
+            const SMALLEST_SUBNORMAL: f64 = half::$type::MIN_POSITIVE_SUBNORMAL.to_f64_const();
+            const LARGEST: f64 = half::$type::MAX.to_f64_const();
+            const LARGEST_SCALE: f64 = <f32 as Value>::LARGEST_SCALE;
+            const NAN: Self = half::$type::NAN;
+            fn of(v: f64) -> Self {
+                Self::from_f64(v)
+            }
+            fn to_f64(self) -> f64 {
+                self.into()
+            }
+            fn bits(self) -> u64 {
+                if self.is_nan() { Self::NAN.to_bits().into() } else { self.to_bits().into() }
+            }
+        }
+    };
+}
+
+#[cfg(feature = "half")]
+half_value!(bf16);
+#[cfg(feature = "half")]
+half_value!(f16);
+
+pub(crate) fn to_f64<T: Value>(values: &[T]) -> Vec<f64> {
     values.iter().map(|v| v.to_f64()).collect()
 }
 
@@ -85,7 +125,7 @@ impl Random {
 }
 
 /// A slice whose first element lies `offset` elements behind a cache line. What is around it must stay as it was.
-pub(crate) struct Buffer<T: Float> {
+pub(crate) struct Buffer<T: Value> {
     memory: Vec<T>,
     start: usize,
     len: usize,
@@ -93,7 +133,7 @@ pub(crate) struct Buffer<T: Float> {
 
 const CANARY: f64 = -123.0;
 
-impl<T: Float> Buffer<T> {
+impl<T: Value> Buffer<T> {
     pub(crate) fn new(values: &[T], offset: usize) -> Self {
         let line = 64 / size_of::<T>();
         let mut memory = vec![T::of(CANARY); values.len() + 4 * line];
@@ -107,20 +147,20 @@ impl<T: Float> Buffer<T> {
     }
 }
 
-impl<T: Float> Deref for Buffer<T> {
+impl<T: Value> Deref for Buffer<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {
         &self.memory[self.start..self.start + self.len]
     }
 }
 
-impl<T: Float> DerefMut for Buffer<T> {
+impl<T: Value> DerefMut for Buffer<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         &mut self.memory[self.start..self.start + self.len]
     }
 }
 
-impl<T: Float> Drop for Buffer<T> {
+impl<T: Value> Drop for Buffer<T> {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             let (before, rest) = self.memory.split_at(self.start);
@@ -132,18 +172,23 @@ impl<T: Float> Drop for Buffer<T> {
     }
 }
 
+/// Standard normal values.
+pub(crate) fn normal<T: Value>(random: &mut Random, n: usize) -> Vec<T> {
+    (0..n).map(|_| T::of(random.normal())).collect()
+}
+
 /// All inputs of a training step.
 #[derive(Clone, Debug)]
-pub(crate) struct Problem<T> {
+pub(crate) struct Problem<T: Number> {
     pub(crate) shape: Shape,
     pub(crate) eps: f64,
     pub(crate) x: Vec<T>,
     pub(crate) dy: Vec<T>,
-    pub(crate) gamma: Option<Vec<T>>,
-    pub(crate) beta: Option<Vec<T>>,
+    pub(crate) gamma: Option<Vec<T::Param>>,
+    pub(crate) beta: Option<Vec<T::Param>>,
 }
 
-impl<T: Float> Problem<T> {
+impl<T: Number> Problem<T> {
     /// Normal data of mean c and standard deviation 1 + c/4 in channel c.
     pub(crate) fn random(shape: Shape, seed: u64) -> Self {
         let mut random = Random(seed);
@@ -153,11 +198,11 @@ impl<T: Float> Problem<T> {
                 x[k] = T::of(c as f64 + (1.0 + c as f64 / 4.0) * random.normal());
             }
         }
-        let mut normal = |n: usize| (0..n).map(|_| T::of(random.normal())).collect::<Vec<_>>();
-        let (dy, gamma, beta) = (normal(shape.len()), normal(shape.channels()), normal(shape.channels()));
+        let dy = normal(&mut random, shape.len());
+        let [gamma, beta] = [(); 2].map(|()| normal(&mut random, shape.channels()));
         Self { shape, eps: 1e-5, x, dy, gamma: Some(gamma), beta: Some(beta) }
     }
-    pub(crate) fn affine(&self) -> Affine<'_, T> {
+    pub(crate) fn affine(&self) -> Affine<'_, T::Param> {
         Affine { gamma: self.gamma.as_deref(), beta: self.beta.as_deref() }
     }
     pub(crate) fn gamma_f64(&self) -> Vec<f64> {
@@ -190,17 +235,17 @@ pub(crate) const WAYS: [Way; 4] = [Way::Fused, Way::FusedInPlace, Way::Halves, W
 
 /// All outputs of a training step.
 #[derive(Clone, Debug)]
-pub(crate) struct Outputs<T> {
+pub(crate) struct Outputs<T: Number> {
     pub(crate) statistics: Statistics,
     pub(crate) sums: GradientSums,
     pub(crate) y: Vec<T>,
     pub(crate) dx: Vec<T>,
-    pub(crate) dgamma: Vec<T>,
-    pub(crate) dbeta: Vec<T>,
+    pub(crate) dgamma: Vec<T::Param>,
+    pub(crate) dbeta: Vec<T::Param>,
 }
 
 /// A training step. Buffers start at different offsets, which follow from `offset`.
-pub(crate) fn train<T: Float>(plan: &BatchNorm, p: &Problem<T>, way: Way, offset: usize) -> Outputs<T> {
+pub(crate) fn train<T: Number>(plan: &BatchNorm, p: &Problem<T>, way: Way, offset: usize) -> Outputs<T> {
     let (len, channels) = (p.shape.len(), p.shape.channels());
     let (mut statistics, mut sums) = (Statistics::new(channels), GradientSums::new(channels));
     let (x, dy) = (Buffer::new(&p.x, offset), Buffer::new(&p.dy, 3 * offset));
@@ -251,7 +296,7 @@ pub(crate) fn train<T: Float>(plan: &BatchNorm, p: &Problem<T>, way: Way, offset
 }
 
 /// A step with constant statistics; `Outputs::statistics` stays empty.
-pub(crate) fn train_frozen<T: Float>(
+pub(crate) fn train_frozen<T: Number>(
     plan: &BatchNorm,
     p: &Problem<T>,
     running: &RunningStatistics,
@@ -287,14 +332,14 @@ pub(crate) fn train_frozen<T: Float>(
 }
 
 /// Whether two slices have the same bits.
-pub(crate) fn same<T: Float>(a: &[T], b: &[T]) -> bool {
+pub(crate) fn same<T: Value>(a: &[T], b: &[T]) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.bits() == b.bits())
 }
 
-impl<T: Float> Outputs<T> {
+impl<T: Number> Outputs<T> {
     /// Every output by name, as bits.
     pub(crate) fn bits(&self) -> [(&'static str, Vec<u64>); 8] {
-        fn of<F: Float>(values: &[F]) -> Vec<u64> {
+        fn of<F: Value>(values: &[F]) -> Vec<u64> {
             values.iter().map(|v| v.bits()).collect()
         }
         [
@@ -311,8 +356,17 @@ impl<T: Float> Outputs<T> {
 }
 
 /// Fails with the first bit pattern that differs.
-pub(crate) fn assert_same_bits<T: Float>(expected: &Outputs<T>, actual: &Outputs<T>, context: &dyn Debug) {
-    for ((name, expected), (_, actual)) in expected.bits().iter().zip(actual.bits()) {
+pub(crate) fn assert_same_bits<T: Number>(expected: &Outputs<T>, actual: &Outputs<T>, context: &dyn Debug) {
+    assert_same_arrays(&expected.bits(), &actual.bits(), context);
+}
+
+/// [`assert_same_bits`] of outputs that are bits already.
+pub(crate) fn assert_same_arrays(
+    expected: &[(&'static str, Vec<u64>)],
+    actual: &[(&'static str, Vec<u64>)],
+    context: &dyn Debug,
+) {
+    for ((name, expected), (_, actual)) in expected.iter().zip(actual) {
         assert_eq!(expected.len(), actual.len(), "{name}: {context:?}");
         if let Some(k) = (0..actual.len()).find(|&k| expected[k] != actual[k]) {
             panic!("{name}[{k}] differs: {:#x}, but {:#x} for {context:?}", expected[k], actual[k]);

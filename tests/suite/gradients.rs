@@ -4,7 +4,8 @@
 //! step h miss the gradient by h²/6 of its third derivative and by the rounding of L over h.
 
 use crate::common::*;
-use batchnorm::{Affine, RunningStatistics, Shape, Statistics, reference};
+use crate::fusion::{ACTIVATIONS, Fusion, Weighting};
+use batchnorm::{Activation, Affine, RunningStatistics, Shape, Statistics, reference};
 
 /// The loss, where `running` is given with its statistics, else with the batch's own.
 fn loss(p: &Problem<f64>, x: &[f64], gamma: &[f64], beta: &[f64], running: Option<&RunningStatistics>) -> f64 {
@@ -114,5 +115,85 @@ fn of_a_batch_in_parts() {
     }
     for (expected, actual) in expected.iter().zip(dx) {
         assert!((expected - actual).abs() <= TOLERANCE * (1.0 + expected.abs()), "{expected} {actual}");
+    }
+}
+
+/// What a loss with everything fused depends on.
+#[derive(Clone)]
+struct Point {
+    x: Vec<f64>,
+    residual: Vec<f64>,
+    gamma: Vec<f64>,
+    beta: Vec<f64>,
+}
+
+/// z, and the loss Σ w·act(z) over what exists.
+fn fused_loss(fusion: &Fusion<f64>, at: &Point, running: Option<&RunningStatistics>) -> (Vec<f64>, f64) {
+    let (p, weights) = (&fusion.problem, fusion.weights_f64());
+    let own = reference::weighted_statistics(p.shape, &at.x, &weights);
+    let source = running.map_or((&own.0[..], &own.1[..]), |r| (r.mean(), r.var()));
+    let normalized = reference::normalize(p.shape, &at.x, source, p.eps, &at.gamma, &at.beta);
+    let z: Vec<f64> = normalized.iter().zip(&at.residual).map(|(y, r)| y + r).collect();
+    let masked = fusion.masked();
+    let term = |k: usize| reference::activate(fusion.activation, z[k]) * p.dy[k];
+    let loss = (0..z.len()).filter(|k| !masked.contains(k)).map(term).sum();
+    (z, loss)
+}
+
+fn check_fused(fusion: &mut Fusion<f64>, frozen: bool) {
+    fusion.set_masked(|_| 0.5);
+    let running = fusion.problem.running();
+    let running = frozen.then_some(&running);
+    let mut at = Point {
+        x: fusion.problem.x.clone(),
+        residual: fusion.residual.clone().unwrap(),
+        gamma: fusion.problem.gamma_f64(),
+        beta: fusion.problem.beta_f64(),
+    };
+    // Away from the kinks of ReLUs, where there is no derivative: statistics do not depend on the residual.
+    let (z, _) = fused_loss(fusion, &at, running);
+    for (residual, z) in at.residual.iter_mut().zip(z).filter(|(_, z)| z.abs() < 0.01) {
+        *residual += 0.05f64.copysign(z);
+    }
+    fusion.residual = Some(at.residual.clone());
+    let at = &at;
+    let by = |of: &[f64], put: fn(&mut Point, &[f64])| {
+        differences(of, |moved| {
+            let mut at = at.clone();
+            put(&mut at, moved);
+            fused_loss(fusion, &at, running).1
+        })
+    };
+    let expected = [
+        ("dx", by(&at.x, |at, v| at.x = v.into())),
+        ("dresidual", by(&at.residual, |at, v| at.residual = v.into())),
+        ("dgamma", by(&at.gamma, |at, v| at.gamma = v.into())),
+        ("dbeta", by(&at.beta, |at, v| at.beta = v.into())),
+    ];
+    every_isa(|isa| {
+        for (way, given) in WAYS.into_iter().zip([false, true, true, false]) {
+            let step = fusion.run(&fusion.plan().isa(isa).unwrap(), running, way, given, 0);
+            let found = [&step.outputs.dx, &step.dresidual, &step.outputs.dgamma, &step.outputs.dbeta];
+            for ((name, expected), found) in expected.iter().zip(found) {
+                for (k, (expected, found)) in expected.iter().zip(found).enumerate() {
+                    let close = (expected - found).abs() <= TOLERANCE * (1.0 + expected.abs());
+                    let context = (fusion.problem.shape, fusion.activation, way, isa, frozen);
+                    assert!(close, "{name}[{k}]: {expected} by differences, {found} by {context:?}");
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn of_fused_passes() {
+    for shape in shapes() {
+        for activation in ACTIVATIONS.into_iter().chain([Activation::LeakyRelu(3.0)]) {
+            for weighting in [Weighting::Absent, Weighting::Mask, Weighting::Samples] {
+                let fusion = Fusion::<f64>::random(shape, 25, activation, true, weighting);
+                check_fused(&mut fusion.clone(), false);
+                check_fused(&mut fusion.clone(), true);
+            }
+        }
     }
 }

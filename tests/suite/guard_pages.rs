@@ -2,7 +2,8 @@
 //! that one byte too far is a crash.
 
 use crate::common::*;
-use batchnorm::{Affine, GradientSums, Gradients, Statistics};
+use crate::fusion::{ACTIVATIONS, Fusion, WEIGHTINGS};
+use batchnorm::{Affine, Extras, GradientSums, Gradients, Source, Statistics};
 use std::ptr::NonNull;
 
 /// On which side of a buffer the inaccessible page is.
@@ -38,7 +39,7 @@ impl Pages {
     }
 
     /// A copy of `values` that ends or starts at the edge.
-    fn place<T: Float>(&mut self, values: &[T], guard: Guard) -> &mut [T] {
+    fn place<T: Value>(&mut self, values: &[T], guard: Guard) -> &mut [T] {
         let bytes = size_of_val(values);
         assert!(bytes <= ROOM);
         let at = self.page + if matches!(guard, Guard::Before) { 0 } else { ROOM - bytes };
@@ -141,4 +142,86 @@ fn channels_summed_again() {
             }
         });
     }
+}
+
+/// The passes with all that is fused to them, and every buffer of these at a guard.
+fn check_fused<T: Number>() {
+    let mut pages: [Pages; 12] = std::array::from_fn(|_| Pages::new());
+    let [x, dy, y, dx, residual, output, weights, dresidual, gamma, beta, dgamma, dbeta] = &mut pages;
+    for (i, shape) in boundary_shapes(T::LANES).into_iter().enumerate() {
+        let (activation, weighting) = (ACTIVATIONS[i % 4], WEIGHTINGS[i % 3]);
+        let fusion = Fusion::<T>::random(shape, i as u64, activation, true, weighting);
+        let (p, channels) = (&fusion.problem, shape.channels());
+        let (nan, channel_nan) = (vec![T::NAN; shape.len()], vec![T::Param::NAN; channels]);
+        let running = p.running();
+        for running in [None, Some(&running)] {
+            let expected = fusion.run(&fusion.plan(), running, Way::Fused, false, 0);
+            every_isa(|isa| {
+                for guard in [Guard::Before, Guard::Behind] {
+                    let plan = fusion.plan().isa(isa).unwrap();
+                    let mut statistics = Statistics::new(channels);
+                    let x = x.place(&p.x, guard);
+                    let dy = dy.place(&p.dy, guard);
+                    let y = y.place(&nan, guard);
+                    let dx = dx.place(&nan, guard);
+                    let dresidual = dresidual.place(&nan, guard);
+                    let gamma = &*gamma.place(p.gamma.as_ref().unwrap(), guard);
+                    let beta = &*beta.place(p.beta.as_ref().unwrap(), guard);
+                    let affine = Affine::new(gamma, beta);
+                    let dgamma = dgamma.place(&channel_nan, guard);
+                    let dbeta = dbeta.place(&channel_nan, guard);
+                    let residual = &*residual.place(fusion.residual.as_ref().unwrap(), guard);
+                    let weights = fusion.weights.as_ref().map(|w| &*weights.place(w, guard));
+                    let output = &*output.place(&expected.outputs.y, guard);
+                    let extras = Extras { residual: Some(residual), output: None, weights };
+                    if running.is_none() {
+                        plan.with(extras).forward_training(x, affine, y, &mut statistics).unwrap();
+                        assert!(same(y, &expected.outputs.y));
+                    }
+                    let source = running.map_or(Source::from(&statistics), Source::from);
+                    plan.with(extras).normalize(x, source, affine, y).unwrap();
+                    assert!(same(y, &expected.outputs.y));
+                    for given in [false, true] {
+                        let extras = Extras { output: given.then_some(output), ..extras };
+                        let gradients = Gradients {
+                            dx: Some(&mut *dx),
+                            dresidual: Some(&mut *dresidual),
+                            dgamma: Some(&mut *dgamma),
+                            dbeta: Some(&mut *dbeta),
+                        };
+                        plan.with(extras).backward(x, dy, source, affine, gradients).unwrap();
+                        assert!(same(dx, &expected.outputs.dx) && same(dresidual, &expected.dresidual));
+                        assert!(same(dgamma, &expected.outputs.dgamma) && same(dbeta, &expected.outputs.dbeta));
+                    }
+                    let gradients = Gradients { dresidual: Some(&mut *dresidual), ..Gradients::default() };
+                    plan.with(extras).backward_in_place(x, dy, source, affine, gradients).unwrap();
+                    assert!(same(dy, &expected.outputs.dx) && same(dresidual, &expected.dresidual));
+                    plan.with(extras).normalize_in_place(x, source, affine).unwrap();
+                    assert!(same(x, &expected.outputs.y));
+                }
+            });
+        }
+    }
+}
+
+#[test]
+fn fused_f32_buffers() {
+    check_fused::<f32>();
+}
+
+#[test]
+fn fused_f64_buffers() {
+    check_fused::<f64>();
+}
+
+#[cfg(feature = "half")]
+#[test]
+fn fused_bf16_buffers() {
+    check_fused::<half::bf16>();
+}
+
+#[cfg(feature = "half")]
+#[test]
+fn fused_f16_buffers() {
+    check_fused::<half::f16>();
 }

@@ -215,6 +215,32 @@ fn subnormal_values_without_eps() {
     check_scale(&[1e-44, 1e-42, 1e-40, 1e-38], 0.0, None);
 }
 
+/// gamma·inv_std is far beyond the largest f32, up to where its two factors end, and dx is not.
+#[test]
+fn scale_of_dx_up_to_its_limit() {
+    let mut ledger = Ledger::default();
+    let limit = f32::LARGEST_SCALE;
+    for shape in walks() {
+        for scale in [1e39, 1e50, 1e60, 1e70, 0.5 * limit, 0.999 * limit] {
+            let mut p = Problem::<f32> { eps: 0.0, ..with_channel(shape, |i| [3e-39, -3e-39, 9e-39][i % 3]) };
+            let var = oracle::statistics(shape, &p.x)[2].1;
+            if let Some(gamma) = &mut p.gamma {
+                gamma[2] = (scale * var.sqrt().0) as f32;
+            }
+            for k in reference::indices(shape, 2) {
+                p.dy[k] = (f64::from(p.dy[k]) * 3e37 / scale) as f32;
+            }
+            every_isa(|isa| {
+                let out = train(&p.plan().isa(isa).unwrap(), &p, Way::Fused, 0);
+                assert!(channel(shape, 2, &out.dx).iter().any(|dx| dx.abs() > 1e37), "{shape:?} {scale}");
+                let statistics = (out.statistics.mean(), out.statistics.var());
+                oracle::check_gradients(&mut ledger, &p, statistics, Some(24.0), &out, &(shape, scale, isa));
+            });
+        }
+    }
+    ledger.close("scales of dx", 1000);
+}
+
 #[test]
 fn huge_values() {
     check_scale(&[1e10, 1e15, 1e18, 1e19, 1e20, 1e25, 1e30, 1e35, 1e38], 1e-5, None);
@@ -306,8 +332,8 @@ fn more_than_2_to_the_24_values() {
         let m = shape.len() as f64;
         let (mean, var) = (1.0 + 2.0 / m, 4.0 / m * (1.0 - 1.0 / m));
         assert_eq!(statistics.count(), m);
-        assert!((statistics.mean()[0] - mean).abs() <= 4.0 * f32::U * var.sqrt(), "{statistics:?}");
-        assert!((statistics.var()[0] - var).abs() <= 8.0 * f32::U * var, "{statistics:?}");
+        assert!((statistics.mean()[0] - mean).abs() <= 2.0 * f32::U * var.sqrt(), "{statistics:?}");
+        assert!((statistics.var()[0] - var).abs() <= 4.0 * f32::U * var, "{statistics:?}");
     }
 }
 
@@ -322,6 +348,81 @@ fn merged_counts_beyond_2_to_the_32() {
     assert_eq!((whole.count(), whole.mean(), whole.var()), (4.0 * f64::from(u32::MAX), &[1.0][..], &[2.0][..]));
     whole.merge(&Statistics::from_parts(1.0, vec![1.0], vec![2.0]).unwrap()).unwrap();
     assert_eq!(whole.count(), 4.0 * f64::from(u32::MAX) + 1.0);
+}
+
+#[test]
+fn merged_counts_beyond_f64() {
+    let part = |count| Statistics::from_parts(count, vec![1.0], vec![0.5]).unwrap();
+    let mut half = part(f64::MAX / 2.0);
+    half.merge(&part(f64::MAX / 2.0)).unwrap();
+    assert_eq!(half, part(f64::MAX));
+    assert_eq!(half.merge(&part(f64::MAX / 2.0)), Err(Error::Count(f64::INFINITY)));
+    assert_eq!(half, part(f64::MAX));
+}
+
+/// What gives channel 2 a gamma or beta of its own; what does not depend on it keeps its bits.
+fn with_parameters<T: Float>(finite: &Problem<T>, gamma: f64, beta: f64, check: impl Fn(&Outputs<T>, &Outputs<T>)) {
+    let shape = finite.shape;
+    let mut p = finite.clone();
+    p.gamma.as_mut().unwrap()[2] = T::of(gamma);
+    p.beta.as_mut().unwrap()[2] = T::of(beta);
+    every_isa(|isa| {
+        let [finite, out] = [finite, &p].map(|p| train(&p.plan().isa(isa).unwrap(), p, Way::Fused, 0));
+        assert_eq!(finite.statistics, out.statistics);
+        assert!(same(&finite.dgamma, &out.dgamma) && same(&finite.dbeta, &out.dbeta), "gamma {gamma} beta {beta}");
+        for c in [0, 1, 3, 4] {
+            let kept = |a: &[T], b: &[T]| same(&channel(shape, c, a), &channel(shape, c, b));
+            assert!(kept(&finite.y, &out.y) && kept(&finite.dx, &out.dx), "gamma {gamma} beta {beta}, channel {c}");
+        }
+        check(&finite, &out);
+    });
+}
+
+/// A channel with a value at its mean, and one that is constant; gamma is 1.
+fn plain_channels<T: Float>(shape: Shape) -> [Problem<T>; 2] {
+    let values: [fn(usize) -> f64; 2] = [|i| (i % 3) as f64, |_| 3.0];
+    values.map(|value| {
+        let mut p = with_channel::<T>(shape, value);
+        p.gamma.as_mut().unwrap()[2] = T::of(1.0);
+        p
+    })
+}
+
+/// gamma·x̂ and gamma times the rest of dx as IEEE 754 has them, with NaN for Inf·0.
+#[test]
+fn infinite_and_nan_gamma() {
+    fn check<T: Float>(p: &Problem<T>, gamma: f64) {
+        let beta = p.beta.as_ref().unwrap()[2].to_f64();
+        with_parameters(p, gamma, beta, |finite, out| {
+            for k in reference::indices(p.shape, 2) {
+                let y = gamma * (p.x[k].to_f64() - out.statistics.mean()[2]);
+                assert_eq!(out.y[k].bits(), T::of(y).bits(), "y[{k}] with gamma {gamma}");
+                assert_eq!(out.dx[k].bits(), T::of(gamma * finite.dx[k].to_f64()).bits(), "dx[{k}] with gamma {gamma}");
+            }
+        });
+    }
+    for shape in walks() {
+        for gamma in [f64::INFINITY, f64::NEG_INFINITY, f64::NAN] {
+            plain_channels::<f32>(shape).iter().for_each(|p| check(p, gamma));
+            plain_channels::<f64>(shape).iter().for_each(|p| check(p, gamma));
+        }
+    }
+}
+
+#[test]
+fn infinite_and_nan_beta() {
+    fn check<T: Float>(p: &Problem<T>, beta: f64) {
+        with_parameters(p, 1.0, beta, |finite, out| {
+            assert!(channel(p.shape, 2, &out.y).iter().all(|y| y.bits() == T::of(beta).bits()), "y with beta {beta}");
+            assert!(same(&finite.dx, &out.dx), "dx with beta {beta}");
+        });
+    }
+    for shape in walks() {
+        for beta in [f64::INFINITY, f64::NEG_INFINITY, f64::NAN] {
+            plain_channels::<f32>(shape).iter().for_each(|p| check(p, beta));
+            plain_channels::<f64>(shape).iter().for_each(|p| check(p, beta));
+        }
+    }
 }
 
 /// Not f32: what leaves the range of f64's own squares is documented to be out of bounds, but must not go unnoticed.

@@ -5,11 +5,18 @@ mod against_reference;
 mod bounds;
 mod broke_others;
 mod common;
+mod double_backward;
 mod fold;
+mod fused;
+mod fusion;
 mod gradients;
 #[cfg(unix)]
 mod guard_pages;
+#[cfg(feature = "half")]
+mod half;
 mod hard_cases;
+mod invertible;
 mod misuse;
 mod oracle;
 mod same_bits;
+mod weights;

@@ -23,6 +23,10 @@ struct Arguments {
     statistics: Statistics,
     running: RunningStatistics,
     sums: GradientSums,
+    residual: Vec<f32>,
+    output: Vec<f32>,
+    weights: Vec<f32>,
+    dresidual: Vec<f32>,
 }
 
 impl Arguments {
@@ -38,6 +42,10 @@ impl Arguments {
             dx: outputs(len),
             dgamma: outputs(channels),
             dbeta: outputs(channels),
+            dresidual: outputs(len),
+            residual: vec![1.0; len],
+            output: vec![1.0; len],
+            weights: vec![1.0; p.shape.values_per_channel()],
             sums: GradientSums::new(channels),
             gamma: p.gamma.unwrap(),
             beta: p.beta.unwrap(),
@@ -107,6 +115,81 @@ const PASSES: [Pass; 15] = [
     }),
 ];
 
+/// The passes that take what is fused to them, with all of it.
+const WITH: [Pass; 8] = [
+    ("with statistics", &["x", "statistics", "residual", "output", "weights"], |plan, a| {
+        plan.with(extras(&a.residual, &a.output, &a.weights)).statistics(&a.x, &mut a.statistics)
+    }),
+    (
+        "with forward_training",
+        &["x", "y", "gamma", "beta", "statistics", "residual", "output", "weights"],
+        |plan, a| {
+            let with = plan.with(extras(&a.residual, &a.output, &a.weights));
+            with.forward_training(&a.x, Affine::new(&a.gamma, &a.beta), &mut a.y, &mut a.statistics)
+        },
+    ),
+    (
+        "with forward_training_in_place",
+        &["x", "gamma", "beta", "statistics", "residual", "output", "weights"],
+        |plan, a| {
+            let with = plan.with(extras(&a.residual, &a.output, &a.weights));
+            with.forward_training_in_place(&mut a.x, Affine::new(&a.gamma, &a.beta), &mut a.statistics)
+        },
+    ),
+    (
+        "with normalize, running",
+        &["x", "y", "gamma", "beta", "running statistics", "residual", "output", "weights"],
+        |plan, a| {
+            let with = plan.with(extras(&a.residual, &a.output, &a.weights));
+            with.normalize(&a.x, &a.running, Affine::new(&a.gamma, &a.beta), &mut a.y)
+        },
+    ),
+    ("with normalize_in_place", &["x", "gamma", "beta", "statistics", "residual", "output", "weights"], |plan, a| {
+        let with = plan.with(extras(&a.residual, &a.output, &a.weights));
+        with.normalize_in_place(&mut a.x, &a.statistics, Affine::new(&a.gamma, &a.beta))
+    }),
+    (
+        "with gradient_sums",
+        &["x", "dy", "gamma", "beta", "statistics", "sums", "residual", "output", "weights"],
+        |plan, a| {
+            let with = plan.with(extras(&a.residual, &a.output, &a.weights));
+            with.gradient_sums(&a.x, &a.dy, &a.statistics, Affine::new(&a.gamma, &a.beta), &mut a.sums)
+        },
+    ),
+    (
+        "with input_gradient",
+        &["x", "dy", "dx", "dresidual", "gamma", "beta", "dgamma", "dbeta", "statistics", "sums", "weights"],
+        |plan, a| {
+            let with = plan.with(extras(&a.residual, &a.output, &a.weights));
+            let gradients = Gradients {
+                dx: Some(&mut a.dx),
+                dresidual: Some(&mut a.dresidual),
+                dgamma: Some(&mut a.dgamma),
+                dbeta: Some(&mut a.dbeta),
+            };
+            with.input_gradient(&a.x, &a.dy, &a.statistics, &a.sums, Affine::new(&a.gamma, &a.beta), gradients)
+        },
+    ),
+    (
+        "with backward_in_place",
+        &["x", "dy", "dresidual", "gamma", "beta", "dgamma", "dbeta", "statistics", "residual", "output", "weights"],
+        |plan, a| {
+            let with = plan.with(extras(&a.residual, &a.output, &a.weights));
+            let gradients = Gradients {
+                dx: None,
+                dresidual: Some(&mut a.dresidual),
+                dgamma: Some(&mut a.dgamma),
+                dbeta: Some(&mut a.dbeta),
+            };
+            with.backward_in_place(&a.x, &mut a.dy, &a.statistics, Affine::new(&a.gamma, &a.beta), gradients)
+        },
+    ),
+];
+
+fn extras<'a>(residual: &'a [f32], output: &'a [f32], weights: &'a [f32]) -> Extras<'a, f32> {
+    Extras { residual: Some(residual), output: Some(output), weights: Some(weights) }
+}
+
 /// Makes the named argument `len` long.
 fn resize(a: &mut Arguments, name: &str, len: usize) {
     match name {
@@ -121,6 +204,10 @@ fn resize(a: &mut Arguments, name: &str, len: usize) {
         "statistics" => a.statistics = Statistics::from_parts(1.0, vec![0.0; len], vec![1.0; len]).unwrap(),
         "running statistics" => a.running = RunningStatistics::new(len),
         "sums" => a.sums = GradientSums::new(len),
+        "residual" => a.residual.resize(len, 1.0),
+        "output" => a.output.resize(len, 1.0),
+        "weights" => a.weights.resize(len, 1.0),
+        "dresidual" => a.dresidual.resize(len, 7.0),
         _ => unreachable!("{name}"),
     }
 }
@@ -134,12 +221,15 @@ fn assert_unchanged(before: &Arguments, pass: &Pass, plan: &BatchNorm, expected:
 #[test]
 fn every_argument_of_every_pass_with_every_wrong_length() {
     let plan = problem().plan();
-    for pass in &PASSES {
+    for pass in PASSES.iter().chain(&WITH) {
         let mut right = Arguments::new();
         (pass.2)(&plan, &mut right).expect(pass.0);
         for &argument in pass.1 {
-            let activation = ["x", "dy", "y", "dx"].contains(&argument);
-            let expected = if activation { plan.shape().len() } else { plan.shape().channels() };
+            let expected = match argument {
+                "x" | "dy" | "y" | "dx" | "residual" | "output" | "dresidual" => plan.shape().len(),
+                "weights" => plan.shape().values_per_channel(),
+                _ => plan.shape().channels(),
+            };
             for actual in [0, 1, expected - 1, expected + 1, 2 * expected] {
                 let mut wrong = Arguments::new();
                 resize(&mut wrong, argument, actual);
@@ -285,5 +375,63 @@ fn an_instruction_set_that_the_cpu_lacks() {
             assert_eq!(error, Error::UnsupportedIsa { isa, best });
             assert_eq!(error.to_string(), format!("this CPU does not support {isa:?}: expected at most {best:?}"));
         }
+    }
+}
+
+#[test]
+fn weights_that_are_none() {
+    for activation in [Activation::Identity, Activation::Relu, Activation::Silu] {
+        let plan = problem().plan().activation(activation).unwrap();
+        for pass in &WITH {
+            for value in [-1e-30f32, -1.0, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut arguments = Arguments::new();
+                (arguments.weights[7], arguments.weights[9]) = (value, -5.0);
+                let error = Error::Weight { position: 7, value: value.into() };
+                assert_unchanged(&arguments, pass, &plan, &error);
+                let value = f64::from(value);
+                let message = format!("weight of position 7 is invalid: expected a finite number >= 0, got {value}");
+                assert_eq!(error.to_string(), message);
+            }
+            let mut arguments = Arguments::new();
+            arguments.weights[14] = f32::NAN;
+            let message = (pass.2)(&plan, &mut arguments).unwrap_err().to_string();
+            assert_eq!(message, "weight of position 14 is invalid: expected a finite number >= 0, got NaN");
+        }
+    }
+}
+
+#[test]
+fn slopes_out_of_range() {
+    for slope in [-1e-300, -0.01, f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+        let message = problem().plan().activation(Activation::LeakyRelu(slope)).unwrap_err().to_string();
+        assert_eq!(message, format!("slope is out of range: expected a finite number >= 0, got {slope}"));
+    }
+    for slope in [0.0, -0.0, 5e-324, 1.0, 100.0] {
+        assert!(problem().plan().activation(Activation::LeakyRelu(slope)).is_ok(), "{slope}");
+    }
+}
+
+#[test]
+fn dx_twice() {
+    let (a, mut dy, mut dx) = (Arguments::new(), Arguments::new().dy, vec![7.0; 60]);
+    let gradients = Gradients { dx: Some(&mut dx), ..Gradients::default() };
+    let plan = problem().plan();
+    let with = plan.with(Extras::default());
+    let error = with.backward_in_place(&a.x, &mut dy, &a.statistics, Affine::default(), gradients).unwrap_err();
+    let message = "dx, which takes the place of dy, has the wrong length: expected 0 elements, got 60";
+    assert_eq!(error.to_string(), message);
+    assert!(dy == a.dy && dx == [7.0; 60]);
+}
+
+/// Statistics over nothing go with weights that leave nothing, and only with these.
+#[test]
+fn empty_statistics_with_weights() {
+    let plan = problem().plan();
+    let passes = WITH.iter().filter(|pass| pass.1.contains(&"statistics")).filter(|pass| !pass.0.contains("training"));
+    for pass in passes.filter(|pass| pass.0 != "with statistics") {
+        let mut empty = Arguments { statistics: Statistics::new(SHAPE.1), ..Arguments::new() };
+        assert_unchanged(&empty, pass, &plan, &Error::EmptyStatistics);
+        empty.weights.fill(0.0);
+        (pass.2)(&plan, &mut empty).unwrap();
     }
 }
