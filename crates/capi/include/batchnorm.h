@@ -18,8 +18,8 @@
 //   BN_ELEMENT_F64, else float. Per-channel arrays have `channels` elements, statistics and sums in double; weights have
 //   one a position, outer * inner, at o * inner + i.
 // - A plan can be used by several threads at once. Results have the same bits for any threads and any instruction set.
-// - A plan has scratch memory for one call at a time, its own or the caller's, and such calls do not allocate; only
-//   BN_THREADS_POOL allocates a little where it wakes its threads. See bn_scratch_bytes for more calls at once.
+// - A plan has scratch memory for one call at a time, its own or the caller's, and such calls do not allocate, but for
+//   bn_double_backward; BN_THREADS_POOL allocates a little where it wakes its threads. See bn_scratch_bytes for more calls at once.
 
 
 #ifndef BATCHNORM_H
@@ -88,7 +88,7 @@
 // The statistics are over no values, but the batch has some.
 #define BN_ERROR_EMPTY_STATISTICS 15
 
-// The plan's activation has no inverse, and the pass needs one.
+// The pass does not go with the plan's activation: it needs one with an inverse, or none.
 #define BN_ERROR_ACTIVATION 16
 
 // A channel's gamma and beta are such that x cannot be had from y within the stated bound.
@@ -477,6 +477,32 @@ typedef struct bn_backward_from_output_args {
     struct bn_slice_mut dbeta;
 } bn_backward_from_output_args;
 
+// Arguments of bn_double_backward. A cotangent is the gradient of a scalar with respect to what bn_backward made.
+typedef struct bn_double_backward_args {
+    // sizeof(bn_double_backward_args).
+    size_t struct_size;
+    // Input.
+    struct bn_slice x;
+    // Input: the gradient of y.
+    struct bn_slice dy;
+    // Those of the batch.
+    const struct bn_statistics *statistics;
+    // Per channel, or absent for 1.
+    struct bn_slice gamma;
+    // Input: with respect to dx.
+    struct bn_slice dx_cotangent;
+    // With respect to dgamma, per channel, or absent for 0.
+    struct bn_slice dgamma_cotangent;
+    // With respect to dbeta, per channel, or absent for 0.
+    struct bn_slice dbeta_cotangent;
+    // Output: the gradient of the scalar with respect to x, or absent.
+    struct bn_slice_mut x_gradient;
+    // Output: that with respect to dy, or absent.
+    struct bn_slice_mut dy_gradient;
+    // Output per channel: that with respect to gamma, or absent.
+    struct bn_slice_mut gamma_gradient;
+} bn_double_backward_args;
+
 // A normalization with constant statistics: y = scale * x + shift.
 typedef struct bn_scale_shift {
     // sizeof(bn_scale_shift).
@@ -591,6 +617,14 @@ int32_t bn_forward_training_invertible(const struct bn_plan *plan,
 // The gradients of x, gamma and beta, those that are asked for, from what bn_forward_training_invertible left.
 int32_t bn_backward_from_output(const struct bn_plan *plan,
                                 const struct bn_backward_from_output_args *args);
+
+// The derivatives of bn_backward with a batch's statistics, for gradient penalties: the gradients of the sum of
+// dx_cotangent * dx, dgamma_cotangent * dgamma and dbeta_cotangent * dbeta, those that are asked for. The plan must have
+// no activation: compose it outside.
+//
+// A pass that few need: it sweeps more often than one made for it would, and allocates some arrays of the channels.
+int32_t bn_double_backward(const struct bn_plan *plan,
+                           const struct bn_double_backward_args *args);
 
 // Makes into the statistics of its values and those of other together. A count of 0 is where merging starts.
 int32_t bn_merge_statistics(const struct bn_plan *plan,

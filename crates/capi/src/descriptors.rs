@@ -400,6 +400,34 @@ pub struct bn_backward_from_output_args {
     pub dbeta: bn_slice_mut,
 }
 
+/// Arguments of bn_double_backward. A cotangent is the gradient of a scalar with respect to what bn_backward made.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct bn_double_backward_args {
+    /// sizeof(bn_double_backward_args).
+    pub struct_size: usize,
+    /// Input.
+    pub x: bn_slice,
+    /// Input: the gradient of y.
+    pub dy: bn_slice,
+    /// Those of the batch.
+    pub statistics: *const bn_statistics,
+    /// Per channel, or absent for 1.
+    pub gamma: bn_slice,
+    /// Input: with respect to dx.
+    pub dx_cotangent: bn_slice,
+    /// With respect to dgamma, per channel, or absent for 0.
+    pub dgamma_cotangent: bn_slice,
+    /// With respect to dbeta, per channel, or absent for 0.
+    pub dbeta_cotangent: bn_slice,
+    /// Output: the gradient of the scalar with respect to x, or absent.
+    pub x_gradient: bn_slice_mut,
+    /// Output: that with respect to dy, or absent.
+    pub dy_gradient: bn_slice_mut,
+    /// Output per channel: that with respect to gamma, or absent.
+    pub gamma_gradient: bn_slice_mut,
+}
+
 /// Arguments of bn_fold.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -446,7 +474,7 @@ macro_rules! descriptors {
 }
 descriptors!(bn_plan_desc bn_statistics bn_gradient_sums bn_running_statistics bn_statistics_args
     bn_forward_training_args bn_normalize_args bn_gradient_sums_args bn_input_gradient_args bn_parameter_gradients_args
-    bn_backward_args bn_forward_training_invertible_args bn_backward_from_output_args bn_scale_shift bn_fold_args bn_fold_layer_args);
+    bn_backward_args bn_forward_training_invertible_args bn_backward_from_output_args bn_double_backward_args bn_scale_shift bn_fold_args bn_fold_layer_args);
 
 /// That a pointer is neither NULL nor misaligned.
 pub(crate) fn check_pointer<T>(name: &str, p: *const T) -> Result<(), Status> {

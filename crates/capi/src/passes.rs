@@ -2,14 +2,14 @@
 
 use super::arrays::{Access, Array, Arrays};
 use super::descriptors::{
-    Descriptor, bn_backward_args, bn_backward_from_output_args, bn_forward_training_args,
+    Descriptor, bn_backward_args, bn_backward_from_output_args, bn_double_backward_args, bn_forward_training_args,
     bn_forward_training_invertible_args, bn_gradient_sums_args, bn_input_gradient_args, bn_normalize_args,
     bn_parameter_gradients_args, bn_slice, bn_slice_mut, bn_statistics_args, plan, read,
 };
 use super::plan::{ELEMENTS, bn_plan};
 use super::statistics::{STATISTICS, SUMS, SourceView, StatisticsView, SumsView};
 use super::status::{Status, guard};
-use batchnorm::{Affine, Element, Extras, Gradients, Shape};
+use batchnorm::{Affine, Cotangents, Element, Extras, Gradients, SecondGradients, Shape};
 use half::{bf16, f16};
 use std::ptr::null;
 
@@ -307,6 +307,30 @@ unsafe fn backward_from_output<E: Element>(plan: &bn_plan, args: bn_backward_fro
     }
 }
 
+unsafe fn double_backward<E: Element>(plan: &bn_plan, args: bn_double_backward_args) -> Result<(), Status> {
+    let (shape, mut arrays) = (plan.batch_norm.shape(), Arrays::new(plan));
+    let (len, channels) = (shape.len(), shape.channels());
+    let x = arrays.input::<E>("x", args.x, len)?;
+    let dy = arrays.input::<E>("dy", args.dy, len)?;
+    let affine = AffineView::new(&mut arrays, args.gamma, ABSENT, channels)?;
+    let dx = arrays.input::<E>("dx_cotangent", args.dx_cotangent, len)?;
+    let dgamma = arrays.input_or_absent("dgamma_cotangent", args.dgamma_cotangent, channels)?;
+    let dbeta = arrays.input_or_absent("dbeta_cotangent", args.dbeta_cotangent, channels)?;
+    let of_x = arrays.output_or_absent("x_gradient", args.x_gradient, len)?;
+    let of_dy = arrays.output_or_absent("dy_gradient", args.dy_gradient, len)?;
+    let of_gamma = arrays.output_or_absent("gamma_gradient", args.gamma_gradient, channels)?;
+    // SAFETY: the caller's promise; what becomes a slice has been checked.
+    unsafe {
+        let statistics =
+            StatisticsView::new(&mut arrays, STATISTICS, args.statistics.cast_mut(), channels, Access::Read)?;
+        arrays.check_overlap(None)?;
+        let cotangents = Cotangents { dx: dx.slice(), dgamma: slice(dgamma), dbeta: slice(dbeta) };
+        let gradients = SecondGradients { x: slice_mut(of_x), dy: slice_mut(of_dy), gamma: slice_mut(of_gamma) };
+        let (x, dy, statistics) = (x.slice(), dy.slice(), &statistics.read()?);
+        Ok(plan.batch_norm.double_backward(x, dy, statistics, affine.read(), cotangents, gradients)?)
+    }
+}
+
 /// Mean and variance of each channel of x: the first half of a forward pass in training.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bn_compute_statistics(plan: *const bn_plan, args: *const bn_statistics_args) -> i32 {
@@ -384,4 +408,15 @@ pub unsafe extern "C" fn bn_backward_from_output(
 ) -> i32 {
     // SAFETY: the header asks for what this needs.
     unsafe { call(plan, args, by_element!(backward_from_output)) }
+}
+
+/// The derivatives of bn_backward with a batch's statistics, for gradient penalties: the gradients of the sum of
+/// dx_cotangent * dx, dgamma_cotangent * dgamma and dbeta_cotangent * dbeta, those that are asked for. The plan must have
+/// no activation: compose it outside.
+///
+/// A pass that few need: it sweeps more often than one made for it would, and allocates some arrays of the channels.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bn_double_backward(plan: *const bn_plan, args: *const bn_double_backward_args) -> i32 {
+    // SAFETY: the header asks for what this needs.
+    unsafe { call(plan, args, by_element!(double_backward)) }
 }

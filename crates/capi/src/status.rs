@@ -39,7 +39,7 @@ pub const BN_ERROR_VARIANCE: i32 = 13;
 pub const BN_ERROR_TOO_FEW_VALUES: i32 = 14;
 /// The statistics are over no values, but the batch has some.
 pub const BN_ERROR_EMPTY_STATISTICS: i32 = 15;
-/// The plan's activation has no inverse, and the pass needs one.
+/// The pass does not go with the plan's activation: it needs one with an inverse, or none.
 pub const BN_ERROR_ACTIVATION: i32 = 16;
 /// A channel's gamma and beta are such that x cannot be had from y within the stated bound.
 pub const BN_ERROR_NOT_INVERTIBLE: i32 = 17;

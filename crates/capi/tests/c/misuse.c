@@ -26,6 +26,7 @@ typedef struct world {
     bn_backward_args backward;
     bn_forward_training_invertible_args invertible;
     bn_backward_from_output_args from_output;
+    bn_double_backward_args twice;
     bn_scale_shift scale_shift;
     bn_fold_args fold;
     bn_fold_layer_args layer;
@@ -86,7 +87,7 @@ static void put_right(void) {
     const bn_slice_mut y = out(w.y, LEN), dx = out(w.dx, LEN), dresidual = out(w.dresidual, LEN);
     const bn_slice_mut dgamma = out(w.dgamma, CHANNELS), dbeta = out(w.dbeta, CHANNELS);
     INIT(w.only), INIT(w.training), INIT(w.normalize), INIT(w.first), INIT(w.second), INIT(w.parameters);
-    INIT(w.backward), INIT(w.invertible), INIT(w.from_output);
+    INIT(w.backward), INIT(w.invertible), INIT(w.from_output), INIT(w.twice);
     w.only.x = x, w.only.weights = weights, w.only.statistics = &w.statistics;
     w.training.x = x, w.training.gamma = gamma, w.training.beta = beta, w.training.y = y;
     w.training.residual = residual, w.training.weights = weights, w.training.statistics = &w.statistics;
@@ -108,6 +109,9 @@ static void put_right(void) {
     w.from_output.y = x, w.from_output.dy = dy, w.from_output.statistics = &w.statistics;
     w.from_output.gamma = gamma, w.from_output.beta = beta;
     w.from_output.dx = dx, w.from_output.dgamma = dgamma, w.from_output.dbeta = dbeta;
+    w.twice.x = x, w.twice.dy = dy, w.twice.statistics = &w.statistics, w.twice.gamma = gamma;
+    w.twice.dx_cotangent = residual, w.twice.dgamma_cotangent = beta, w.twice.dbeta_cotangent = beta;
+    w.twice.x_gradient = dx, w.twice.dy_gradient = dresidual, w.twice.gamma_gradient = dgamma;
     INIT(w.fold), INIT(w.layer);
     w.fold.statistics = &w.statistics, w.fold.gamma = gamma, w.fold.beta = beta, w.fold.scale_shift = &w.scale_shift;
     w.layer.scale_shift = &w.scale_shift, w.layer.weight = out(w.weight, 2 * CHANNELS);
@@ -540,7 +544,35 @@ static void keeping_y(void) {
     OVERLAP(w.from_output.dx, w.gamma, FROM_OUTPUT);
     OVERLAP(w.from_output.dgamma, w.beta, FROM_OUTPUT);
     OVERLAP(w.from_output.dbeta, w.var, FROM_OUTPUT);
+}
 
+static void second_derivatives(void) {
+#define TWICE bn_double_backward(plan, &w.twice)
+    WRONG_CALL(bn_double_backward, bn_double_backward_args, w.twice);
+    WRONG_ARRAY(w.twice.x, TWICE);
+    WRONG_ARRAY(w.twice.dy, TWICE);
+    WRONG_ARRAY(w.twice.dx_cotangent, TWICE);
+    WRONG_OPTIONAL(w.twice.gamma, TWICE);
+    WRONG_OPTIONAL(w.twice.dgamma_cotangent, TWICE);
+    WRONG_OPTIONAL(w.twice.dbeta_cotangent, TWICE);
+    WRONG_OPTIONAL(w.twice.x_gradient, TWICE);
+    WRONG_OPTIONAL(w.twice.dy_gradient, TWICE);
+    WRONG_OPTIONAL(w.twice.gamma_gradient, TWICE);
+    WRONG(BN_ERROR_NULL, w.twice.statistics = NULL, TWICE);
+    WRONG_STATISTICS(w.twice.statistics, w.statistics, TWICE);
+    WRONG_PARTS(w.statistics, w.var, TWICE);
+    WRONG(BN_ERROR_EMPTY_STATISTICS, w.statistics.count = 0, TWICE);
+    OVERLAP(w.twice.x_gradient, w.x, TWICE);
+    OVERLAP(w.twice.x_gradient, w.dresidual, TWICE);
+    OVERLAP(w.twice.x_gradient, w.residual, TWICE);
+    OVERLAP(w.twice.dy_gradient, w.dy, TWICE);
+    OVERLAP(w.twice.dy_gradient, w.beta, TWICE);
+    OVERLAP(w.twice.gamma_gradient, w.gamma, TWICE);
+    OVERLAP(w.twice.gamma_gradient, w.mean, TWICE);
+}
+
+// Passes that need an activation with an inverse, or none.
+static void activations(void) {
     bn_plan *const other = plan;
     // A leaky ReLU of slope 0 among them.
     for (int32_t activation = BN_ACTIVATION_RELU; activation <= BN_ACTIVATION_SILU; activation++) {
@@ -549,6 +581,7 @@ static void keeping_y(void) {
         plan = make(&desc);
         WRONG(BN_ERROR_ACTIVATION, (void)0, INVERTIBLE);
         WRONG(BN_ERROR_ACTIVATION, (void)0, FROM_OUTPUT);
+        WRONG(BN_ERROR_ACTIVATION, (void)0, TWICE);
         CHECK_OK(bn_plan_destroy(plan));
     }
     plan = other;
@@ -702,6 +735,7 @@ static void right(void) {
     RIGHT(with_running(backward));
     RIGHT(INVERTIBLE);
     RIGHT(FROM_OUTPUT);
+    RIGHT(TWICE);
     RIGHT(MERGE);
     RIGHT(MERGE_SUMS);
     RIGHT(UPDATE);
@@ -728,6 +762,8 @@ int main(void) {
         parameter_gradients();
         backward_pass();
         keeping_y();
+        second_derivatives();
+        activations();
         merging();
         updating();
         folding();

@@ -369,6 +369,31 @@ static void invertible(int32_t element, int rows) {
     tear_down(f);
 }
 
+// The gradients of the sum of dy * dx + dgamma + 2 * dbeta in the first channel, of dy * dx + 2 * dgamma - dbeta in the
+// second.
+static void second_derivatives(int32_t element, int rows) {
+    static const double u[CHANNELS] = {1, 2}, v[CHANNELS] = {2, -1}, of_gamma[CHANNELS] = {10, 8};
+    static const double of_x[CHANNELS][VALUES] = {{8, 1, 2, -11}, {-2.5, -3.5, 2.5, 3.5}};
+    static const double of_dy[CHANNELS][VALUES] = {{-1, -1, 3, 7}, {-3.5, 0.5, 1.5, -2.5}};
+    fixture f = set_up(element, rows);
+    void *dgamma = parameters(&f.desc, u), *dbeta = parameters(&f.desc, v);
+    bn_double_backward_args second;
+    INIT(second);
+    second.x = in(f.x, LEN), second.dy = second.dx_cotangent = in(f.dy, LEN), second.statistics = &f.statistics;
+    second.gamma = in(f.gamma, CHANNELS);
+    second.dgamma_cotangent = in(dgamma, CHANNELS), second.dbeta_cotangent = in(dbeta, CHANNELS);
+    second.x_gradient = out(f.dx, LEN), second.dy_gradient = out(f.y, LEN);
+    second.gamma_gradient = out(f.dgamma, CHANNELS);
+    CHECK_OK(bn_double_backward(f.plan, &second));
+    CHECK(are(&f.desc, f.dx, of_x) && are(&f.desc, f.y, of_dy) && are_parameters(&f.desc, f.dgamma, of_gamma));
+    second.dgamma_cotangent = second.dbeta_cotangent = in(NULL, 0), second.x_gradient = out(NULL, 0);
+    second.gamma_gradient = out(NULL, 0);
+    CHECK_OK(bn_double_backward(f.plan, &second));
+    CHECK(are(&f.desc, f.y, DX));
+    free(dgamma), free(dbeta);
+    tear_down(f);
+}
+
 static void averages(int32_t element) {
     fixture f = set_up(element, 0);
     static const double half_mean[CHANNELS] = {1.5, 12}, half_biased[CHANNELS] = {2.5, 4};
@@ -586,6 +611,7 @@ int main(void) {
             silu(element, rows);
             weighted(element, rows);
             invertible(element, rows);
+            second_derivatives(element, rows);
         }
         averages(element);
         folding(element);
