@@ -428,11 +428,7 @@ impl BatchNorm {
         sums: &GradientSums<impl Values>,
         affine: Affine<'_, E::Param>,
     ) -> Result<(), Error> {
-        check_len("dy", self.shape.len(), dy.len())?;
-        let dx = dy.as_mut_ptr();
-        let out = RawGradients { dx: Some(dx), ..RawGradients::none() };
-        // SAFETY: dy has the plan's shape; dx is dy, and everything else is apart.
-        unsafe { self.plain().backward_raw(x, dx, Source::from(statistics), affine, Some(sums.view()), out) }
+        self.plain().input_gradient_in_place(x, dy, statistics, sums, affine, Gradients::default())
     }
 
     /// gamma's and beta's gradients from the sums: `dgamma = Σg·x̂`, `dbeta = Σg`.
@@ -775,6 +771,22 @@ impl<E: Element> With<'_, E> {
         unsafe { self.backward_raw(x, dy.as_ptr(), Source::from(statistics), affine, Some(sums.view()), out) }
     }
 
+    /// As [`BatchNorm::input_gradient_in_place`]; `gradients` are those beside dx.
+    ///
+    /// # Errors
+    /// See [`With`]; [`Error::Length`] also where `gradients` have a dx.
+    pub fn input_gradient_in_place(
+        &self,
+        x: &[E],
+        dy: &mut [E],
+        statistics: &Statistics<impl Values>,
+        sums: &GradientSums<impl Values>,
+        affine: Affine<'_, E::Param>,
+        gradients: Gradients<'_, E>,
+    ) -> Result<(), Error> {
+        self.replacing_dy(x, dy, Source::from(statistics), affine, Some(sums.view()), gradients)
+    }
+
     /// As [`BatchNorm::backward`].
     ///
     /// # Errors
@@ -805,13 +817,7 @@ impl<E: Element> With<'_, E> {
         affine: Affine<'_, E::Param>,
         gradients: Gradients<'_, E>,
     ) -> Result<(), Error> {
-        self.check("dy", dy.len())?;
-        check_optional("dx, which takes the place of dy,", 0, gradients.dx.as_deref())?;
-        let mut out = Gradients { dx: None, ..gradients }.check(self.plan.shape)?;
-        let dx = dy.as_mut_ptr();
-        out.dx = Some(dx);
-        // SAFETY: dy has the plan's shape; dx is dy, and everything else is apart.
-        unsafe { self.backward_raw(x, dx, source.into(), affine, None, out) }
+        self.replacing_dy(x, dy, source.into(), affine, None, gradients)
     }
 
     fn check(&self, argument: &'static str, len: usize) -> Result<(), Error> {
@@ -858,6 +864,25 @@ impl<E: Element> With<'_, E> {
         // SAFETY: all arguments have been checked, or are the caller's promise.
         unsafe { E::Passes::normalize(self.plan, x, self.extras, source, affine, y) };
         Ok(())
+    }
+
+    /// With dx in the place of dy.
+    fn replacing_dy(
+        &self,
+        x: &[E],
+        dy: &mut [E],
+        source: Source<'_>,
+        affine: Affine<'_, E::Param>,
+        sums: Option<GradientSums<&[f64]>>,
+        gradients: Gradients<'_, E>,
+    ) -> Result<(), Error> {
+        self.check("dy", dy.len())?;
+        check_optional("dx, which takes the place of dy,", 0, gradients.dx.as_deref())?;
+        let mut out = Gradients { dx: None, ..gradients }.check(self.plan.shape)?;
+        let dx = dy.as_mut_ptr();
+        out.dx = Some(dx);
+        // SAFETY: dy has the plan's shape; dx is dy, and everything else is apart.
+        unsafe { self.backward_raw(x, dx, source, affine, sums, out) }
     }
 
     /// # Safety

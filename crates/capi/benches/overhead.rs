@@ -12,8 +12,10 @@ use capi::passes::bn_forward_training;
 use capi::plan::{bn_plan, bn_plan_create, bn_plan_destroy};
 use capi::status::BN_OK;
 use std::hint::black_box;
-use std::ptr::null_mut;
+use std::ptr::{null, null_mut};
 use std::time::Instant;
+
+const ABSENT: bn_slice = bn_slice { data: null(), len: 0 };
 
 /// The least time of a call in ns, over `rounds` rounds of `calls` calls each, for two functions by turns.
 fn least(rounds: usize, calls: u32, f: [&mut dyn FnMut(); 2]) -> [f64; 2] {
@@ -44,10 +46,11 @@ fn compare(shape: Shape, rounds: usize, calls: u32) {
         channels,
         inner: shape.inner(),
         eps: 1e-5,
+        slope: 0.0,
         element: BN_ELEMENT_F32,
         isa: BN_ISA_BEST,
         threads: BN_THREADS_SEQUENTIAL,
-        reserved: 0,
+        activation: BN_ACTIVATION_IDENTITY,
         thread_count: 0,
         parallel_for: None,
         parallel_for_ctx: null_mut(),
@@ -70,6 +73,8 @@ fn compare(shape: Shape, rounds: usize, calls: u32) {
         x: bn_slice { data: x.as_ptr().cast(), len: x.len() },
         gamma: per_channel,
         beta: per_channel,
+        residual: ABSENT,
+        weights: ABSENT,
         y: bn_slice_mut { data: y_data.cast(), len: shape.len() },
         statistics: &mut c_statistics,
     };

@@ -12,13 +12,14 @@
 //   "or absent". A pointer that is not aligned for its type is an error.
 // - An output may be exactly the input that the pass names as replaceable; any other overlap of an output with another
 //   array is an error.
-// - Activations (x, y, dy, dx) have the element type of the plan and outer * channels * inner elements; element
-//   (o, c, i) lives at (o * channels + c) * inner + i. NCHW is {N, C, H * W}; NHWC is {N * H * W, C, 1}. Per-channel
-//   arrays have `channels` elements: gamma, beta and their gradients in the element type of the plan, statistics and
-//   sums in double.
+// - Arrays of values (x, y, dy, dx, residual, output, dresidual) have the element type of the plan and outer * channels *
+//   inner elements; element (o, c, i) lives at (o * channels + c) * inner + i. NCHW is {N, C, H * W}; NHWC is
+//   {N * H * W, C, 1}. Parameters (gamma, beta, their gradients, weights, the weight and bias of a layer) are double for
+//   BN_ELEMENT_F64, else float. Per-channel arrays have `channels` elements, statistics and sums in double; weights have
+//   one a position, outer * inner, at o * inner + i.
 // - A plan can be used by several threads at once. Results have the same bits for any threads and any instruction set.
-// - A plan has scratch memory for one call at a time, its own or the caller's, and such calls do not allocate; only
-//   BN_THREADS_POOL allocates a little where it wakes its threads. See bn_scratch_bytes for more calls at once.
+// - A plan has scratch memory for one call at a time, its own or the caller's, and such calls do not allocate, but for
+//   bn_double_backward; BN_THREADS_POOL allocates a little where it wakes its threads. See bn_scratch_bytes for more calls at once.
 
 
 #ifndef BATCHNORM_H
@@ -66,41 +67,71 @@
 // eps is negative or not finite.
 #define BN_ERROR_EPS 8
 
+// A slope is negative or not finite, or there is one without a leaky ReLU.
+#define BN_ERROR_SLOPE 9
+
+// A weight is negative or not finite.
+#define BN_ERROR_WEIGHT 10
+
 // A momentum lies outside [0, 1].
-#define BN_ERROR_MOMENTUM 9
+#define BN_ERROR_MOMENTUM 11
 
 // A count of values is negative or not finite.
-#define BN_ERROR_COUNT 10
+#define BN_ERROR_COUNT 12
 
 // A variance is negative, or NaN in running statistics.
-#define BN_ERROR_VARIANCE 11
+#define BN_ERROR_VARIANCE 13
 
 // An unbiased variance was to be had from one value per channel.
-#define BN_ERROR_TOO_FEW_VALUES 12
+#define BN_ERROR_TOO_FEW_VALUES 14
 
 // The statistics are over no values, but the batch has some.
-#define BN_ERROR_EMPTY_STATISTICS 13
+#define BN_ERROR_EMPTY_STATISTICS 15
+
+// The pass does not go with the plan's activation: it needs one with an inverse, or none.
+#define BN_ERROR_ACTIVATION 16
+
+// A channel's gamma and beta are such that x cannot be had from y within the stated bound.
+#define BN_ERROR_NOT_INVERTIBLE 17
 
 // Not exactly one of statistics and running statistics was given.
-#define BN_ERROR_SOURCE 14
+#define BN_ERROR_SOURCE 18
 
 // This CPU lacks the instruction set asked for.
-#define BN_ERROR_UNSUPPORTED_ISA 15
+#define BN_ERROR_UNSUPPORTED_ISA 19
 
 // The number of threads or the parallel_for does not fit the kind of threads, or threads could not be started.
-#define BN_ERROR_THREADS 16
+#define BN_ERROR_THREADS 20
 
 // There is not enough memory for the plan.
-#define BN_ERROR_OUT_OF_MEMORY 17
+#define BN_ERROR_OUT_OF_MEMORY 21
 
 // A fault of the library itself; outputs may have been written.
-#define BN_ERROR_INTERNAL 18
+#define BN_ERROR_INTERNAL 22
 
 // float.
 #define BN_ELEMENT_F32 0
 
 // double.
 #define BN_ELEMENT_F64 1
+
+// bfloat16, the upper half of a float, as a uint16_t.
+#define BN_ELEMENT_BF16 2
+
+// IEEE 754 binary16, as a uint16_t.
+#define BN_ELEMENT_F16 3
+
+// z.
+#define BN_ACTIVATION_IDENTITY 0
+
+// max(z, 0).
+#define BN_ACTIVATION_RELU 1
+
+// z where z is positive, slope * z elsewhere.
+#define BN_ACTIVATION_LEAKY_RELU 2
+
+// z / (1 + exp(-z)), also known as swish.
+#define BN_ACTIVATION_SILU 3
 
 // The fastest instruction set of this CPU.
 #define BN_ISA_BEST 0
@@ -163,14 +194,16 @@ typedef struct bn_plan_desc {
     size_t inner;
     // Added to the variance before its root is taken, >= 0; 1e-5 is usual.
     double eps;
+    // That of BN_ACTIVATION_LEAKY_RELU, >= 0; 0 for any other activation.
+    double slope;
     // BN_ELEMENT_
     int32_t element;
     // BN_ISA_
     int32_t isa;
     // BN_THREADS_
     int32_t threads;
-    // 0.
-    int32_t reserved;
+    // BN_ACTIVATION_, in the same sweep: passes take the gradient of what comes after it.
+    int32_t activation;
     // 0 for BN_THREADS_SEQUENTIAL; up to BN_MAX_POOL_THREADS for BN_THREADS_POOL, the calling thread among them, or 0
     // for one a core; at least 1 for BN_THREADS_CALLER: how many parallel_for works on. With 1 nothing is split.
     size_t thread_count;
@@ -186,7 +219,7 @@ typedef struct bn_plan_desc {
     size_t scratch_bytes;
 } bn_plan_desc;
 
-// An array that is read: the element type is that of the plan.
+// An array that is read. The top of this header says of what type.
 typedef struct bn_slice {
     // The first element.
     const void *data;
@@ -206,7 +239,7 @@ typedef struct bn_doubles {
 typedef struct bn_statistics {
     // sizeof(bn_statistics).
     size_t struct_size;
-    // Values per channel.
+    // Values per channel, or the sum of their weights.
     double count;
     // The mean of each channel.
     struct bn_doubles mean;
@@ -220,11 +253,13 @@ typedef struct bn_statistics_args {
     size_t struct_size;
     // Input.
     struct bn_slice x;
+    // A weight for each position, finite and >= 0, or absent for 1. Where it is 0 nothing exists: outputs are 0.
+    struct bn_slice weights;
     // Output.
     struct bn_statistics *statistics;
 } bn_statistics_args;
 
-// An array that is written: the element type is that of the plan.
+// An array that is written. The top of this header says of what type.
 typedef struct bn_slice_mut {
     // The first element.
     void *data;
@@ -242,6 +277,10 @@ typedef struct bn_forward_training_args {
     struct bn_slice gamma;
     // Per channel, or absent for 0.
     struct bn_slice beta;
+    // Input: what is added before the activation, or absent.
+    struct bn_slice residual;
+    // A weight for each position, finite and >= 0, or absent for 1. Where it is 0 nothing exists: outputs are 0.
+    struct bn_slice weights;
     // Output; may replace x.
     struct bn_slice_mut y;
     // Output: those of the batch.
@@ -278,11 +317,16 @@ typedef struct bn_normalize_args {
     struct bn_slice gamma;
     // Per channel, or absent for 0.
     struct bn_slice beta;
+    // Input: what is added before the activation, or absent.
+    struct bn_slice residual;
+    // A weight for each position, finite and >= 0, or absent for 1. Where it is 0 nothing exists: outputs are 0.
+    struct bn_slice weights;
     // Output; may replace x.
     struct bn_slice_mut y;
 } bn_normalize_args;
 
-// Sums over g, the gradient dy, of a batch or a part of one: what the backward pass needs to know of the whole.
+// Sums over g = dy * act', the gradient before the activation, of a batch or a part of one: what the backward pass needs
+// to know of the whole.
 typedef struct bn_gradient_sums {
     // sizeof(bn_gradient_sums).
     size_t struct_size;
@@ -304,6 +348,17 @@ typedef struct bn_gradient_sums_args {
     const struct bn_statistics *statistics;
     // Averages from training.
     const struct bn_running_statistics *running;
+    // Per channel, where the activation's argument is computed again, or absent for 1.
+    struct bn_slice gamma;
+    // As gamma, or absent for 0.
+    struct bn_slice beta;
+    // That of the forward pass, or absent; read where the activation's argument is computed again.
+    struct bn_slice residual;
+    // y of the forward pass, or absent: ReLU and leaky ReLU take their derivative from its sign. Without it, and for SiLU,
+    // the activation's argument is computed again, from x, gamma, beta and the residual.
+    struct bn_slice output;
+    // Those of the forward pass, or absent.
+    struct bn_slice weights;
     // Output.
     struct bn_gradient_sums *sums;
 } bn_gradient_sums_args;
@@ -322,8 +377,19 @@ typedef struct bn_input_gradient_args {
     const struct bn_gradient_sums *sums;
     // Per channel, or absent for 1.
     struct bn_slice gamma;
+    // Per channel, where the activation's argument is computed again, or absent for 0.
+    struct bn_slice beta;
+    // That of the forward pass, or absent; read where the activation's argument is computed again.
+    struct bn_slice residual;
+    // y of the forward pass, or absent: ReLU and leaky ReLU take their derivative from its sign. Without it, and for SiLU,
+    // the activation's argument is computed again, from x, gamma, beta and the residual.
+    struct bn_slice output;
+    // Those of the forward pass, or absent.
+    struct bn_slice weights;
     // Output: the gradient of x; may replace dy.
     struct bn_slice_mut dx;
+    // Output: the gradient of the residual, or absent.
+    struct bn_slice_mut dresidual;
 } bn_input_gradient_args;
 
 // Arguments of bn_parameter_gradients.
@@ -356,13 +422,86 @@ typedef struct bn_backward_args {
     const struct bn_running_statistics *running;
     // Per channel, or absent for 1.
     struct bn_slice gamma;
+    // Per channel, where the activation's argument is computed again, or absent for 0.
+    struct bn_slice beta;
+    // That of the forward pass, or absent; read where the activation's argument is computed again.
+    struct bn_slice residual;
+    // y of the forward pass, or absent: ReLU and leaky ReLU take their derivative from its sign. Without it, and for SiLU,
+    // the activation's argument is computed again, from x, gamma, beta and the residual.
+    struct bn_slice output;
+    // Those of the forward pass, or absent.
+    struct bn_slice weights;
     // Output: the gradient of x, or absent; may replace dy.
     struct bn_slice_mut dx;
+    // Output: the gradient of the residual, or absent.
+    struct bn_slice_mut dresidual;
     // Output per channel, or absent.
     struct bn_slice_mut dgamma;
     // Output per channel, or absent.
     struct bn_slice_mut dbeta;
 } bn_backward_args;
+
+// Arguments of bn_forward_training_invertible.
+typedef struct bn_forward_training_invertible_args {
+    // sizeof(bn_forward_training_invertible_args).
+    size_t struct_size;
+    // Input, and output: y takes the place of x.
+    struct bn_slice_mut x;
+    // Per channel, or absent for 1.
+    struct bn_slice gamma;
+    // Per channel, or absent for 0.
+    struct bn_slice beta;
+    // Output: those of the batch.
+    struct bn_statistics *statistics;
+} bn_forward_training_invertible_args;
+
+// Arguments of bn_backward_from_output.
+typedef struct bn_backward_from_output_args {
+    // sizeof(bn_backward_from_output_args).
+    size_t struct_size;
+    // Input: what the forward pass left.
+    struct bn_slice y;
+    // Input: the gradient of y.
+    struct bn_slice dy;
+    // Those of the batch.
+    const struct bn_statistics *statistics;
+    // Per channel, or absent for 1: that of the forward pass.
+    struct bn_slice gamma;
+    // Per channel, or absent for 0: that of the forward pass.
+    struct bn_slice beta;
+    // Output: the gradient of x, or absent.
+    struct bn_slice_mut dx;
+    // Output per channel, or absent.
+    struct bn_slice_mut dgamma;
+    // Output per channel, or absent.
+    struct bn_slice_mut dbeta;
+} bn_backward_from_output_args;
+
+// Arguments of bn_double_backward. A cotangent is the gradient of a scalar with respect to what bn_backward made.
+typedef struct bn_double_backward_args {
+    // sizeof(bn_double_backward_args).
+    size_t struct_size;
+    // Input.
+    struct bn_slice x;
+    // Input: the gradient of y.
+    struct bn_slice dy;
+    // Those of the batch.
+    const struct bn_statistics *statistics;
+    // Per channel, or absent for 1.
+    struct bn_slice gamma;
+    // Input: with respect to dx.
+    struct bn_slice dx_cotangent;
+    // With respect to dgamma, per channel, or absent for 0.
+    struct bn_slice dgamma_cotangent;
+    // With respect to dbeta, per channel, or absent for 0.
+    struct bn_slice dbeta_cotangent;
+    // Output: the gradient of the scalar with respect to x, or absent.
+    struct bn_slice_mut x_gradient;
+    // Output: that with respect to dy, or absent.
+    struct bn_slice_mut dy_gradient;
+    // Output per channel: that with respect to gamma, or absent.
+    struct bn_slice_mut gamma_gradient;
+} bn_double_backward_args;
 
 // A normalization with constant statistics: y = scale * x + shift.
 typedef struct bn_scale_shift {
@@ -396,9 +535,9 @@ typedef struct bn_fold_layer_args {
     size_t struct_size;
     // Input.
     const struct bn_scale_shift *scale_shift;
-    // Input and output, in the element type of the plan: those of a linear or convolution layer.
+    // Input and output: those of a linear or convolution layer.
     struct bn_slice_mut weight;
-    // Input and output, in the element type of the plan: one value an output; zeros for a layer that had none.
+    // Input and output: one value an output; zeros for a layer that had none.
     struct bn_slice_mut bias;
 } bn_fold_layer_args;
 
@@ -440,15 +579,17 @@ int32_t bn_best_isa(int32_t *isa);
 // Mean and variance of each channel of x: the first half of a forward pass in training.
 int32_t bn_compute_statistics(const struct bn_plan *plan, const struct bn_statistics_args *args);
 
-// y = gamma * (x - mean) / sqrt(var + eps) + beta with the batch's own statistics, which are returned too.
-int32_t bn_forward_training(const struct bn_plan *plan, const struct bn_forward_training_args *args);
+// y = act(gamma * (x - mean) / sqrt(var + eps) + beta + residual) with the batch's own statistics, which are returned
+// too.
+int32_t bn_forward_training(const struct bn_plan *plan,
+                            const struct bn_forward_training_args *args);
 
-// y = gamma * (x - mean) / sqrt(var + eps) + beta with given statistics: running ones for inference, the batch's for
-// the second half of a forward pass in training.
+// y = act(gamma * (x - mean) / sqrt(var + eps) + beta + residual) with given statistics: running ones for inference, the
+// batch's for the second half of a forward pass in training.
 int32_t bn_normalize(const struct bn_plan *plan,
                      const struct bn_normalize_args *args);
 
-// The sums of dy and of dy * (x - mean) of each channel: the first half of the backward pass.
+// The sums of g and of g * (x - mean) of each channel: the first half of the backward pass.
 int32_t bn_compute_gradient_sums(const struct bn_plan *plan, const struct bn_gradient_sums_args *args);
 
 // dx from the statistics and sums of the whole batch, of which x and dy may be a part: the second half of the backward
@@ -459,10 +600,31 @@ int32_t bn_input_gradient(const struct bn_plan *plan,
 // The gradients of gamma and beta from the sums, those that are asked for.
 int32_t bn_parameter_gradients(const struct bn_plan *plan, const struct bn_parameter_gradients_args *args);
 
-// The gradients of x, gamma and beta, those that are asked for.
+// The gradients of x, the residual, gamma and beta, those that are asked for.
 //
 // With a batch's statistics they flow through mean and variance; with running ones these are constants.
 int32_t bn_backward(const struct bn_plan *plan, const struct bn_backward_args *args);
+
+// bn_forward_training of a layer that keeps y alone for its backward pass, which is bn_backward_from_output: one array
+// less in memory.
+//
+// The activation must be the identity or a leaky ReLU with a positive slope, and |beta| at most 64 * |gamma| in each
+// channel, with a gamma for which y stays in the normal range of its type. (x - mean) / sqrt(var + eps), call it n, comes
+// back from y with an error of at most 10 * u * (1 + |n| + |beta / gamma|), u being half an ulp of 1 in the element type.
+int32_t bn_forward_training_invertible(const struct bn_plan *plan,
+                                       const struct bn_forward_training_invertible_args *args);
+
+// The gradients of x, gamma and beta, those that are asked for, from what bn_forward_training_invertible left.
+int32_t bn_backward_from_output(const struct bn_plan *plan,
+                                const struct bn_backward_from_output_args *args);
+
+// The derivatives of bn_backward with a batch's statistics, for gradient penalties: the gradients of the sum of
+// dx_cotangent * dx, dgamma_cotangent * dgamma and dbeta_cotangent * dbeta, those that are asked for. The plan must have
+// no activation: compose it outside.
+//
+// A pass that few need: it sweeps more often than one made for it would, and allocates some arrays of the channels.
+int32_t bn_double_backward(const struct bn_plan *plan,
+                           const struct bn_double_backward_args *args);
 
 // Makes into the statistics of its values and those of other together. A count of 0 is where merging starts.
 int32_t bn_merge_statistics(const struct bn_plan *plan,
@@ -481,7 +643,8 @@ int32_t bn_update_running_statistics(const struct bn_plan *plan,
                                      int32_t average,
                                      double momentum);
 
-// scale = gamma / sqrt(var + eps), shift = beta - mean * scale: what bn_normalize with these statistics is.
+// scale = gamma / sqrt(var + eps), shift = beta - mean * scale: what bn_normalize with these statistics is, before an
+// activation and a residual, which stay after the folded layer.
 //
 // bn_normalize has an error free of the data's offset. scale * x + shift has not: where |mean| is much larger than the
 // standard deviation, two large numbers nearly cancel. A folded layer that sums K products in float is off by at most

@@ -46,7 +46,7 @@ struct Span {
 }
 
 /// The most arrays that a call has.
-const MOST: usize = 12;
+const MOST: usize = 14;
 
 /// The arrays of one call.
 pub(crate) struct Arrays {

@@ -8,6 +8,19 @@ use std::ffi::c_void;
 pub const BN_ELEMENT_F32: i32 = 0;
 /// double.
 pub const BN_ELEMENT_F64: i32 = 1;
+/// bfloat16, the upper half of a float, as a uint16_t.
+pub const BN_ELEMENT_BF16: i32 = 2;
+/// IEEE 754 binary16, as a uint16_t.
+pub const BN_ELEMENT_F16: i32 = 3;
+
+/// z.
+pub const BN_ACTIVATION_IDENTITY: i32 = 0;
+/// max(z, 0).
+pub const BN_ACTIVATION_RELU: i32 = 1;
+/// z where z is positive, slope * z elsewhere.
+pub const BN_ACTIVATION_LEAKY_RELU: i32 = 2;
+/// z / (1 + exp(-z)), also known as swish.
+pub const BN_ACTIVATION_SILU: i32 = 3;
 
 /// The fastest instruction set of this CPU.
 pub const BN_ISA_BEST: i32 = 0;
@@ -48,7 +61,7 @@ pub type bn_task = unsafe extern "C" fn(arg: *mut c_void, index: usize);
 /// Indices that it leaves out or repeats are made good for; a task that starts after it has returned is not.
 pub type bn_parallel_for = Option<unsafe extern "C" fn(ctx: *mut c_void, n: usize, task: bn_task, arg: *mut c_void)>;
 
-/// An array that is read: the element type is that of the plan.
+/// An array that is read. The top of this header says of what type.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct bn_slice {
@@ -58,7 +71,7 @@ pub struct bn_slice {
     pub len: usize,
 }
 
-/// An array that is written: the element type is that of the plan.
+/// An array that is written. The top of this header says of what type.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct bn_slice_mut {
@@ -92,14 +105,16 @@ pub struct bn_plan_desc {
     pub inner: usize,
     /// Added to the variance before its root is taken, >= 0; 1e-5 is usual.
     pub eps: f64,
+    /// That of BN_ACTIVATION_LEAKY_RELU, >= 0; 0 for any other activation.
+    pub slope: f64,
     /// BN_ELEMENT_
     pub element: i32,
     /// BN_ISA_
     pub isa: i32,
     /// BN_THREADS_
     pub threads: i32,
-    /// 0.
-    pub reserved: i32,
+    /// BN_ACTIVATION_, in the same sweep: passes take the gradient of what comes after it.
+    pub activation: i32,
     /// 0 for BN_THREADS_SEQUENTIAL; up to BN_MAX_POOL_THREADS for BN_THREADS_POOL, the calling thread among them, or 0
     /// for one a core; at least 1 for BN_THREADS_CALLER: how many parallel_for works on. With 1 nothing is split.
     pub thread_count: usize,
@@ -121,7 +136,7 @@ pub struct bn_plan_desc {
 pub struct bn_statistics {
     /// sizeof(bn_statistics).
     pub struct_size: usize,
-    /// Values per channel.
+    /// Values per channel, or the sum of their weights.
     pub count: f64,
     /// The mean of each channel.
     pub mean: bn_doubles,
@@ -129,7 +144,8 @@ pub struct bn_statistics {
     pub var: bn_doubles,
 }
 
-/// Sums over g, the gradient dy, of a batch or a part of one: what the backward pass needs to know of the whole.
+/// Sums over g = dy * act', the gradient before the activation, of a batch or a part of one: what the backward pass needs
+/// to know of the whole.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct bn_gradient_sums {
@@ -179,6 +195,8 @@ pub struct bn_statistics_args {
     pub struct_size: usize,
     /// Input.
     pub x: bn_slice,
+    /// A weight for each position, finite and >= 0, or absent for 1. Where it is 0 nothing exists: outputs are 0.
+    pub weights: bn_slice,
     /// Output.
     pub statistics: *mut bn_statistics,
 }
@@ -195,6 +213,10 @@ pub struct bn_forward_training_args {
     pub gamma: bn_slice,
     /// Per channel, or absent for 0.
     pub beta: bn_slice,
+    /// Input: what is added before the activation, or absent.
+    pub residual: bn_slice,
+    /// A weight for each position, finite and >= 0, or absent for 1. Where it is 0 nothing exists: outputs are 0.
+    pub weights: bn_slice,
     /// Output; may replace x.
     pub y: bn_slice_mut,
     /// Output: those of the batch.
@@ -217,6 +239,10 @@ pub struct bn_normalize_args {
     pub gamma: bn_slice,
     /// Per channel, or absent for 0.
     pub beta: bn_slice,
+    /// Input: what is added before the activation, or absent.
+    pub residual: bn_slice,
+    /// A weight for each position, finite and >= 0, or absent for 1. Where it is 0 nothing exists: outputs are 0.
+    pub weights: bn_slice,
     /// Output; may replace x.
     pub y: bn_slice_mut,
 }
@@ -235,6 +261,17 @@ pub struct bn_gradient_sums_args {
     pub statistics: *const bn_statistics,
     /// Averages from training.
     pub running: *const bn_running_statistics,
+    /// Per channel, where the activation's argument is computed again, or absent for 1.
+    pub gamma: bn_slice,
+    /// As gamma, or absent for 0.
+    pub beta: bn_slice,
+    /// That of the forward pass, or absent; read where the activation's argument is computed again.
+    pub residual: bn_slice,
+    /// y of the forward pass, or absent: ReLU and leaky ReLU take their derivative from its sign. Without it, and for SiLU,
+    /// the activation's argument is computed again, from x, gamma, beta and the residual.
+    pub output: bn_slice,
+    /// Those of the forward pass, or absent.
+    pub weights: bn_slice,
     /// Output.
     pub sums: *mut bn_gradient_sums,
 }
@@ -255,8 +292,19 @@ pub struct bn_input_gradient_args {
     pub sums: *const bn_gradient_sums,
     /// Per channel, or absent for 1.
     pub gamma: bn_slice,
+    /// Per channel, where the activation's argument is computed again, or absent for 0.
+    pub beta: bn_slice,
+    /// That of the forward pass, or absent; read where the activation's argument is computed again.
+    pub residual: bn_slice,
+    /// y of the forward pass, or absent: ReLU and leaky ReLU take their derivative from its sign. Without it, and for SiLU,
+    /// the activation's argument is computed again, from x, gamma, beta and the residual.
+    pub output: bn_slice,
+    /// Those of the forward pass, or absent.
+    pub weights: bn_slice,
     /// Output: the gradient of x; may replace dy.
     pub dx: bn_slice_mut,
+    /// Output: the gradient of the residual, or absent.
+    pub dresidual: bn_slice_mut,
 }
 
 /// Arguments of bn_parameter_gradients.
@@ -293,12 +341,91 @@ pub struct bn_backward_args {
     pub running: *const bn_running_statistics,
     /// Per channel, or absent for 1.
     pub gamma: bn_slice,
+    /// Per channel, where the activation's argument is computed again, or absent for 0.
+    pub beta: bn_slice,
+    /// That of the forward pass, or absent; read where the activation's argument is computed again.
+    pub residual: bn_slice,
+    /// y of the forward pass, or absent: ReLU and leaky ReLU take their derivative from its sign. Without it, and for SiLU,
+    /// the activation's argument is computed again, from x, gamma, beta and the residual.
+    pub output: bn_slice,
+    /// Those of the forward pass, or absent.
+    pub weights: bn_slice,
     /// Output: the gradient of x, or absent; may replace dy.
+    pub dx: bn_slice_mut,
+    /// Output: the gradient of the residual, or absent.
+    pub dresidual: bn_slice_mut,
+    /// Output per channel, or absent.
+    pub dgamma: bn_slice_mut,
+    /// Output per channel, or absent.
+    pub dbeta: bn_slice_mut,
+}
+
+/// Arguments of bn_forward_training_invertible.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct bn_forward_training_invertible_args {
+    /// sizeof(bn_forward_training_invertible_args).
+    pub struct_size: usize,
+    /// Input, and output: y takes the place of x.
+    pub x: bn_slice_mut,
+    /// Per channel, or absent for 1.
+    pub gamma: bn_slice,
+    /// Per channel, or absent for 0.
+    pub beta: bn_slice,
+    /// Output: those of the batch.
+    pub statistics: *mut bn_statistics,
+}
+
+/// Arguments of bn_backward_from_output.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct bn_backward_from_output_args {
+    /// sizeof(bn_backward_from_output_args).
+    pub struct_size: usize,
+    /// Input: what the forward pass left.
+    pub y: bn_slice,
+    /// Input: the gradient of y.
+    pub dy: bn_slice,
+    /// Those of the batch.
+    pub statistics: *const bn_statistics,
+    /// Per channel, or absent for 1: that of the forward pass.
+    pub gamma: bn_slice,
+    /// Per channel, or absent for 0: that of the forward pass.
+    pub beta: bn_slice,
+    /// Output: the gradient of x, or absent.
     pub dx: bn_slice_mut,
     /// Output per channel, or absent.
     pub dgamma: bn_slice_mut,
     /// Output per channel, or absent.
     pub dbeta: bn_slice_mut,
+}
+
+/// Arguments of bn_double_backward. A cotangent is the gradient of a scalar with respect to what bn_backward made.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct bn_double_backward_args {
+    /// sizeof(bn_double_backward_args).
+    pub struct_size: usize,
+    /// Input.
+    pub x: bn_slice,
+    /// Input: the gradient of y.
+    pub dy: bn_slice,
+    /// Those of the batch.
+    pub statistics: *const bn_statistics,
+    /// Per channel, or absent for 1.
+    pub gamma: bn_slice,
+    /// Input: with respect to dx.
+    pub dx_cotangent: bn_slice,
+    /// With respect to dgamma, per channel, or absent for 0.
+    pub dgamma_cotangent: bn_slice,
+    /// With respect to dbeta, per channel, or absent for 0.
+    pub dbeta_cotangent: bn_slice,
+    /// Output: the gradient of the scalar with respect to x, or absent.
+    pub x_gradient: bn_slice_mut,
+    /// Output: that with respect to dy, or absent.
+    pub dy_gradient: bn_slice_mut,
+    /// Output per channel: that with respect to gamma, or absent.
+    pub gamma_gradient: bn_slice_mut,
 }
 
 /// Arguments of bn_fold.
@@ -327,9 +454,9 @@ pub struct bn_fold_layer_args {
     pub struct_size: usize,
     /// Input.
     pub scale_shift: *const bn_scale_shift,
-    /// Input and output, in the element type of the plan: those of a linear or convolution layer.
+    /// Input and output: those of a linear or convolution layer.
     pub weight: bn_slice_mut,
-    /// Input and output, in the element type of the plan: one value an output; zeros for a layer that had none.
+    /// Input and output: one value an output; zeros for a layer that had none.
     pub bias: bn_slice_mut,
 }
 
@@ -347,7 +474,7 @@ macro_rules! descriptors {
 }
 descriptors!(bn_plan_desc bn_statistics bn_gradient_sums bn_running_statistics bn_statistics_args
     bn_forward_training_args bn_normalize_args bn_gradient_sums_args bn_input_gradient_args bn_parameter_gradients_args
-    bn_backward_args bn_scale_shift bn_fold_args bn_fold_layer_args);
+    bn_backward_args bn_forward_training_invertible_args bn_backward_from_output_args bn_double_backward_args bn_scale_shift bn_fold_args bn_fold_layer_args);
 
 /// That a pointer is neither NULL nor misaligned.
 pub(crate) fn check_pointer<T>(name: &str, p: *const T) -> Result<(), Status> {

@@ -2,11 +2,11 @@
 
 use super::arrays::{Access, Array, Arrays};
 use super::descriptors::{bn_fold_args, bn_fold_layer_args, bn_scale_shift, read};
-use super::passes::{call, slice};
+use super::passes::{AffineView, by_parameter, call};
 use super::plan::bn_plan;
 use super::statistics::SourceView;
 use super::status::Status;
-use batchnorm::{Affine, Element, Error, Fold};
+use batchnorm::{Element, Error, Fold};
 
 /// A caller's [`bn_scale_shift`], checked.
 struct FoldView {
@@ -33,16 +33,14 @@ impl FoldView {
 
 unsafe fn fold<P: Element<Param = P>>(plan: &bn_plan, args: bn_fold_args) -> Result<(), Status> {
     let (channels, mut arrays) = (plan.channels(), Arrays::new(plan));
-    let gamma = arrays.input_or_absent::<P>("gamma", args.gamma, channels)?;
-    let beta = arrays.input_or_absent::<P>("beta", args.beta, channels)?;
+    let affine = AffineView::<P>::new(&mut arrays, args.gamma, args.beta, channels)?;
     // SAFETY: the caller's promise; what becomes a slice has been checked.
     unsafe {
         let source = SourceView::new(&mut arrays, args.statistics, args.running, channels)?;
         let out = FoldView::new(&mut arrays, args.scale_shift, channels, Access::Write)?;
         arrays.check_overlap(None)?;
-        let affine = Affine { gamma: slice(gamma), beta: slice(beta) };
         let mut out = Fold::from_parts(out.scale.slice_mut(), out.shift.slice_mut())?;
-        Ok(plan.batch_norm.fold(source.read()?, affine, &mut out)?)
+        Ok(plan.batch_norm.fold(source.read()?, affine.read(), &mut out)?)
     }
 }
 
@@ -82,7 +80,8 @@ unsafe fn fold_following<P: Element<Param = P>>(plan: &bn_plan, args: bn_fold_la
     unsafe { fold_layer::<P>(plan, args, None, Fold::apply_to_following) }
 }
 
-/// scale = gamma / sqrt(var + eps), shift = beta - mean * scale: what bn_normalize with these statistics is.
+/// scale = gamma / sqrt(var + eps), shift = beta - mean * scale: what bn_normalize with these statistics is, before an
+/// activation and a residual, which stay after the folded layer.
 ///
 /// bn_normalize has an error free of the data's offset. scale * x + shift has not: where |mean| is much larger than the
 /// standard deviation, two large numbers nearly cancel. A folded layer that sums K products in float is off by at most
@@ -90,7 +89,7 @@ unsafe fn fold_following<P: Element<Param = P>>(plan: &bn_plan, args: bn_fold_la
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bn_fold(plan: *const bn_plan, args: *const bn_fold_args) -> i32 {
     // SAFETY: the header asks for what this needs.
-    unsafe { call(plan, args, fold::<f32>, fold::<f64>) }
+    unsafe { call(plan, args, by_parameter!(fold)) }
 }
 
 /// Folds into the linear or convolution layer whose output is normalized: w = scale * w, b = scale * b + shift.
@@ -100,7 +99,7 @@ pub unsafe extern "C" fn bn_fold(plan: *const bn_plan, args: *const bn_fold_args
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bn_fold_preceding(plan: *const bn_plan, args: *const bn_fold_layer_args) -> i32 {
     // SAFETY: the header asks for what this needs.
-    unsafe { call(plan, args, fold_preceding::<f32>, fold_preceding::<f64>) }
+    unsafe { call(plan, args, by_parameter!(fold_preceding)) }
 }
 
 /// Folds into the linear or convolution layer whose input is normalized: w = scale * w, b = b + sum of w * shift.
@@ -111,5 +110,5 @@ pub unsafe extern "C" fn bn_fold_preceding(plan: *const bn_plan, args: *const bn
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bn_fold_following(plan: *const bn_plan, args: *const bn_fold_layer_args) -> i32 {
     // SAFETY: the header asks for what this needs.
-    unsafe { call(plan, args, fold_following::<f32>, fold_following::<f64>) }
+    unsafe { call(plan, args, by_parameter!(fold_following)) }
 }

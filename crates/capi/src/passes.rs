@@ -2,35 +2,49 @@
 
 use super::arrays::{Access, Array, Arrays};
 use super::descriptors::{
-    Descriptor, bn_backward_args, bn_forward_training_args, bn_gradient_sums_args, bn_input_gradient_args,
-    bn_normalize_args, bn_parameter_gradients_args, bn_statistics_args, plan, read,
+    Descriptor, bn_backward_args, bn_backward_from_output_args, bn_double_backward_args, bn_forward_training_args,
+    bn_forward_training_invertible_args, bn_gradient_sums_args, bn_input_gradient_args, bn_normalize_args,
+    bn_parameter_gradients_args, bn_slice, bn_slice_mut, bn_statistics_args, plan, read,
 };
-use super::plan::{Element as PlanElement, bn_plan};
+use super::plan::{ELEMENTS, bn_plan};
 use super::statistics::{STATISTICS, SUMS, SourceView, StatisticsView, SumsView};
 use super::status::{Status, guard};
-use batchnorm::{Affine, Element, Gradients};
+use batchnorm::{Affine, Cotangents, Element, Extras, Gradients, SecondGradients, Shape};
+use half::{bf16, f16};
+use std::ptr::null;
 
 /// # Safety
 /// The arguments' pointers are as the header asks for.
 pub(crate) type Pass<A> = unsafe fn(&bn_plan, A) -> Result<(), Status>;
 
+/// A pass for each of `BN_ELEMENT_`.
+macro_rules! by_element {
+    ($pass:ident) => {
+        [$pass::<f32>, $pass::<f64>, $pass::<bf16>, $pass::<f16>]
+    };
+}
+
+/// What has no activations, for the type of parameters of each of `BN_ELEMENT_`.
+macro_rules! by_parameter {
+    ($pass:ident) => {
+        [$pass::<f32>, $pass::<f64>, $pass::<f32>, $pass::<f32>]
+    };
+}
+pub(crate) use by_parameter;
+
 /// # Safety
 /// As [`Pass`], and as the header asks for the plan.
-pub(crate) unsafe fn call<A: Descriptor>(handle: *const bn_plan, args: *const A, f32: Pass<A>, f64: Pass<A>) -> i32 {
+pub(crate) unsafe fn call<A: Descriptor>(handle: *const bn_plan, args: *const A, passes: [Pass<A>; ELEMENTS]) -> i32 {
     // SAFETY: the caller's promise.
     guard(|| unsafe {
         let plan = plan(handle)?;
-        let args = read("args", args)?;
-        match plan.element {
-            PlanElement::F32 => f32(plan, args),
-            PlanElement::F64 => f64(plan, args),
-        }
+        passes[plan.element](plan, read("args", args)?)
     })
 }
 
 /// # Safety
 /// As [`Array::slice`].
-pub(crate) unsafe fn slice<'a, T>(array: Option<Array<T>>) -> Option<&'a [T]> {
+unsafe fn slice<'a, T>(array: Option<Array<T>>) -> Option<&'a [T]> {
     // SAFETY: the caller's promise.
     array.map(|array| unsafe { array.slice() })
 }
@@ -42,15 +56,91 @@ unsafe fn slice_mut<'a, T>(array: Option<Array<T>>) -> Option<&'a mut [T]> {
     array.map(|array| unsafe { array.slice_mut() })
 }
 
+/// A caller's gamma and beta, checked.
+pub(crate) struct AffineView<P> {
+    gamma: Option<Array<P>>,
+    beta: Option<Array<P>>,
+}
+
+impl<P> AffineView<P> {
+    pub(crate) fn new(arrays: &mut Arrays, gamma: bn_slice, beta: bn_slice, channels: usize) -> Result<Self, Status> {
+        let gamma = arrays.input_or_absent("gamma", gamma, channels)?;
+        let beta = arrays.input_or_absent("beta", beta, channels)?;
+        Ok(Self { gamma, beta })
+    }
+
+    /// # Safety
+    /// As [`Array::slice`].
+    pub(crate) unsafe fn read<'a>(self) -> Affine<'a, P> {
+        // SAFETY: the caller's promise.
+        unsafe { Affine { gamma: slice(self.gamma), beta: slice(self.beta) } }
+    }
+}
+
+/// What a call has no argument for.
+const ABSENT: bn_slice = bn_slice { data: null(), len: 0 };
+
+/// A caller's residual, output and weights, checked.
+struct ExtrasView<E: Element> {
+    residual: Option<Array<E>>,
+    output: Option<Array<E>>,
+    weights: Option<Array<E::Param>>,
+}
+
+impl<E: Element> ExtrasView<E> {
+    fn new(
+        arrays: &mut Arrays,
+        residual: bn_slice,
+        output: bn_slice,
+        weights: bn_slice,
+        shape: Shape,
+    ) -> Result<Self, Status> {
+        let residual = arrays.input_or_absent("residual", residual, shape.len())?;
+        let output = arrays.input_or_absent("output", output, shape.len())?;
+        let weights = arrays.input_or_absent("weights", weights, shape.values_per_channel())?;
+        Ok(Self { residual, output, weights })
+    }
+
+    /// # Safety
+    /// As [`Array::slice`].
+    unsafe fn read<'a>(self) -> Extras<'a, E> {
+        // SAFETY: the caller's promise.
+        unsafe { Extras { residual: slice(self.residual), output: slice(self.output), weights: slice(self.weights) } }
+    }
+}
+
+/// A caller's places for parameter gradients, checked.
+struct ParametersView<P> {
+    dgamma: Option<Array<P>>,
+    dbeta: Option<Array<P>>,
+}
+
+impl<P> ParametersView<P> {
+    fn new(arrays: &mut Arrays, dgamma: bn_slice_mut, dbeta: bn_slice_mut, channels: usize) -> Result<Self, Status> {
+        let dgamma = arrays.output_or_absent("dgamma", dgamma, channels)?;
+        let dbeta = arrays.output_or_absent("dbeta", dbeta, channels)?;
+        Ok(Self { dgamma, dbeta })
+    }
+
+    /// # Safety
+    /// As [`Array::slice_mut`].
+    unsafe fn write<'a, E: Element<Param = P>>(self) -> Gradients<'a, E> {
+        // SAFETY: the caller's promise.
+        let (dgamma, dbeta) = unsafe { (slice_mut(self.dgamma), slice_mut(self.dbeta)) };
+        Gradients { dgamma, dbeta, ..Gradients::default() }
+    }
+}
+
 unsafe fn compute_statistics<E: Element>(plan: &bn_plan, args: bn_statistics_args) -> Result<(), Status> {
     let (shape, mut arrays) = (plan.batch_norm.shape(), Arrays::new(plan));
     let x = arrays.input::<E>("x", args.x, shape.len())?;
+    let extras = ExtrasView::new(&mut arrays, ABSENT, ABSENT, args.weights, shape)?;
     // SAFETY: the caller's promise; what becomes a slice and is written has been checked.
     unsafe {
         let out = StatisticsView::new(&mut arrays, STATISTICS, args.statistics, shape.channels(), Access::Write)?;
         arrays.check_overlap(None)?;
         let mut statistics = out.write()?;
-        plan.batch_norm.statistics(x.slice(), &mut statistics)?;
+        plan.batch_norm.with(extras.read()).statistics(x.slice(), &mut statistics)?;
         out.store(&statistics);
         Ok(())
     }
@@ -59,19 +149,18 @@ unsafe fn compute_statistics<E: Element>(plan: &bn_plan, args: bn_statistics_arg
 unsafe fn forward_training<E: Element>(plan: &bn_plan, args: bn_forward_training_args) -> Result<(), Status> {
     let (shape, mut arrays) = (plan.batch_norm.shape(), Arrays::new(plan));
     let x = arrays.input::<E>("x", args.x, shape.len())?;
-    let gamma = arrays.input_or_absent::<E::Param>("gamma", args.gamma, shape.channels())?;
-    let beta = arrays.input_or_absent::<E::Param>("beta", args.beta, shape.channels())?;
+    let affine = AffineView::new(&mut arrays, args.gamma, args.beta, shape.channels())?;
+    let extras = ExtrasView::new(&mut arrays, args.residual, ABSENT, args.weights, shape)?;
     let y = arrays.output::<E>("y", args.y, shape.len())?;
     // SAFETY: the caller's promise; what becomes a slice and is written has been checked.
     unsafe {
         let out = StatisticsView::new(&mut arrays, STATISTICS, args.statistics, shape.channels(), Access::Write)?;
         let in_place = arrays.check_overlap(Some(["x", "y"]))?;
-        let affine = Affine { gamma: slice(gamma), beta: slice(beta) };
-        let mut statistics = out.write()?;
+        let (with, affine, mut statistics) = (plan.batch_norm.with(extras.read()), affine.read(), out.write()?);
         if in_place {
-            plan.batch_norm.forward_training_in_place(y.slice_mut(), affine, &mut statistics)?;
+            with.forward_training_in_place(y.slice_mut(), affine, &mut statistics)?;
         } else {
-            plan.batch_norm.forward_training(x.slice(), affine, y.slice_mut(), &mut statistics)?;
+            with.forward_training(x.slice(), affine, y.slice_mut(), &mut statistics)?;
         }
         out.store(&statistics);
         Ok(())
@@ -81,18 +170,18 @@ unsafe fn forward_training<E: Element>(plan: &bn_plan, args: bn_forward_training
 unsafe fn normalize<E: Element>(plan: &bn_plan, args: bn_normalize_args) -> Result<(), Status> {
     let (shape, mut arrays) = (plan.batch_norm.shape(), Arrays::new(plan));
     let x = arrays.input::<E>("x", args.x, shape.len())?;
-    let gamma = arrays.input_or_absent::<E::Param>("gamma", args.gamma, shape.channels())?;
-    let beta = arrays.input_or_absent::<E::Param>("beta", args.beta, shape.channels())?;
+    let affine = AffineView::new(&mut arrays, args.gamma, args.beta, shape.channels())?;
+    let extras = ExtrasView::new(&mut arrays, args.residual, ABSENT, args.weights, shape)?;
     let y = arrays.output::<E>("y", args.y, shape.len())?;
     // SAFETY: the caller's promise; what becomes a slice has been checked.
     unsafe {
         let source = SourceView::new(&mut arrays, args.statistics, args.running, shape.channels())?;
         let in_place = arrays.check_overlap(Some(["x", "y"]))?;
-        let affine = Affine { gamma: slice(gamma), beta: slice(beta) };
+        let (with, affine, source) = (plan.batch_norm.with(extras.read()), affine.read(), source.read()?);
         if in_place {
-            plan.batch_norm.normalize_in_place(y.slice_mut(), source.read()?, affine)?;
+            with.normalize_in_place(y.slice_mut(), source, affine)?;
         } else {
-            plan.batch_norm.normalize(x.slice(), source.read()?, affine, y.slice_mut())?;
+            with.normalize(x.slice(), source, affine, y.slice_mut())?;
         }
         Ok(())
     }
@@ -102,18 +191,15 @@ unsafe fn compute_gradient_sums<E: Element>(plan: &bn_plan, args: bn_gradient_su
     let (shape, mut arrays) = (plan.batch_norm.shape(), Arrays::new(plan));
     let x = arrays.input::<E>("x", args.x, shape.len())?;
     let dy = arrays.input::<E>("dy", args.dy, shape.len())?;
+    let affine = AffineView::new(&mut arrays, args.gamma, args.beta, shape.channels())?;
+    let extras = ExtrasView::new(&mut arrays, args.residual, args.output, args.weights, shape)?;
     // SAFETY: the caller's promise; what becomes a slice and is written has been checked.
     unsafe {
         let source = SourceView::new(&mut arrays, args.statistics, args.running, shape.channels())?;
         let out = SumsView::new(&mut arrays, SUMS, args.sums, shape.channels(), Access::Write)?;
         arrays.check_overlap(None)?;
-        Ok(plan.batch_norm.gradient_sums(
-            x.slice(),
-            dy.slice(),
-            source.read()?,
-            Affine::default(),
-            &mut out.write()?,
-        )?)
+        let (with, affine, source) = (plan.batch_norm.with(extras.read()), affine.read(), source.read()?);
+        Ok(with.gradient_sums(x.slice(), dy.slice(), source, affine, &mut out.write()?)?)
     }
 }
 
@@ -122,20 +208,24 @@ unsafe fn input_gradient<E: Element>(plan: &bn_plan, args: bn_input_gradient_arg
     let channels = shape.channels();
     let x = arrays.input::<E>("x", args.x, shape.len())?;
     let dy = arrays.input::<E>("dy", args.dy, shape.len())?;
-    let gamma = arrays.input_or_absent::<E::Param>("gamma", args.gamma, channels)?;
+    let affine = AffineView::new(&mut arrays, args.gamma, args.beta, channels)?;
+    let extras = ExtrasView::new(&mut arrays, args.residual, args.output, args.weights, shape)?;
     let dx = arrays.output::<E>("dx", args.dx, shape.len())?;
+    let dresidual = arrays.output_or_absent::<E>("dresidual", args.dresidual, shape.len())?;
     // SAFETY: the caller's promise; what becomes a slice has been checked.
     unsafe {
         let statistics =
             StatisticsView::new(&mut arrays, STATISTICS, args.statistics.cast_mut(), channels, Access::Read)?;
         let sums = SumsView::new(&mut arrays, SUMS, args.sums, channels, Access::Read)?;
         let in_place = arrays.check_overlap(Some(["dy", "dx"]))?;
-        let affine = Affine { gamma: slice(gamma), beta: None };
+        let (with, affine) = (plan.batch_norm.with(extras.read()), affine.read());
         let (statistics, sums) = (&statistics.read()?, &sums.read()?);
+        let gradients = Gradients { dresidual: slice_mut(dresidual), ..Gradients::default() };
         if in_place {
-            plan.batch_norm.input_gradient_in_place(x.slice(), dx.slice_mut(), statistics, sums, affine)?;
+            with.input_gradient_in_place(x.slice(), dx.slice_mut(), statistics, sums, affine, gradients)?;
         } else {
-            plan.batch_norm.input_gradient(x.slice(), dy.slice(), statistics, sums, affine, dx.slice_mut())?;
+            let gradients = Gradients { dx: Some(dx.slice_mut()), ..gradients };
+            with.input_gradient(x.slice(), dy.slice(), statistics, sums, affine, gradients)?;
         }
         Ok(())
     }
@@ -146,42 +236,98 @@ unsafe fn parameter_gradients<P: Element<Param = P>>(
     args: bn_parameter_gradients_args,
 ) -> Result<(), Status> {
     let (channels, mut arrays) = (plan.channels(), Arrays::new(plan));
-    let dgamma = arrays.output_or_absent::<P>("dgamma", args.dgamma, channels)?;
-    let dbeta = arrays.output_or_absent::<P>("dbeta", args.dbeta, channels)?;
+    let parameters = ParametersView::<P>::new(&mut arrays, args.dgamma, args.dbeta, channels)?;
     // SAFETY: the caller's promise; what becomes a slice has been checked.
     unsafe {
         let source = SourceView::new(&mut arrays, args.statistics, args.running, channels)?;
         let sums = SumsView::new(&mut arrays, SUMS, args.sums, channels, Access::Read)?;
         arrays.check_overlap(None)?;
-        let (source, sums) = (source.read()?, sums.read()?);
-        Ok(plan.batch_norm.parameter_gradients(source, &sums, slice_mut(dgamma), slice_mut(dbeta))?)
+        let (source, sums, Gradients::<P> { dgamma, dbeta, .. }) = (source.read()?, sums.read()?, parameters.write());
+        Ok(plan.batch_norm.parameter_gradients(source, &sums, dgamma, dbeta)?)
     }
 }
 
 unsafe fn backward<E: Element>(plan: &bn_plan, args: bn_backward_args) -> Result<(), Status> {
     let (shape, mut arrays) = (plan.batch_norm.shape(), Arrays::new(plan));
-    let channels = shape.channels();
     let x = arrays.input::<E>("x", args.x, shape.len())?;
     let dy = arrays.input::<E>("dy", args.dy, shape.len())?;
-    let gamma = arrays.input_or_absent::<E::Param>("gamma", args.gamma, channels)?;
+    let affine = AffineView::new(&mut arrays, args.gamma, args.beta, shape.channels())?;
+    let extras = ExtrasView::new(&mut arrays, args.residual, args.output, args.weights, shape)?;
     let dx = arrays.output_or_absent::<E>("dx", args.dx, shape.len())?;
-    let dgamma = arrays.output_or_absent::<E::Param>("dgamma", args.dgamma, channels)?;
-    let dbeta = arrays.output_or_absent::<E::Param>("dbeta", args.dbeta, channels)?;
+    let dresidual = arrays.output_or_absent::<E>("dresidual", args.dresidual, shape.len())?;
+    let parameters = ParametersView::new(&mut arrays, args.dgamma, args.dbeta, shape.channels())?;
     // SAFETY: the caller's promise; what becomes a slice has been checked.
     unsafe {
-        let source = SourceView::new(&mut arrays, args.statistics, args.running, channels)?;
+        let source = SourceView::new(&mut arrays, args.statistics, args.running, shape.channels())?;
         let in_place = arrays.check_overlap(Some(["dy", "dx"]))?;
-        let affine = Affine { gamma: slice(gamma), beta: None };
-        let (dx, dgamma, dbeta) = (slice_mut(dx), slice_mut(dgamma), slice_mut(dbeta));
-        let source = source.read()?;
-        match dx {
-            Some(dx) if in_place => plan.batch_norm.backward_in_place(x.slice(), dx, source, affine, dgamma, dbeta)?,
-            dx => {
-                let gradients = Gradients { dx, dgamma, dbeta, ..Gradients::default() };
-                plan.batch_norm.backward(x.slice(), dy.slice(), source, affine, gradients)?;
-            }
+        let (with, affine, source) = (plan.batch_norm.with(extras.read()), affine.read(), source.read()?);
+        let gradients = Gradients { dresidual: slice_mut(dresidual), ..parameters.write() };
+        match slice_mut(dx) {
+            Some(dx) if in_place => with.backward_in_place(x.slice(), dx, source, affine, gradients)?,
+            dx => with.backward(x.slice(), dy.slice(), source, affine, Gradients { dx, ..gradients })?,
         }
         Ok(())
+    }
+}
+
+unsafe fn forward_training_invertible<E: Element>(
+    plan: &bn_plan,
+    args: bn_forward_training_invertible_args,
+) -> Result<(), Status> {
+    let (shape, mut arrays) = (plan.batch_norm.shape(), Arrays::new(plan));
+    let x = arrays.output::<E>("x", args.x, shape.len())?;
+    let affine = AffineView::new(&mut arrays, args.gamma, args.beta, shape.channels())?;
+    // SAFETY: the caller's promise; what becomes a slice and is written has been checked.
+    unsafe {
+        let out = StatisticsView::new(&mut arrays, STATISTICS, args.statistics, shape.channels(), Access::Write)?;
+        arrays.check_overlap(None)?;
+        let mut statistics = out.write()?;
+        plan.batch_norm.forward_training_invertible(x.slice_mut(), affine.read(), &mut statistics)?;
+        out.store(&statistics);
+        Ok(())
+    }
+}
+
+unsafe fn backward_from_output<E: Element>(plan: &bn_plan, args: bn_backward_from_output_args) -> Result<(), Status> {
+    let (shape, mut arrays) = (plan.batch_norm.shape(), Arrays::new(plan));
+    let channels = shape.channels();
+    let y = arrays.input::<E>("y", args.y, shape.len())?;
+    let dy = arrays.input::<E>("dy", args.dy, shape.len())?;
+    let affine = AffineView::new(&mut arrays, args.gamma, args.beta, channels)?;
+    let dx = arrays.output_or_absent::<E>("dx", args.dx, shape.len())?;
+    let parameters = ParametersView::new(&mut arrays, args.dgamma, args.dbeta, channels)?;
+    // SAFETY: the caller's promise; what becomes a slice has been checked.
+    unsafe {
+        let statistics =
+            StatisticsView::new(&mut arrays, STATISTICS, args.statistics.cast_mut(), channels, Access::Read)?;
+        arrays.check_overlap(None)?;
+        let gradients = Gradients { dx: slice_mut(dx), ..parameters.write() };
+        let (y, dy, statistics) = (y.slice(), dy.slice(), &statistics.read()?);
+        Ok(plan.batch_norm.backward_from_output(y, dy, statistics, affine.read(), gradients)?)
+    }
+}
+
+unsafe fn double_backward<E: Element>(plan: &bn_plan, args: bn_double_backward_args) -> Result<(), Status> {
+    let (shape, mut arrays) = (plan.batch_norm.shape(), Arrays::new(plan));
+    let (len, channels) = (shape.len(), shape.channels());
+    let x = arrays.input::<E>("x", args.x, len)?;
+    let dy = arrays.input::<E>("dy", args.dy, len)?;
+    let affine = AffineView::new(&mut arrays, args.gamma, ABSENT, channels)?;
+    let dx = arrays.input::<E>("dx_cotangent", args.dx_cotangent, len)?;
+    let dgamma = arrays.input_or_absent("dgamma_cotangent", args.dgamma_cotangent, channels)?;
+    let dbeta = arrays.input_or_absent("dbeta_cotangent", args.dbeta_cotangent, channels)?;
+    let of_x = arrays.output_or_absent("x_gradient", args.x_gradient, len)?;
+    let of_dy = arrays.output_or_absent("dy_gradient", args.dy_gradient, len)?;
+    let of_gamma = arrays.output_or_absent("gamma_gradient", args.gamma_gradient, channels)?;
+    // SAFETY: the caller's promise; what becomes a slice has been checked.
+    unsafe {
+        let statistics =
+            StatisticsView::new(&mut arrays, STATISTICS, args.statistics.cast_mut(), channels, Access::Read)?;
+        arrays.check_overlap(None)?;
+        let cotangents = Cotangents { dx: dx.slice(), dgamma: slice(dgamma), dbeta: slice(dbeta) };
+        let gradients = SecondGradients { x: slice_mut(of_x), dy: slice_mut(of_dy), gamma: slice_mut(of_gamma) };
+        let (x, dy, statistics) = (x.slice(), dy.slice(), &statistics.read()?);
+        Ok(plan.batch_norm.double_backward(x, dy, statistics, affine.read(), cotangents, gradients)?)
     }
 }
 
@@ -189,29 +335,30 @@ unsafe fn backward<E: Element>(plan: &bn_plan, args: bn_backward_args) -> Result
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bn_compute_statistics(plan: *const bn_plan, args: *const bn_statistics_args) -> i32 {
     // SAFETY: the header asks for what this needs.
-    unsafe { call(plan, args, compute_statistics::<f32>, compute_statistics::<f64>) }
+    unsafe { call(plan, args, by_element!(compute_statistics)) }
 }
 
-/// y = gamma * (x - mean) / sqrt(var + eps) + beta with the batch's own statistics, which are returned too.
+/// y = act(gamma * (x - mean) / sqrt(var + eps) + beta + residual) with the batch's own statistics, which are returned
+/// too.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bn_forward_training(plan: *const bn_plan, args: *const bn_forward_training_args) -> i32 {
     // SAFETY: the header asks for what this needs.
-    unsafe { call(plan, args, forward_training::<f32>, forward_training::<f64>) }
+    unsafe { call(plan, args, by_element!(forward_training)) }
 }
 
-/// y = gamma * (x - mean) / sqrt(var + eps) + beta with given statistics: running ones for inference, the batch's for
-/// the second half of a forward pass in training.
+/// y = act(gamma * (x - mean) / sqrt(var + eps) + beta + residual) with given statistics: running ones for inference, the
+/// batch's for the second half of a forward pass in training.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bn_normalize(plan: *const bn_plan, args: *const bn_normalize_args) -> i32 {
     // SAFETY: the header asks for what this needs.
-    unsafe { call(plan, args, normalize::<f32>, normalize::<f64>) }
+    unsafe { call(plan, args, by_element!(normalize)) }
 }
 
-/// The sums of dy and of dy * (x - mean) of each channel: the first half of the backward pass.
+/// The sums of g and of g * (x - mean) of each channel: the first half of the backward pass.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bn_compute_gradient_sums(plan: *const bn_plan, args: *const bn_gradient_sums_args) -> i32 {
     // SAFETY: the header asks for what this needs.
-    unsafe { call(plan, args, compute_gradient_sums::<f32>, compute_gradient_sums::<f64>) }
+    unsafe { call(plan, args, by_element!(compute_gradient_sums)) }
 }
 
 /// dx from the statistics and sums of the whole batch, of which x and dy may be a part: the second half of the backward
@@ -219,21 +366,57 @@ pub unsafe extern "C" fn bn_compute_gradient_sums(plan: *const bn_plan, args: *c
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bn_input_gradient(plan: *const bn_plan, args: *const bn_input_gradient_args) -> i32 {
     // SAFETY: the header asks for what this needs.
-    unsafe { call(plan, args, input_gradient::<f32>, input_gradient::<f64>) }
+    unsafe { call(plan, args, by_element!(input_gradient)) }
 }
 
 /// The gradients of gamma and beta from the sums, those that are asked for.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bn_parameter_gradients(plan: *const bn_plan, args: *const bn_parameter_gradients_args) -> i32 {
     // SAFETY: the header asks for what this needs.
-    unsafe { call(plan, args, parameter_gradients::<f32>, parameter_gradients::<f64>) }
+    unsafe { call(plan, args, by_parameter!(parameter_gradients)) }
 }
 
-/// The gradients of x, gamma and beta, those that are asked for.
+/// The gradients of x, the residual, gamma and beta, those that are asked for.
 ///
 /// With a batch's statistics they flow through mean and variance; with running ones these are constants.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bn_backward(plan: *const bn_plan, args: *const bn_backward_args) -> i32 {
     // SAFETY: the header asks for what this needs.
-    unsafe { call(plan, args, backward::<f32>, backward::<f64>) }
+    unsafe { call(plan, args, by_element!(backward)) }
+}
+
+/// bn_forward_training of a layer that keeps y alone for its backward pass, which is bn_backward_from_output: one array
+/// less in memory.
+///
+/// The activation must be the identity or a leaky ReLU with a positive slope, and |beta| at most 64 * |gamma| in each
+/// channel, with a gamma for which y stays in the normal range of its type. (x - mean) / sqrt(var + eps), call it n, comes
+/// back from y with an error of at most 10 * u * (1 + |n| + |beta / gamma|), u being half an ulp of 1 in the element type.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bn_forward_training_invertible(
+    plan: *const bn_plan,
+    args: *const bn_forward_training_invertible_args,
+) -> i32 {
+    // SAFETY: the header asks for what this needs.
+    unsafe { call(plan, args, by_element!(forward_training_invertible)) }
+}
+
+/// The gradients of x, gamma and beta, those that are asked for, from what bn_forward_training_invertible left.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bn_backward_from_output(
+    plan: *const bn_plan,
+    args: *const bn_backward_from_output_args,
+) -> i32 {
+    // SAFETY: the header asks for what this needs.
+    unsafe { call(plan, args, by_element!(backward_from_output)) }
+}
+
+/// The derivatives of bn_backward with a batch's statistics, for gradient penalties: the gradients of the sum of
+/// dx_cotangent * dx, dgamma_cotangent * dgamma and dbeta_cotangent * dbeta, those that are asked for. The plan must have
+/// no activation: compose it outside.
+///
+/// A pass that few need: it sweeps more often than one made for it would, and allocates some arrays of the channels.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bn_double_backward(plan: *const bn_plan, args: *const bn_double_backward_args) -> i32 {
+    // SAFETY: the header asks for what this needs.
+    unsafe { call(plan, args, by_element!(double_backward)) }
 }

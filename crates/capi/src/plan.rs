@@ -1,27 +1,24 @@
 //! The handle.
 
-use super::descriptors::{BN_ISA_PORTABLE, bn_plan_desc, check_pointer, check_reserved, choose, read};
-use super::status::{BN_ERROR_LENGTH, BN_ERROR_NULL, BN_ERROR_OUT_OF_MEMORY, Status, fail, guard};
+use super::descriptors::{BN_ISA_PORTABLE, bn_plan_desc, check_pointer, choose, read};
+use super::status::{BN_ERROR_LENGTH, BN_ERROR_NULL, BN_ERROR_OUT_OF_MEMORY, BN_ERROR_SLOPE, Status, fail, guard};
 use super::threads::{Start, threads};
-use batchnorm::{BatchNorm, Isa, Shape};
+use batchnorm::{Activation, BatchNorm, Isa, Shape};
 use std::mem::MaybeUninit;
 
 /// A plan: a shape, how to normalize it and where to run. It does not change once it is made.
 pub struct bn_plan {
     pub(crate) batch_norm: BatchNorm,
-    pub(crate) element: Element,
+    /// The `BN_ELEMENT_`.
+    pub(crate) element: usize,
     /// Where the caller's scratch memory starts and ends, if it is the caller's.
     pub(crate) given_scratch: Option<(usize, usize)>,
     /// Else that of the plan. It goes after `batch_norm`, which uses it.
     _scratch: Vec<u8>,
 }
 
-/// The element types of `BN_ELEMENT_`.
-#[derive(Clone, Copy)]
-pub(crate) enum Element {
-    F32,
-    F64,
-}
+/// How many there are of `BN_ELEMENT_`.
+pub(crate) const ELEMENTS: usize = 4;
 
 impl bn_plan {
     pub(crate) fn channels(&self) -> usize {
@@ -30,13 +27,19 @@ impl bn_plan {
 }
 
 /// What a descriptor says, but for scratch memory.
-fn describe(desc: &bn_plan_desc, start: Start) -> Result<(BatchNorm, Element), Status> {
-    check_reserved("desc.reserved", desc.reserved)?;
-    let element = choose("desc.element", desc.element, &[Element::F32, Element::F64])?;
+fn describe(desc: &bn_plan_desc, start: Start) -> Result<(BatchNorm, usize), Status> {
+    let element = choose("desc.element", desc.element, &std::array::from_fn::<_, ELEMENTS, _>(|element| element))?;
     let isas = [Isa::best(), Isa::Portable, Isa::Avx2, Isa::Avx512];
     let isa = choose("desc.isa", desc.isa, &isas)?;
+    let leaky_relu = Activation::LeakyRelu(desc.slope);
+    let activations = [Activation::Identity, Activation::Relu, leaky_relu, Activation::Silu];
+    let activation = choose("desc.activation", desc.activation, &activations)?;
+    if desc.slope != 0.0 && !matches!(activation, Activation::LeakyRelu(_)) {
+        let message = format_args!("desc.slope is not that of a leaky ReLU: expected 0, got {}", desc.slope);
+        return Err(fail(BN_ERROR_SLOPE, message));
+    }
     let shape = Shape::new(desc.outer, desc.channels, desc.inner)?;
-    let batch_norm = BatchNorm::new(shape).eps(desc.eps)?.isa(isa)?;
+    let batch_norm = BatchNorm::new(shape).eps(desc.eps)?.activation(activation)?.isa(isa)?;
     Ok((batch_norm.threads(threads(desc, start)?), element))
 }
 

@@ -25,26 +25,34 @@ pub const BN_ERROR_LENGTH: i32 = 6;
 pub const BN_ERROR_SHAPE: i32 = 7;
 /// eps is negative or not finite.
 pub const BN_ERROR_EPS: i32 = 8;
+/// A slope is negative or not finite, or there is one without a leaky ReLU.
+pub const BN_ERROR_SLOPE: i32 = 9;
+/// A weight is negative or not finite.
+pub const BN_ERROR_WEIGHT: i32 = 10;
 /// A momentum lies outside [0, 1].
-pub const BN_ERROR_MOMENTUM: i32 = 9;
+pub const BN_ERROR_MOMENTUM: i32 = 11;
 /// A count of values is negative or not finite.
-pub const BN_ERROR_COUNT: i32 = 10;
+pub const BN_ERROR_COUNT: i32 = 12;
 /// A variance is negative, or NaN in running statistics.
-pub const BN_ERROR_VARIANCE: i32 = 11;
+pub const BN_ERROR_VARIANCE: i32 = 13;
 /// An unbiased variance was to be had from one value per channel.
-pub const BN_ERROR_TOO_FEW_VALUES: i32 = 12;
+pub const BN_ERROR_TOO_FEW_VALUES: i32 = 14;
 /// The statistics are over no values, but the batch has some.
-pub const BN_ERROR_EMPTY_STATISTICS: i32 = 13;
+pub const BN_ERROR_EMPTY_STATISTICS: i32 = 15;
+/// The pass does not go with the plan's activation: it needs one with an inverse, or none.
+pub const BN_ERROR_ACTIVATION: i32 = 16;
+/// A channel's gamma and beta are such that x cannot be had from y within the stated bound.
+pub const BN_ERROR_NOT_INVERTIBLE: i32 = 17;
 /// Not exactly one of statistics and running statistics was given.
-pub const BN_ERROR_SOURCE: i32 = 14;
+pub const BN_ERROR_SOURCE: i32 = 18;
 /// This CPU lacks the instruction set asked for.
-pub const BN_ERROR_UNSUPPORTED_ISA: i32 = 15;
+pub const BN_ERROR_UNSUPPORTED_ISA: i32 = 19;
 /// The number of threads or the parallel_for does not fit the kind of threads, or threads could not be started.
-pub const BN_ERROR_THREADS: i32 = 16;
+pub const BN_ERROR_THREADS: i32 = 20;
 /// There is not enough memory for the plan.
-pub const BN_ERROR_OUT_OF_MEMORY: i32 = 17;
+pub const BN_ERROR_OUT_OF_MEMORY: i32 = 21;
 /// A fault of the library itself; outputs may have been written.
-pub const BN_ERROR_INTERNAL: i32 = 18;
+pub const BN_ERROR_INTERNAL: i32 = 22;
 
 /// A code other than [`BN_OK`]; the message of this thread belongs to it.
 #[derive(Debug, PartialEq)]
@@ -98,11 +106,15 @@ impl From<Error> for Status {
             Error::Length { .. } | Error::Multiple { .. } | Error::Scratch { .. } => BN_ERROR_LENGTH,
             Error::ShapeOverflow { .. } => BN_ERROR_SHAPE,
             Error::Eps(_) => BN_ERROR_EPS,
+            Error::Slope(_) => BN_ERROR_SLOPE,
+            Error::Weight { .. } => BN_ERROR_WEIGHT,
             Error::Momentum(_) => BN_ERROR_MOMENTUM,
             Error::Count(_) => BN_ERROR_COUNT,
             Error::Variance { .. } => BN_ERROR_VARIANCE,
             Error::TooFewValues { .. } => BN_ERROR_TOO_FEW_VALUES,
             Error::EmptyStatistics => BN_ERROR_EMPTY_STATISTICS,
+            Error::Activation { .. } => BN_ERROR_ACTIVATION,
+            Error::NotInvertible { .. } => BN_ERROR_NOT_INVERTIBLE,
             Error::UnsupportedIsa { .. } => BN_ERROR_UNSUPPORTED_ISA,
             _ => BN_ERROR_INTERNAL,
         };
@@ -141,8 +153,9 @@ macro_rules! names {
 #[unsafe(no_mangle)]
 pub extern "C" fn bn_status_name(status: i32) -> *const c_char {
     let name = names!(status; BN_OK BN_ERROR_NULL BN_ERROR_STRUCT_SIZE BN_ERROR_ENUM BN_ERROR_ALIGNMENT
-        BN_ERROR_OVERLAP BN_ERROR_LENGTH BN_ERROR_SHAPE BN_ERROR_EPS BN_ERROR_MOMENTUM BN_ERROR_COUNT BN_ERROR_VARIANCE
-        BN_ERROR_TOO_FEW_VALUES BN_ERROR_EMPTY_STATISTICS BN_ERROR_SOURCE BN_ERROR_UNSUPPORTED_ISA BN_ERROR_THREADS
+        BN_ERROR_OVERLAP BN_ERROR_LENGTH BN_ERROR_SHAPE BN_ERROR_EPS BN_ERROR_SLOPE BN_ERROR_WEIGHT
+        BN_ERROR_MOMENTUM BN_ERROR_COUNT BN_ERROR_VARIANCE BN_ERROR_TOO_FEW_VALUES BN_ERROR_EMPTY_STATISTICS
+        BN_ERROR_ACTIVATION BN_ERROR_NOT_INVERTIBLE BN_ERROR_SOURCE BN_ERROR_UNSUPPORTED_ISA BN_ERROR_THREADS
         BN_ERROR_OUT_OF_MEMORY BN_ERROR_INTERNAL);
     name.as_ptr().cast()
 }

@@ -2,12 +2,13 @@
 
 #include "test.h"
 
-enum { OUTER = 2, CHANNELS = 3, INNER = 4, LEN = OUTER * CHANNELS * INNER };
+enum { OUTER = 2, CHANNELS = 3, INNER = 4, POSITIONS = OUTER * INNER, LEN = CHANNELS * POSITIONS };
 
-// All that a call may read or write, so that what it wrote is found by comparing bytes. Arrays have room for either
+// All that a call may read or write, so that what it wrote is found by comparing bytes. Arrays have room for any
 // element type, and for one element more.
 typedef struct world {
     double x[LEN + 1], dy[LEN + 1], y[LEN + 1], dx[LEN + 1];
+    double residual[LEN + 1], output[LEN + 1], weights[POSITIONS + 1], dresidual[LEN + 1];
     double gamma[CHANNELS + 1], beta[CHANNELS + 1], dgamma[CHANNELS + 1], dbeta[CHANNELS + 1];
     double mean[CHANNELS + 1], var[CHANNELS + 1], other_mean[CHANNELS + 1], other_var[CHANNELS + 1];
     double running_mean[CHANNELS + 1], running_var[CHANNELS + 1];
@@ -23,6 +24,9 @@ typedef struct world {
     bn_input_gradient_args second;
     bn_parameter_gradients_args parameters;
     bn_backward_args backward;
+    bn_forward_training_invertible_args invertible;
+    bn_backward_from_output_args from_output;
+    bn_double_backward_args twice;
     bn_scale_shift scale_shift;
     bn_fold_args fold;
     bn_fold_layer_args layer;
@@ -61,13 +65,16 @@ static void put_right(void) {
     for (size_t c = 0; c < CHANNELS; c++) {
         w.mean[c] = w.other_mean[c] = w.running_mean[c] = w.g[c] = w.gx[c] = w.other_g[c] = w.other_gx[c] = 1;
         w.var[c] = w.other_var[c] = w.running_var[c] = 2;
-        set(element, w.gamma, c, 3);
+        set(parameter(element), w.gamma, c, 3);
     }
     for (size_t i = 0; i < 2 * CHANNELS; i++) {
-        set(element, w.weight, i, (double)i);
+        set(parameter(element), w.weight, i, (double)i);
+    }
+    for (size_t i = 0; i < POSITIONS; i++) {
+        set(parameter(element), w.weights, i, 1);
     }
     INIT(w.statistics), INIT(w.other), INIT(w.running), INIT(w.sums), INIT(w.other_sums), INIT(w.scale_shift);
-    w.statistics.count = w.other.count = OUTER * INNER;
+    w.statistics.count = w.other.count = POSITIONS;
     w.statistics.mean = doubles(w.mean, CHANNELS), w.statistics.var = doubles(w.var, CHANNELS);
     w.other.mean = doubles(w.other_mean, CHANNELS), w.other.var = doubles(w.other_var, CHANNELS);
     w.running.mean = doubles(w.running_mean, CHANNELS), w.running.var = doubles(w.running_var, CHANNELS);
@@ -76,22 +83,35 @@ static void put_right(void) {
     w.other_sums.g = doubles(w.other_g, CHANNELS), w.other_sums.gx = doubles(w.other_gx, CHANNELS);
 
     const bn_slice x = in(w.x, LEN), dy = in(w.dy, LEN), gamma = in(w.gamma, CHANNELS), beta = in(w.beta, CHANNELS);
-    const bn_slice_mut y = out(w.y, LEN), dx = out(w.dx, LEN);
+    const bn_slice residual = in(w.residual, LEN), output = in(w.output, LEN), weights = in(w.weights, POSITIONS);
+    const bn_slice_mut y = out(w.y, LEN), dx = out(w.dx, LEN), dresidual = out(w.dresidual, LEN);
     const bn_slice_mut dgamma = out(w.dgamma, CHANNELS), dbeta = out(w.dbeta, CHANNELS);
     INIT(w.only), INIT(w.training), INIT(w.normalize), INIT(w.first), INIT(w.second), INIT(w.parameters);
-    INIT(w.backward);
-    w.only.x = x, w.only.statistics = &w.statistics;
+    INIT(w.backward), INIT(w.invertible), INIT(w.from_output), INIT(w.twice);
+    w.only.x = x, w.only.weights = weights, w.only.statistics = &w.statistics;
     w.training.x = x, w.training.gamma = gamma, w.training.beta = beta, w.training.y = y;
-    w.training.statistics = &w.statistics;
+    w.training.residual = residual, w.training.weights = weights, w.training.statistics = &w.statistics;
     w.normalize.x = x, w.normalize.gamma = gamma, w.normalize.beta = beta, w.normalize.y = y;
-    w.normalize.statistics = &w.statistics;
+    w.normalize.residual = residual, w.normalize.weights = weights, w.normalize.statistics = &w.statistics;
     w.first.x = x, w.first.dy = dy, w.first.statistics = &w.statistics, w.first.sums = &w.sums;
+    w.first.gamma = gamma, w.first.beta = beta;
+    w.first.residual = residual, w.first.output = output, w.first.weights = weights;
     w.second.x = x, w.second.dy = dy, w.second.statistics = &w.statistics, w.second.sums = &w.sums;
-    w.second.gamma = gamma, w.second.dx = dx;
+    w.second.gamma = gamma, w.second.beta = beta, w.second.dx = dx, w.second.dresidual = dresidual;
+    w.second.residual = residual, w.second.output = output, w.second.weights = weights;
     w.parameters.statistics = &w.statistics, w.parameters.sums = &w.sums;
     w.parameters.dgamma = dgamma, w.parameters.dbeta = dbeta;
     w.backward.x = x, w.backward.dy = dy, w.backward.statistics = &w.statistics, w.backward.gamma = gamma;
-    w.backward.dx = dx, w.backward.dgamma = dgamma, w.backward.dbeta = dbeta;
+    w.backward.beta = beta, w.backward.residual = residual, w.backward.output = output, w.backward.weights = weights;
+    w.backward.dx = dx, w.backward.dresidual = dresidual, w.backward.dgamma = dgamma, w.backward.dbeta = dbeta;
+    w.invertible.x = out(w.x, LEN), w.invertible.gamma = gamma, w.invertible.beta = beta;
+    w.invertible.statistics = &w.statistics;
+    w.from_output.y = x, w.from_output.dy = dy, w.from_output.statistics = &w.statistics;
+    w.from_output.gamma = gamma, w.from_output.beta = beta;
+    w.from_output.dx = dx, w.from_output.dgamma = dgamma, w.from_output.dbeta = dbeta;
+    w.twice.x = x, w.twice.dy = dy, w.twice.statistics = &w.statistics, w.twice.gamma = gamma;
+    w.twice.dx_cotangent = residual, w.twice.dgamma_cotangent = beta, w.twice.dbeta_cotangent = beta;
+    w.twice.x_gradient = dx, w.twice.dy_gradient = dresidual, w.twice.gamma_gradient = dgamma;
     INIT(w.fold), INIT(w.layer);
     w.fold.statistics = &w.statistics, w.fold.gamma = gamma, w.fold.beta = beta, w.fold.scale_shift = &w.scale_shift;
     w.layer.scale_shift = &w.scale_shift, w.layer.weight = out(w.weight, 2 * CHANNELS);
@@ -147,6 +167,24 @@ static void put_pointer(void *array, const void *pointer) { memcpy(array, &point
 #define WRONG_OPTIONAL(array, call)                                                                                    \
     WRONG(BN_ERROR_NULL, array.data = NULL, call);                                                                     \
     WRONG_IF_THERE(array, call)
+
+#define WRONG_WEIGHTS(args, call)                                                                                      \
+    WRONG_OPTIONAL(args.weights, call);                                                                                \
+    WRONG(BN_ERROR_WEIGHT, set(parameter(element), w.weights, POSITIONS - 1, -1), call);                               \
+    WRONG(BN_ERROR_WEIGHT, set(parameter(element), w.weights, 0, NAN), call);                                          \
+    WRONG(BN_ERROR_WEIGHT, set(parameter(element), w.weights, 0, INFINITY), call)
+
+// What the backward passes take from the forward pass.
+#define WRONG_EXTRAS(args, call)                                                                                       \
+    WRONG_OPTIONAL(args.gamma, call);                                                                                  \
+    WRONG_OPTIONAL(args.beta, call);                                                                                   \
+    WRONG_OPTIONAL(args.residual, call);                                                                               \
+    WRONG_OPTIONAL(args.output, call);                                                                                 \
+    WRONG_WEIGHTS(args, call)
+
+// Statistics over nothing. With weights they may be.
+#define WRONG_EMPTY(args, call)                                                                                        \
+    WRONG(BN_ERROR_EMPTY_STATISTICS, (w.statistics.count = 0, memset(&args.weights, 0, sizeof args.weights)), call)
 
 // An output at the place of something else, or a little into it.
 #define OVERLAP(output, other, call)                                                                                   \
@@ -242,14 +280,21 @@ static void plans(void) {
     WRONG(BN_ERROR_STRUCT_SIZE, w.desc.struct_size += 8, CREATE);
     WRONG(BN_ERROR_STRUCT_SIZE, w.desc.struct_size = SIZE_MAX, CREATE);
     WRONG(BN_ERROR_ENUM, w.desc.element = -1, CREATE);
-    WRONG(BN_ERROR_ENUM, w.desc.element = 2, CREATE);
+    WRONG(BN_ERROR_ENUM, w.desc.element = BN_ELEMENT_F16 + 1, CREATE);
     WRONG(BN_ERROR_ENUM, w.desc.element = INT32_MIN, CREATE);
     WRONG(BN_ERROR_ENUM, w.desc.element = INT32_MAX, CREATE);
     WRONG(BN_ERROR_ENUM, w.desc.isa = -1, CREATE);
     WRONG(BN_ERROR_ENUM, w.desc.isa = BN_ISA_AVX512 + 1, CREATE);
     WRONG(BN_ERROR_ENUM, w.desc.threads = -1, CREATE);
     WRONG(BN_ERROR_ENUM, w.desc.threads = BN_THREADS_CALLER + 1, CREATE);
-    WRONG(BN_ERROR_ENUM, w.desc.reserved = 1, CREATE);
+    WRONG(BN_ERROR_ENUM, w.desc.activation = -1, CREATE);
+    WRONG(BN_ERROR_ENUM, w.desc.activation = BN_ACTIVATION_SILU + 1, CREATE);
+    WRONG(BN_ERROR_SLOPE, w.desc.slope = 0.01, CREATE);
+    WRONG(BN_ERROR_SLOPE, w.desc.slope = NAN, CREATE);
+    WRONG(BN_ERROR_SLOPE, (w.desc.activation = BN_ACTIVATION_SILU, w.desc.slope = 0.01), CREATE);
+    WRONG(BN_ERROR_SLOPE, (w.desc.activation = BN_ACTIVATION_LEAKY_RELU, w.desc.slope = -0.01), CREATE);
+    WRONG(BN_ERROR_SLOPE, (w.desc.activation = BN_ACTIVATION_LEAKY_RELU, w.desc.slope = NAN), CREATE);
+    WRONG(BN_ERROR_SLOPE, (w.desc.activation = BN_ACTIVATION_LEAKY_RELU, w.desc.slope = INFINITY), CREATE);
     WRONG(BN_ERROR_EPS, w.desc.eps = -1e-5, CREATE);
     WRONG(BN_ERROR_EPS, w.desc.eps = NAN, CREATE);
     WRONG(BN_ERROR_EPS, w.desc.eps = INFINITY, CREATE);
@@ -285,8 +330,9 @@ static void plans(void) {
     WRONG(BN_ERROR_ALIGNMENT, (void)0, bn_scratch_bytes(&w.desc, 1, MISALIGNED(size_t, w.bytes)));
     WRONG(BN_ERROR_STRUCT_SIZE, w.desc.struct_size = 0, BYTES);
     WRONG(BN_ERROR_STRUCT_SIZE, w.desc.struct_size += 8, BYTES);
-    WRONG(BN_ERROR_ENUM, w.desc.element = 2, BYTES);
-    WRONG(BN_ERROR_ENUM, w.desc.reserved = 1, BYTES);
+    WRONG(BN_ERROR_ENUM, w.desc.element = BN_ELEMENT_F16 + 1, BYTES);
+    WRONG(BN_ERROR_ENUM, w.desc.activation = BN_ACTIVATION_SILU + 1, BYTES);
+    WRONG(BN_ERROR_SLOPE, w.desc.slope = 0.01, BYTES);
     WRONG(BN_ERROR_SHAPE, w.desc.outer = SIZE_MAX, BYTES);
     WRONG(BN_ERROR_THREADS, w.desc.thread_count = 1, BYTES);
 
@@ -299,6 +345,8 @@ static void compute_statistics(void) {
 #define ONLY bn_compute_statistics(plan, &w.only)
     WRONG_CALL(bn_compute_statistics, bn_statistics_args, w.only);
     WRONG_ARRAY(w.only.x, ONLY);
+    WRONG_WEIGHTS(w.only, ONLY);
+    OVERLAP(w.statistics.var, w.weights, ONLY);
     WRONG(BN_ERROR_NULL, w.only.statistics = NULL, ONLY);
     WRONG_STATISTICS(w.only.statistics, w.statistics, ONLY);
     OVERLAP(w.statistics.mean, w.var, ONLY);
@@ -317,6 +365,12 @@ static void forward_training(void) {
     WRONG_ARRAY(w.training.y, TRAINING);
     WRONG_OPTIONAL(w.training.gamma, TRAINING);
     WRONG_OPTIONAL(w.training.beta, TRAINING);
+    WRONG_OPTIONAL(w.training.residual, TRAINING);
+    WRONG_WEIGHTS(w.training, TRAINING);
+    OVERLAP(w.training.y, w.residual, TRAINING);
+    OVERLAP(w.training.y, w.weights, TRAINING);
+    OVERLAP(w.statistics.mean, w.residual, TRAINING);
+    OVERLAP(w.statistics.var, w.weights, TRAINING);
     WRONG(BN_ERROR_NULL, w.training.statistics = NULL, TRAINING);
     WRONG_STATISTICS(w.training.statistics, w.statistics, TRAINING);
     PARTIAL_OVERLAP(w.training.y, w.x, TRAINING);
@@ -339,8 +393,12 @@ static void normalizing(void) {
     WRONG_ARRAY(w.normalize.y, normalize());
     WRONG_OPTIONAL(w.normalize.gamma, normalize());
     WRONG_OPTIONAL(w.normalize.beta, normalize());
+    WRONG_OPTIONAL(w.normalize.residual, normalize());
+    WRONG_WEIGHTS(w.normalize, normalize());
+    OVERLAP(w.normalize.y, w.residual, normalize());
+    OVERLAP(w.normalize.y, w.weights, normalize());
     WRONG_SOURCE(w.normalize, normalize);
-    WRONG(BN_ERROR_EMPTY_STATISTICS, w.statistics.count = 0, normalize());
+    WRONG_EMPTY(w.normalize, normalize());
     PARTIAL_OVERLAP(w.normalize.y, w.x, normalize());
     OVERLAP(w.normalize.y, w.gamma, normalize());
     OVERLAP(w.normalize.y, w.beta, normalize());
@@ -354,8 +412,14 @@ static void gradient_sums(void) {
     WRONG_CALL(bn_compute_gradient_sums, bn_gradient_sums_args, w.first);
     WRONG_ARRAY(w.first.x, first());
     WRONG_ARRAY(w.first.dy, first());
+    WRONG_EXTRAS(w.first, first());
+    OVERLAP(w.sums.g, w.gamma, first());
+    OVERLAP(w.sums.gx, w.beta, first());
+    OVERLAP(w.sums.g, w.residual, first());
+    OVERLAP(w.sums.gx, w.output, first());
+    OVERLAP(w.sums.g, w.weights, first());
     WRONG_SOURCE(w.first, first);
-    WRONG(BN_ERROR_EMPTY_STATISTICS, w.statistics.count = 0, first());
+    WRONG_EMPTY(w.first, first());
     WRONG_SUMS(w.first.sums, w.sums, first());
     OVERLAP(w.sums.g, w.x, first());
     OVERLAP(w.sums.gx, w.dy, first());
@@ -371,11 +435,19 @@ static void input_gradient(void) {
     WRONG_ARRAY(w.second.x, SECOND);
     WRONG_ARRAY(w.second.dy, SECOND);
     WRONG_ARRAY(w.second.dx, SECOND);
-    WRONG_OPTIONAL(w.second.gamma, SECOND);
+    WRONG_EXTRAS(w.second, SECOND);
+    WRONG_OPTIONAL(w.second.dresidual, SECOND);
+    OVERLAP(w.second.dx, w.beta, SECOND);
+    OVERLAP(w.second.dx, w.residual, SECOND);
+    OVERLAP(w.second.dx, w.output, SECOND);
+    OVERLAP(w.second.dx, w.weights, SECOND);
+    OVERLAP(w.second.dresidual, w.dx, SECOND);
+    OVERLAP(w.second.dresidual, w.dy, SECOND);
+    OVERLAP(w.second.dresidual, w.gx, SECOND);
     WRONG(BN_ERROR_NULL, w.second.statistics = NULL, SECOND);
     WRONG_STATISTICS(w.second.statistics, w.statistics, SECOND);
     WRONG_PARTS(w.statistics, w.var, SECOND);
-    WRONG(BN_ERROR_EMPTY_STATISTICS, w.statistics.count = 0, SECOND);
+    WRONG_EMPTY(w.second, SECOND);
     WRONG_SUMS(w.second.sums, w.sums, SECOND);
     PARTIAL_OVERLAP(w.second.dx, w.dy, SECOND);
     OVERLAP(w.second.dx, w.x, SECOND);
@@ -403,12 +475,23 @@ static void backward_pass(void) {
     WRONG_CALL(bn_backward, bn_backward_args, w.backward);
     WRONG_ARRAY(w.backward.x, backward());
     WRONG_ARRAY(w.backward.dy, backward());
-    WRONG_OPTIONAL(w.backward.gamma, backward());
+    WRONG_EXTRAS(w.backward, backward());
+    WRONG_OPTIONAL(w.backward.dresidual, backward());
+    OVERLAP(w.backward.dx, w.beta, backward());
+    OVERLAP(w.backward.dx, w.residual, backward());
+    OVERLAP(w.backward.dx, w.output, backward());
+    OVERLAP(w.backward.dx, w.weights, backward());
+    OVERLAP(w.backward.dresidual, w.dx, backward());
+    OVERLAP(w.backward.dresidual, w.x, backward());
+    OVERLAP(w.backward.dresidual, w.dy, backward());
+    OVERLAP(w.backward.dresidual, w.residual, backward());
+    OVERLAP(w.backward.dgamma, w.weights, backward());
+    OVERLAP(w.backward.dbeta, w.dresidual, backward());
     WRONG_OPTIONAL(w.backward.dx, backward());
     WRONG_OPTIONAL(w.backward.dgamma, backward());
     WRONG_OPTIONAL(w.backward.dbeta, backward());
     WRONG_SOURCE(w.backward, backward);
-    WRONG(BN_ERROR_EMPTY_STATISTICS, w.statistics.count = 0, backward());
+    WRONG_EMPTY(w.backward, backward());
     PARTIAL_OVERLAP(w.backward.dx, w.dy, backward());
     OVERLAP(w.backward.dx, w.x, backward());
     OVERLAP(w.backward.dx, w.gamma, backward());
@@ -423,6 +506,85 @@ static void backward_pass(void) {
     OVERLAP(w.backward.dbeta, w.dy, backward());
     OVERLAP(w.backward.dbeta, w.var, backward());
     OVERLAP(w.backward.dbeta, w.running_var, with_running(backward));
+}
+
+static void keeping_y(void) {
+#define INVERTIBLE bn_forward_training_invertible(plan, &w.invertible)
+    WRONG_CALL(bn_forward_training_invertible, bn_forward_training_invertible_args, w.invertible);
+    WRONG_ARRAY(w.invertible.x, INVERTIBLE);
+    WRONG_OPTIONAL(w.invertible.gamma, INVERTIBLE);
+    WRONG_OPTIONAL(w.invertible.beta, INVERTIBLE);
+    WRONG(BN_ERROR_NULL, w.invertible.statistics = NULL, INVERTIBLE);
+    WRONG_STATISTICS(w.invertible.statistics, w.statistics, INVERTIBLE);
+    WRONG(BN_ERROR_NOT_INVERTIBLE, set(parameter(element), w.gamma, 1, 0), INVERTIBLE);
+    WRONG(BN_ERROR_NOT_INVERTIBLE, set(parameter(element), w.gamma, 2, NAN), INVERTIBLE);
+    WRONG(BN_ERROR_NOT_INVERTIBLE, set(parameter(element), w.beta, 0, -1000), INVERTIBLE);
+    OVERLAP(w.invertible.x, w.gamma, INVERTIBLE);
+    OVERLAP(w.invertible.x, w.beta, INVERTIBLE);
+    OVERLAP(w.invertible.x, w.mean, INVERTIBLE);
+    OVERLAP(w.invertible.x, &w.statistics, INVERTIBLE);
+    OVERLAP(w.statistics.var, w.mean, INVERTIBLE);
+
+#define FROM_OUTPUT bn_backward_from_output(plan, &w.from_output)
+    WRONG_CALL(bn_backward_from_output, bn_backward_from_output_args, w.from_output);
+    WRONG_ARRAY(w.from_output.y, FROM_OUTPUT);
+    WRONG_ARRAY(w.from_output.dy, FROM_OUTPUT);
+    WRONG_OPTIONAL(w.from_output.gamma, FROM_OUTPUT);
+    WRONG_OPTIONAL(w.from_output.beta, FROM_OUTPUT);
+    WRONG_OPTIONAL(w.from_output.dx, FROM_OUTPUT);
+    WRONG_OPTIONAL(w.from_output.dgamma, FROM_OUTPUT);
+    WRONG_OPTIONAL(w.from_output.dbeta, FROM_OUTPUT);
+    WRONG(BN_ERROR_NULL, w.from_output.statistics = NULL, FROM_OUTPUT);
+    WRONG_STATISTICS(w.from_output.statistics, w.statistics, FROM_OUTPUT);
+    WRONG_PARTS(w.statistics, w.var, FROM_OUTPUT);
+    WRONG(BN_ERROR_EMPTY_STATISTICS, w.statistics.count = 0, FROM_OUTPUT);
+    WRONG(BN_ERROR_NOT_INVERTIBLE, set(parameter(element), w.gamma, 1, 0), FROM_OUTPUT);
+    OVERLAP(w.from_output.dx, w.x, FROM_OUTPUT);
+    OVERLAP(w.from_output.dx, w.dy, FROM_OUTPUT);
+    OVERLAP(w.from_output.dx, w.gamma, FROM_OUTPUT);
+    OVERLAP(w.from_output.dgamma, w.beta, FROM_OUTPUT);
+    OVERLAP(w.from_output.dbeta, w.var, FROM_OUTPUT);
+}
+
+static void second_derivatives(void) {
+#define TWICE bn_double_backward(plan, &w.twice)
+    WRONG_CALL(bn_double_backward, bn_double_backward_args, w.twice);
+    WRONG_ARRAY(w.twice.x, TWICE);
+    WRONG_ARRAY(w.twice.dy, TWICE);
+    WRONG_ARRAY(w.twice.dx_cotangent, TWICE);
+    WRONG_OPTIONAL(w.twice.gamma, TWICE);
+    WRONG_OPTIONAL(w.twice.dgamma_cotangent, TWICE);
+    WRONG_OPTIONAL(w.twice.dbeta_cotangent, TWICE);
+    WRONG_OPTIONAL(w.twice.x_gradient, TWICE);
+    WRONG_OPTIONAL(w.twice.dy_gradient, TWICE);
+    WRONG_OPTIONAL(w.twice.gamma_gradient, TWICE);
+    WRONG(BN_ERROR_NULL, w.twice.statistics = NULL, TWICE);
+    WRONG_STATISTICS(w.twice.statistics, w.statistics, TWICE);
+    WRONG_PARTS(w.statistics, w.var, TWICE);
+    WRONG(BN_ERROR_EMPTY_STATISTICS, w.statistics.count = 0, TWICE);
+    OVERLAP(w.twice.x_gradient, w.x, TWICE);
+    OVERLAP(w.twice.x_gradient, w.dresidual, TWICE);
+    OVERLAP(w.twice.x_gradient, w.residual, TWICE);
+    OVERLAP(w.twice.dy_gradient, w.dy, TWICE);
+    OVERLAP(w.twice.dy_gradient, w.beta, TWICE);
+    OVERLAP(w.twice.gamma_gradient, w.gamma, TWICE);
+    OVERLAP(w.twice.gamma_gradient, w.mean, TWICE);
+}
+
+// Passes that need an activation with an inverse, or none.
+static void activations(void) {
+    bn_plan *const other = plan;
+    // A leaky ReLU of slope 0 among them.
+    for (int32_t activation = BN_ACTIVATION_RELU; activation <= BN_ACTIVATION_SILU; activation++) {
+        bn_plan_desc desc = describe(element, OUTER, CHANNELS, INNER, 1e-5);
+        desc.activation = activation;
+        plan = make(&desc);
+        WRONG(BN_ERROR_ACTIVATION, (void)0, INVERTIBLE);
+        WRONG(BN_ERROR_ACTIVATION, (void)0, FROM_OUTPUT);
+        WRONG(BN_ERROR_ACTIVATION, (void)0, TWICE);
+        CHECK_OK(bn_plan_destroy(plan));
+    }
+    plan = other;
 }
 
 static void merging(void) {
@@ -571,6 +733,9 @@ static void right(void) {
     RIGHT(with_running(parameters));
     RIGHT(backward());
     RIGHT(with_running(backward));
+    RIGHT(INVERTIBLE);
+    RIGHT(FROM_OUTPUT);
+    RIGHT(TWICE);
     RIGHT(MERGE);
     RIGHT(MERGE_SUMS);
     RIGHT(UPDATE);
@@ -584,7 +749,7 @@ static void right(void) {
 }
 
 int main(void) {
-    for (element = BN_ELEMENT_F32; element <= BN_ELEMENT_F64; element++) {
+    for (element = BN_ELEMENT_F32; element <= BN_ELEMENT_F16; element++) {
         const bn_plan_desc desc = describe(element, OUTER, CHANNELS, INNER, 1e-5);
         plan = make(&desc);
         misuses = 0;
@@ -596,6 +761,9 @@ int main(void) {
         input_gradient();
         parameter_gradients();
         backward_pass();
+        keeping_y();
+        second_derivatives();
+        activations();
         merging();
         updating();
         folding();

@@ -4,10 +4,23 @@
 
 #include "test.h"
 
-static size_t element_size(int32_t element) { return element == BN_ELEMENT_F32 ? sizeof(float) : sizeof(double); }
+static size_t element_size(int32_t element) {
+    return element == BN_ELEMENT_F64 ? sizeof(double) : element == BN_ELEMENT_F32 ? sizeof(float) : sizeof(uint16_t);
+}
+
+static double from_half(int32_t element, uint16_t half) {
+    const int bits = fraction_bits(element), bias = exponent_bias(element);
+    const int exponent = (half & 0x7fff) >> bits, fraction = half & ((1 << bits) - 1);
+    const int scaled = exponent == 0 ? fraction : fraction | 1 << bits;
+    return ldexp(half >> 15 ? -scaled : scaled, (exponent == 0 ? 1 : exponent) - bias - bits);
+}
 
 static double get(int32_t element, const void *array, size_t i) {
-    return element == BN_ELEMENT_F32 ? (double)((const float *)array)[i] : ((const double *)array)[i];
+    switch (element) {
+    case BN_ELEMENT_F32: return (double)((const float *)array)[i];
+    case BN_ELEMENT_F64: return ((const double *)array)[i];
+    default: return from_half(element, ((const uint16_t *)array)[i]);
+    }
 }
 
 // Memory of exactly the size, on the heap, where valgrind and AddressSanitizer watch its ends.
@@ -28,15 +41,16 @@ typedef struct step {
 } step;
 
 static step new_step(const bn_plan_desc *desc) {
-    const size_t size = element_size(desc->element), channels = desc->channels;
+    const int32_t p = parameter(desc->element);
+    const size_t size = element_size(desc->element), p_size = element_size(p), channels = desc->channels;
     const size_t len = desc->outer * channels * desc->inner;
     uint32_t random = 1;
     step s;
     s.len = len;
     s.channels = channels;
     s.x = allocate(len, size), s.dy = allocate(len, size), s.y = allocate(len, size), s.dx = allocate(len, size);
-    s.gamma = allocate(channels, size), s.beta = allocate(channels, size);
-    s.dgamma = allocate(channels, size), s.dbeta = allocate(channels, size);
+    s.gamma = allocate(channels, p_size), s.beta = allocate(channels, p_size);
+    s.dgamma = allocate(channels, p_size), s.dbeta = allocate(channels, p_size);
     s.mean = (double *)allocate(channels, sizeof(double)), s.var = (double *)allocate(channels, sizeof(double));
     for (size_t i = 0; i < len; i++) {
         random = random * 1664525u + 1013904223u;
@@ -45,8 +59,8 @@ static step new_step(const bn_plan_desc *desc) {
         set(desc->element, s.dy, i, -1.0 + (double)(random >> 8) / 8388608.0);
     }
     for (size_t c = 0; c < channels; c++) {
-        set(desc->element, s.gamma, c, 0.5 + (double)c / 8.0);
-        set(desc->element, s.beta, c, 1.0 - (double)c / 8.0);
+        set(p, s.gamma, c, 0.5 + (double)c / 8.0);
+        set(p, s.beta, c, 1.0 - (double)c / 8.0);
     }
     return s;
 }
@@ -88,11 +102,12 @@ static size_t place(const bn_plan_desc *d, size_t c, size_t k) {
 }
 
 // Compares a training step with the textbook: two passes, long double. f32 to 8u (forward, sums) and 16u (dx) with
-// u = 2^-24, f64 to 1e-13 times kappa = sqrt(1 + mean^2 / var), relative to the sizes of the terms that are added up; in
+// u = 2^-24, bf16 and f16 as f32 and once rounded, f64 to 1e-13 times kappa = sqrt(1 + mean^2 / var), relative to the sizes of the terms that are added up; in
 // dx those are the terms of the sums too, since sums that cancel still bring the roundings of what they are made of.
 static void check_textbook(const bn_plan_desc *d, step s) {
     const size_t m = d->outer * d->inner;
-    const int32_t e = d->element;
+    const int32_t e = d->element, p = parameter(e);
+    const long double rounding = e == BN_ELEMENT_BF16 ? ldexpl(1, -8) : e == BN_ELEMENT_F16 ? ldexpl(1, -11) : 0;
     int y_ok = 1, dx_ok = 1, dgamma_ok = 1, dbeta_ok = 1;
     for (size_t c = 0; c < d->channels; c++) {
         long double mean = 0, var = 0, sum = 0, dot = 0, sum_abs = 0, dot_abs = 0;
@@ -103,9 +118,9 @@ static void check_textbook(const bn_plan_desc *d, step s) {
             const long double deviation = (long double)get(e, s.x, place(d, c, k)) - mean;
             var += deviation * deviation / (long double)m;
         }
-        const long double inv_std = 1 / sqrtl(var + (long double)d->eps), gamma = (long double)get(e, s.gamma, c);
-        const long double beta = (long double)get(e, s.beta, c);
-        const long double unit = e == BN_ELEMENT_F32 ? 8 * ldexpl(1, -24) : 1e-13L * sqrtl(1 + mean * mean / var);
+        const long double inv_std = 1 / sqrtl(var + (long double)d->eps), gamma = (long double)get(p, s.gamma, c);
+        const long double beta = (long double)get(p, s.beta, c);
+        const long double unit = p == BN_ELEMENT_F32 ? 8 * ldexpl(1, -24) : 1e-13L * sqrtl(1 + mean * mean / var);
         for (size_t k = 0; k < m; k++) {
             const long double g = (long double)get(e, s.dy, place(d, c, k));
             const long double normal = ((long double)get(e, s.x, place(d, c, k)) - mean) * inv_std;
@@ -113,7 +128,7 @@ static void check_textbook(const bn_plan_desc *d, step s) {
             dot += g * normal, dot_abs += fabsl(g * normal);
             const long double y = gamma * normal + beta;
             const long double bound = unit * (fabsl(gamma) * (1 + fabsl(normal)) + fabsl(beta));
-            y_ok &= fabsl((long double)get(e, s.y, place(d, c, k)) - y) <= bound;
+            y_ok &= fabsl((long double)get(e, s.y, place(d, c, k)) - y) <= bound + rounding * (fabsl(y) + bound);
         }
         for (size_t k = 0; k < m; k++) {
             const long double g = (long double)get(e, s.dy, place(d, c, k));
@@ -122,10 +137,10 @@ static void check_textbook(const bn_plan_desc *d, step s) {
             const long double dx = gamma * inv_std * (g - mean_g - slope);
             const long double terms = fabsl(g) + (sum_abs + fabsl(normal) * dot_abs) / (long double)m;
             const long double bound = 2 * unit * fabsl(gamma) * inv_std * terms;
-            dx_ok &= fabsl((long double)get(e, s.dx, place(d, c, k)) - dx) <= bound;
+            dx_ok &= fabsl((long double)get(e, s.dx, place(d, c, k)) - dx) <= bound + rounding * (fabsl(dx) + bound);
         }
-        dgamma_ok &= fabsl((long double)get(e, s.dgamma, c) - dot) <= unit * dot_abs;
-        dbeta_ok &= fabsl((long double)get(e, s.dbeta, c) - sum) <= unit * sum_abs;
+        dgamma_ok &= fabsl((long double)get(p, s.dgamma, c) - dot) <= unit * dot_abs;
+        dbeta_ok &= fabsl((long double)get(p, s.dbeta, c) - sum) <= unit * sum_abs;
     }
     CHECK(y_ok);
     CHECK(dx_ok);
@@ -137,10 +152,10 @@ static void check_textbook(const bn_plan_desc *d, step s) {
 // large enough to be split, in both layouts and element types.
 static void check_threads(int32_t threads, size_t thread_count, bn_parallel_for parallel_for, void *ctx) {
     const size_t shapes[][3] = {{4, 64, 1024}, {4096, 64, 1}};
-    for (int32_t element = BN_ELEMENT_F32; element <= BN_ELEMENT_F64; element++) {
+    for (int32_t element = BN_ELEMENT_F32; element <= BN_ELEMENT_F16; element++) {
         for (size_t k = 0; k < 2; k++) {
             bn_plan_desc desc = describe(element, shapes[k][0], shapes[k][1], shapes[k][2], 1e-5);
-            const size_t size = element_size(element);
+            const size_t size = element_size(element), p_size = element_size(parameter(element));
             bn_plan *sequential = make(&desc);
             desc.threads = threads;
             desc.thread_count = thread_count;
@@ -153,8 +168,8 @@ static void check_threads(int32_t threads, size_t thread_count, bn_parallel_for 
             check_textbook(&desc, a);
             CHECK(memcmp(a.y, b.y, a.len * size) == 0);
             CHECK(memcmp(a.dx, b.dx, a.len * size) == 0);
-            CHECK(memcmp(a.dgamma, b.dgamma, a.channels * size) == 0);
-            CHECK(memcmp(a.dbeta, b.dbeta, a.channels * size) == 0);
+            CHECK(memcmp(a.dgamma, b.dgamma, a.channels * p_size) == 0);
+            CHECK(memcmp(a.dbeta, b.dbeta, a.channels * p_size) == 0);
             CHECK(memcmp(a.mean, b.mean, a.channels * sizeof(double)) == 0);
             CHECK(memcmp(a.var, b.var, a.channels * sizeof(double)) == 0);
             free_step(a), free_step(b);

@@ -1,4 +1,4 @@
-// What the C tests share: checks, and arrays of either element type.
+// What the C tests share: checks, and arrays of any element type.
 #ifndef BATCHNORM_TEST_H
 #define BATCHNORM_TEST_H
 
@@ -27,13 +27,31 @@ static int report(const char *program) {
     return failures == 0 ? 0 : 1;
 }
 
+// bf16 and f16: bits of the fraction, and the bias of the exponent.
+static int fraction_bits(int32_t element) { return element == BN_ELEMENT_BF16 ? 7 : 10; }
+static int exponent_bias(int32_t element) { return element == BN_ELEMENT_BF16 ? 127 : 15; }
+
+// To nearest even; what overflows, and NaN, are not among the values of these tests.
+static uint16_t to_half(int32_t element, double value) {
+    const int bits = fraction_bits(element), bias = exponent_bias(element), negative = signbit(value) != 0;
+    int exponent;
+    frexp(value, &exponent);
+    // Of 1.f * 2^exponent, or of subnormals.
+    exponent = value == 0 || exponent < 2 - bias ? 1 - bias : exponent - 1;
+    const int scaled = (int)rint(ldexp(fabs(value), bits - exponent));
+    return (uint16_t)(negative << 15 | (((exponent + bias - 1) << bits) + scaled));
+}
+
 static void set(int32_t element, void *array, size_t i, double value) {
-    if (element == BN_ELEMENT_F32) {
-        ((float *)array)[i] = (float)value;
-    } else {
-        ((double *)array)[i] = value;
+    switch (element) {
+    case BN_ELEMENT_F32: ((float *)array)[i] = (float)value; break;
+    case BN_ELEMENT_F64: ((double *)array)[i] = value; break;
+    default: ((uint16_t *)array)[i] = to_half(element, value);
     }
 }
+
+// The type of gamma, beta and weights where activations have this one.
+static int32_t parameter(int32_t element) { return element == BN_ELEMENT_F64 ? BN_ELEMENT_F64 : BN_ELEMENT_F32; }
 
 static bn_slice in(const void *data, size_t len) {
     bn_slice slice;

@@ -1,4 +1,4 @@
-// Every pass against golden values that a pencil can check: exact in either element type, so compared without tolerance.
+// Every pass against golden values that a pencil can check: exact in every element type, so compared without tolerance.
 
 #include "step.h"
 
@@ -41,9 +41,10 @@ static void *values(const bn_plan_desc *d, const double v[CHANNELS][VALUES]) {
 }
 
 static void *parameters(const bn_plan_desc *d, const double v[CHANNELS]) {
-    void *array = allocate(CHANNELS, element_size(d->element));
+    const int32_t p = parameter(d->element);
+    void *array = allocate(CHANNELS, element_size(p));
     for (size_t c = 0; c < CHANNELS; c++) {
-        set(d->element, array, c, v[c]);
+        set(p, array, c, v[c]);
     }
     return array;
 }
@@ -65,16 +66,17 @@ static int are(const bn_plan_desc *d, const void *array, const double v[CHANNELS
 }
 
 static int are_parameters(const bn_plan_desc *d, const void *array, const double v[CHANNELS]) {
-    return get(d->element, array, 0) == v[0] && get(d->element, array, 1) == v[1];
+    return get(parameter(d->element), array, 0) == v[0] && get(parameter(d->element), array, 1) == v[1];
 }
 
 static int are_doubles(const double *array, const double v[CHANNELS]) { return array[0] == v[0] && array[1] == v[1]; }
 
-static fixture set_up(int32_t element, int rows) {
+static fixture set_up_with(int32_t element, int rows, int32_t activation, double slope) {
     static const double nothing[CHANNELS] = {-99, -99};
     static const double nowhere[CHANNELS][VALUES] = {{-99, -99, -99, -99}, {-99, -99, -99, -99}};
     fixture f;
     f.desc = describe(element, rows ? 4 : 2, CHANNELS, rows ? 1 : 2, 0.0);
+    f.desc.activation = activation, f.desc.slope = slope;
     f.plan = make(&f.desc);
     f.x = values(&f.desc, X), f.dy = values(&f.desc, DY);
     f.y = values(&f.desc, nowhere), f.dx = values(&f.desc, nowhere);
@@ -90,6 +92,8 @@ static fixture set_up(int32_t element, int rows) {
     f.sums.g = doubles(f.g, CHANNELS), f.sums.gx = doubles(f.gx, CHANNELS);
     return f;
 }
+
+static fixture set_up(int32_t element, int rows) { return set_up_with(element, rows, BN_ACTIVATION_IDENTITY, 0); }
 
 static void tear_down(fixture f) {
     void *arrays[] = {f.x,    f.dy,  f.y,            f.dx,          f.gamma, f.beta, f.dgamma, f.dbeta,
@@ -191,7 +195,7 @@ static void backward(int32_t element, int rows) {
     CHECK_OK(bn_parameter_gradients(f.plan, &parameters_only));
     CHECK(are_parameters(&f.desc, f.dgamma, DGAMMA));
     parameters_only.dgamma = out(NULL, 0), parameters_only.dbeta = out(f.dbeta, CHANNELS);
-    set(element, f.dbeta, 0, -99);
+    set(parameter(element), f.dbeta, 0, -99);
     CHECK_OK(bn_parameter_gradients(f.plan, &parameters_only));
     CHECK(are_parameters(&f.desc, f.dbeta, SUM));
     CHECK(are(&f.desc, f.x, X) && are(&f.desc, f.dy, DY) && has_statistics(&f));
@@ -201,7 +205,7 @@ static void backward(int32_t element, int rows) {
     fused.dx = out(NULL, 0), fused.dgamma = out(NULL, 0), fused.dbeta = out(NULL, 0);
     CHECK_OK(bn_backward(f.plan, &fused));
     fused.dgamma = out(f.dgamma, CHANNELS);
-    set(element, f.dgamma, 0, -99);
+    set(parameter(element), f.dgamma, 0, -99);
     CHECK_OK(bn_backward(f.plan, &fused));
     CHECK(are_parameters(&f.desc, f.dgamma, DGAMMA));
     fused.dx = out(f.dy, LEN), fused.dbeta = out(f.dbeta, CHANNELS);
@@ -216,6 +220,177 @@ static void backward(int32_t element, int rows) {
     // Two inputs may be the same array.
     fused.x = fused.dy = in(f.x, LEN), fused.dx = out(f.dx, LEN);
     CHECK_OK(bn_backward(f.plan, &fused));
+    tear_down(f);
+}
+
+// A residual, so that the activation's argument is {0.5, 2.5, -0.5, -0.5} and {-0.5, 0.5, 0.5, 1.5}.
+static const double RESIDUAL[CHANNELS][VALUES] = {{2, 0, 1, -3}, {1, 1, 1, 3}};
+static const double RELU_Y[CHANNELS][VALUES] = {{0.5, 2.5, 0, 0}, {0, 0.5, 0.5, 1.5}};
+static const double RELU_G[CHANNELS][VALUES] = {{1, 2, 0, 0}, {0, 0, 4, 8}};
+static const double RELU_DX[CHANNELS][VALUES] = {{1, 2, -1, -2}, {-1, -0.5, 0.5, 1}};
+static const double RELU_DGAMMA[CHANNELS] = {1, -4}, RELU_DBETA[CHANNELS] = {3, 12}, RELU_SUM_X[CHANNELS] = {1, -8};
+
+// relu(gamma * (x - mean) / std + beta + residual), back by y and without it, fused and in halves.
+static void relu(int32_t element, int rows) {
+    fixture f = set_up_with(element, rows, BN_ACTIVATION_RELU, 0);
+    void *residual = values(&f.desc, RESIDUAL), *dresidual = values(&f.desc, X);
+    bn_forward_training_args training;
+    bn_normalize_args normalize;
+    bn_backward_args fused;
+    bn_gradient_sums_args first;
+    bn_input_gradient_args second;
+    INIT(training), INIT(normalize), INIT(fused), INIT(first), INIT(second);
+    training.x = in(f.x, LEN), training.gamma = in(f.gamma, CHANNELS), training.beta = in(f.beta, CHANNELS);
+    training.residual = in(residual, LEN), training.y = out(f.y, LEN), training.statistics = &f.statistics;
+    forget_statistics(&f);
+    CHECK_OK(bn_forward_training(f.plan, &training));
+    CHECK(are(&f.desc, f.y, RELU_Y) && has_statistics(&f));
+    normalize.x = training.x, normalize.gamma = training.gamma, normalize.beta = training.beta;
+    normalize.residual = training.residual, normalize.statistics = &f.statistics, normalize.y = out(f.dx, LEN);
+    CHECK_OK(bn_normalize(f.plan, &normalize));
+    CHECK(are(&f.desc, f.dx, RELU_Y));
+
+    for (int by_output = 0; by_output <= 1; by_output++) {
+        const bn_slice absent = in(NULL, 0);
+        fused.x = in(f.x, LEN), fused.dy = in(f.dy, LEN), fused.statistics = &f.statistics;
+        fused.gamma = training.gamma, fused.beta = by_output ? absent : training.beta;
+        fused.output = by_output ? in(f.y, LEN) : absent, fused.residual = by_output ? absent : in(residual, LEN);
+        fused.dx = out(f.dx, LEN), fused.dresidual = out(dresidual, LEN);
+        fused.dgamma = out(f.dgamma, CHANNELS), fused.dbeta = out(f.dbeta, CHANNELS);
+        CHECK_OK(bn_backward(f.plan, &fused));
+        CHECK(are(&f.desc, f.dx, RELU_DX) && are(&f.desc, dresidual, RELU_G));
+        CHECK(are_parameters(&f.desc, f.dgamma, RELU_DGAMMA) && are_parameters(&f.desc, f.dbeta, RELU_DBETA));
+
+        first.x = fused.x, first.dy = fused.dy, first.statistics = &f.statistics, first.gamma = fused.gamma;
+        first.beta = fused.beta, first.output = fused.output, first.residual = fused.residual, first.sums = &f.sums;
+        CHECK_OK(bn_compute_gradient_sums(f.plan, &first));
+        CHECK(are_doubles(f.g, RELU_DBETA) && are_doubles(f.gx, RELU_SUM_X));
+        second.x = fused.x, second.dy = fused.dy, second.statistics = &f.statistics, second.sums = &f.sums;
+        second.gamma = fused.gamma, second.beta = fused.beta, second.output = fused.output;
+        second.residual = fused.residual, second.dresidual = fused.dresidual, second.dx = fused.dx;
+        memset(f.dx, 0, LEN * element_size(element)), memset(dresidual, 0, LEN * element_size(element));
+        CHECK_OK(bn_input_gradient(f.plan, &second));
+        CHECK(are(&f.desc, f.dx, RELU_DX) && are(&f.desc, dresidual, RELU_G));
+        second.dx = out(f.dy, LEN);
+        memset(dresidual, 0, LEN * element_size(element));
+        CHECK_OK(bn_input_gradient(f.plan, &second));
+        CHECK(are(&f.desc, f.dy, RELU_DX) && are(&f.desc, dresidual, RELU_G));
+        free(f.dy);
+        f.dy = values(&f.desc, DY);
+    }
+    free(residual), free(dresidual);
+    tear_down(f);
+}
+
+// silu at 0, where it is 0 and its derivative 0.5: the residual takes away what was normalized.
+static void silu(int32_t element, int rows) {
+    static const double residual[CHANNELS][VALUES] = {{1, -1, 1, -1}, {1, -1, -1, 1}};
+    static const double zeros[CHANNELS][VALUES] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
+    static const double g[CHANNELS][VALUES] = {{0.5, 1, 1.5, 3}, {2, 0, 2, 4}};
+    static const double dx[CHANNELS][VALUES] = {{-0.5, -1, 0.5, 1}, {-0.5, -0.5, 0.5, 0.5}};
+    fixture f = set_up_with(element, rows, BN_ACTIVATION_SILU, 0);
+    void *r = values(&f.desc, residual), *dr = values(&f.desc, X);
+    bn_forward_training_args training;
+    bn_backward_args fused;
+    INIT(training), INIT(fused);
+    training.x = in(f.x, LEN), training.residual = in(r, LEN), training.y = out(f.y, LEN);
+    training.statistics = &f.statistics;
+    CHECK_OK(bn_forward_training(f.plan, &training));
+    CHECK(are(&f.desc, f.y, zeros));
+    fused.x = training.x, fused.dy = in(f.dy, LEN), fused.residual = training.residual;
+    fused.statistics = &f.statistics, fused.dx = out(f.dx, LEN), fused.dresidual = out(dr, LEN);
+    CHECK_OK(bn_backward(f.plan, &fused));
+    CHECK(are(&f.desc, f.dx, dx) && are(&f.desc, dr, g));
+    free(r), free(dr);
+    tear_down(f);
+}
+
+// Weights with which mean and variance are the same, and a mask over what is not a number.
+static void weighted(int32_t element, int rows) {
+    static const double weights[VALUES] = {3, 3, 1, 1}, mask[VALUES] = {1, 1, 0, 0};
+    static const double masked_y[CHANNELS][VALUES] = {{-1.5, 2.5, 0, 0}, {-1.5, -0.5, 0, 0}};
+    static const double dx[CHANNELS][VALUES] = {{-4, -8, 4, 8}, {-1.25, -0.75, 0.75, 1.25}};
+    const int32_t p = parameter(element);
+    fixture f = set_up(element, rows);
+    void *w = allocate(VALUES, element_size(p));
+    bn_statistics_args only;
+    bn_forward_training_args training;
+    bn_backward_args fused;
+    INIT(only), INIT(training), INIT(fused);
+    for (size_t k = 0; k < VALUES; k++) {
+        set(p, w, k, weights[k]);
+    }
+    training.x = in(f.x, LEN), training.gamma = in(f.gamma, CHANNELS), training.beta = in(f.beta, CHANNELS);
+    training.weights = in(w, VALUES), training.y = out(f.y, LEN), training.statistics = &f.statistics;
+    forget_statistics(&f);
+    CHECK_OK(bn_forward_training(f.plan, &training));
+    CHECK(f.statistics.count == 8 && are_doubles(f.mean, MEAN) && are_doubles(f.var, VAR) && are(&f.desc, f.y, Y));
+    fused.x = training.x, fused.dy = in(f.dy, LEN), fused.gamma = training.gamma, fused.weights = training.weights;
+    fused.statistics = &f.statistics, fused.dx = out(f.dx, LEN), fused.dgamma = out(f.dgamma, CHANNELS);
+    CHECK_OK(bn_backward(f.plan, &fused));
+    CHECK(are(&f.desc, f.dx, dx) && are_parameters(&f.desc, f.dgamma, DGAMMA));
+
+    for (size_t k = 0; k < VALUES; k++) {
+        set(p, w, k, mask[k]);
+    }
+    memset((char *)f.x + place(&f.desc, 1, 3) * element_size(element), 0xff, element_size(element));
+    forget_statistics(&f);
+    CHECK_OK(bn_forward_training(f.plan, &training));
+    CHECK(f.statistics.count == 2 && are_doubles(f.mean, MEAN) && are_doubles(f.var, VAR));
+    CHECK(are(&f.desc, f.y, masked_y));
+    only.x = training.x, only.weights = training.weights, only.statistics = &f.statistics;
+    forget_statistics(&f);
+    CHECK_OK(bn_compute_statistics(f.plan, &only));
+    CHECK(f.statistics.count == 2 && are_doubles(f.mean, MEAN) && are_doubles(f.var, VAR));
+    free(w);
+    tear_down(f);
+}
+
+// Leaky ReLU of slope 0.5, with y in the place of x, and back from it.
+static void invertible(int32_t element, int rows) {
+    static const double y[CHANNELS][VALUES] = {{-0.75, 2.5, -0.75, 2.5}, {-0.75, -0.25, -0.25, -0.75}};
+    static const double dx[CHANNELS][VALUES] = {{-1, -4, 1, 4}, {-0.25, -0.25, 0.25, 0.25}};
+    static const double dgamma[CHANNELS] = {6, -4}, dbeta[CHANNELS] = {10, 8};
+    fixture f = set_up_with(element, rows, BN_ACTIVATION_LEAKY_RELU, 0.5);
+    bn_forward_training_invertible_args training;
+    bn_backward_from_output_args back;
+    INIT(training), INIT(back);
+    training.x = out(f.x, LEN), training.gamma = in(f.gamma, CHANNELS), training.beta = in(f.beta, CHANNELS);
+    training.statistics = &f.statistics;
+    forget_statistics(&f);
+    CHECK_OK(bn_forward_training_invertible(f.plan, &training));
+    CHECK(are(&f.desc, f.x, y) && has_statistics(&f));
+    back.y = in(f.x, LEN), back.dy = in(f.dy, LEN), back.statistics = &f.statistics, back.gamma = training.gamma;
+    back.beta = training.beta, back.dx = out(f.dx, LEN), back.dgamma = out(f.dgamma, CHANNELS);
+    back.dbeta = out(f.dbeta, CHANNELS);
+    CHECK_OK(bn_backward_from_output(f.plan, &back));
+    CHECK(are(&f.desc, f.dx, dx) && are(&f.desc, f.x, y) && are(&f.desc, f.dy, DY));
+    CHECK(are_parameters(&f.desc, f.dgamma, dgamma) && are_parameters(&f.desc, f.dbeta, dbeta));
+    tear_down(f);
+}
+
+// The gradients of the sum of dy * dx + dgamma + 2 * dbeta in the first channel, of dy * dx + 2 * dgamma - dbeta in the
+// second.
+static void second_derivatives(int32_t element, int rows) {
+    static const double u[CHANNELS] = {1, 2}, v[CHANNELS] = {2, -1}, of_gamma[CHANNELS] = {10, 8};
+    static const double of_x[CHANNELS][VALUES] = {{8, 1, 2, -11}, {-2.5, -3.5, 2.5, 3.5}};
+    static const double of_dy[CHANNELS][VALUES] = {{-1, -1, 3, 7}, {-3.5, 0.5, 1.5, -2.5}};
+    fixture f = set_up(element, rows);
+    void *dgamma = parameters(&f.desc, u), *dbeta = parameters(&f.desc, v);
+    bn_double_backward_args second;
+    INIT(second);
+    second.x = in(f.x, LEN), second.dy = second.dx_cotangent = in(f.dy, LEN), second.statistics = &f.statistics;
+    second.gamma = in(f.gamma, CHANNELS);
+    second.dgamma_cotangent = in(dgamma, CHANNELS), second.dbeta_cotangent = in(dbeta, CHANNELS);
+    second.x_gradient = out(f.dx, LEN), second.dy_gradient = out(f.y, LEN);
+    second.gamma_gradient = out(f.dgamma, CHANNELS);
+    CHECK_OK(bn_double_backward(f.plan, &second));
+    CHECK(are(&f.desc, f.dx, of_x) && are(&f.desc, f.y, of_dy) && are_parameters(&f.desc, f.dgamma, of_gamma));
+    second.dgamma_cotangent = second.dbeta_cotangent = in(NULL, 0), second.x_gradient = out(NULL, 0);
+    second.gamma_gradient = out(NULL, 0);
+    CHECK_OK(bn_double_backward(f.plan, &second));
+    CHECK(are(&f.desc, f.y, DX));
+    free(dgamma), free(dbeta);
     tear_down(f);
 }
 
@@ -272,13 +447,14 @@ static void averages(int32_t element) {
 // statistics, 2 and 0.25 with the batch's.
 static void folding(int32_t element) {
     fixture f = set_up(element, 0);
+    const int32_t p = parameter(element);
     static const double scale[CHANNELS] = {1, 0.25}, shift[CHANNELS] = {-0.5, -4};
     static const double batch_scale[CHANNELS] = {2, 0.25}, batch_shift[CHANNELS] = {-3.5, -4};
     static const double plain_scale[CHANNELS] = {0.5, 0.5}, plain_shift[CHANNELS] = {-0.5, -6};
     static const double weight[] = {1, 2, 3, 4}, before[] = {1, 2, 0.75, 1}, bias[] = {10, 20}, before_bias[] = {9.5, 1};
     static const double next[] = {1, 4, 2, 8, 3, 12}, after[] = {1, 1, 2, 2, 3, 3}, next_bias[] = {0, 1, 2};
     static const double after_bias[] = {-16.5, -32, -47.5};
-    const size_t size = element_size(element);
+    const size_t size = element_size(p);
     double *scales = (double *)allocate(CHANNELS, sizeof(double)), *shifts = (double *)allocate(CHANNELS, sizeof(double));
     void *weights = allocate(6, size), *biases = allocate(3, size);
     bn_scale_shift scale_shift;
@@ -300,23 +476,23 @@ static void folding(int32_t element) {
 
     layer.scale_shift = &scale_shift, layer.weight = out(weights, 4), layer.bias = out(biases, 2);
     for (size_t i = 0; i < 4; i++) {
-        set(element, weights, i, weight[i]);
+        set(p, weights, i, weight[i]);
     }
-    set(element, biases, 0, bias[0]), set(element, biases, 1, bias[1]);
+    set(p, biases, 0, bias[0]), set(p, biases, 1, bias[1]);
     CHECK_OK(bn_fold_preceding(f.plan, &layer));
     for (size_t i = 0; i < 4; i++) {
-        CHECK(get(element, weights, i) == before[i]);
+        CHECK(get(p, weights, i) == before[i]);
     }
-    CHECK(get(element, biases, 0) == before_bias[0] && get(element, biases, 1) == before_bias[1]);
+    CHECK(get(p, biases, 0) == before_bias[0] && get(p, biases, 1) == before_bias[1]);
 
     layer.weight = out(weights, 6), layer.bias = out(biases, 3);
     for (size_t i = 0; i < 6; i++) {
-        set(element, weights, i, next[i]);
-        set(element, biases, i / 2, next_bias[i / 2]);
+        set(p, weights, i, next[i]);
+        set(p, biases, i / 2, next_bias[i / 2]);
     }
     CHECK_OK(bn_fold_following(f.plan, &layer));
     for (size_t i = 0; i < 6; i++) {
-        CHECK(get(element, weights, i) == after[i] && get(element, biases, i / 2) == after_bias[i / 2]);
+        CHECK(get(p, weights, i) == after[i] && get(p, biases, i / 2) == after_bias[i / 2]);
     }
     free(scales), free(shifts), free(weights), free(biases);
     tear_down(f);
@@ -343,7 +519,7 @@ static void scratch_memory(int32_t element) {
         run_step(given, b);
         CHECK(memcmp(a.y, b.y, a.len * element_size(element)) == 0);
         CHECK(memcmp(a.dx, b.dx, a.len * element_size(element)) == 0);
-        CHECK(memcmp(a.dgamma, b.dgamma, a.channels * element_size(element)) == 0);
+        CHECK(memcmp(a.dgamma, b.dgamma, a.channels * element_size(parameter(element))) == 0);
         free_step(a), free_step(b);
         CHECK_OK(bn_plan_destroy(own));
         CHECK_OK(bn_plan_destroy(given));
@@ -370,7 +546,7 @@ static void empty(int32_t element) {
         backward.dgamma = out(channels == 0 ? NULL : dgamma, channels);
         CHECK_OK(bn_backward(plan, &backward));
         if (channels > 0) {
-            CHECK(mean[0] == 0 && var[1] == 0 && get(element, dgamma, 1) == 0);
+            CHECK(mean[0] == 0 && var[1] == 0 && get(parameter(element), dgamma, 1) == 0);
         }
         CHECK_OK(bn_plan_destroy(plan));
     }
@@ -427,10 +603,15 @@ static void small_calls(void) {
 int main(void) {
     int calls[3] = {0, 0, 0};
     small_calls();
-    for (int32_t element = BN_ELEMENT_F32; element <= BN_ELEMENT_F64; element++) {
+    for (int32_t element = BN_ELEMENT_F32; element <= BN_ELEMENT_F16; element++) {
         for (int rows = 0; rows <= 1; rows++) {
             forward(element, rows);
             backward(element, rows);
+            relu(element, rows);
+            silu(element, rows);
+            weighted(element, rows);
+            invertible(element, rows);
+            second_derivatives(element, rows);
         }
         averages(element);
         folding(element);
