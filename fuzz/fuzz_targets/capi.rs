@@ -305,7 +305,11 @@ fuzz_target!(|input: Input| {
             }
             9 => {
                 let args = args!(bn_fold_args {
-                    statistics: source, running: averages, gamma: gamma, beta: gamma, scale_shift: scale_shift_mut
+                    statistics: source,
+                    running: averages,
+                    gamma: gamma,
+                    beta: gamma,
+                    scale_shift: scale_shift_mut
                 });
                 (bn_fold(plan, &args), &[8, 9])
             }
