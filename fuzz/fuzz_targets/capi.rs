@@ -22,7 +22,9 @@ use std::ptr::{null_mut, with_exposed_provenance_mut};
 use std::sync::LazyLock;
 
 const PAGE: usize = 4096;
-const BYTES: usize = 4 * PAGE;
+const BYTES: usize = 6 * PAGE;
+/// Arrays of all calls, each with a slot of its own.
+const ARRAYS: usize = 16;
 
 /// Where `BYTES` of memory lie between two pages without access.
 static MEMORY: LazyLock<usize> = LazyLock::new(|| {
@@ -88,15 +90,17 @@ struct Input {
     threads: Tweak<i32>,
     thread_count: Tweak<u8>,
     has_parallel_for: bool,
-    reserved: [Tweak<i32>; 2],
+    reserved: Tweak<i32>,
     eps: Tweak<f64>,
+    activation: Tweak<i32>,
+    slope: Tweak<f64>,
     sizes: [Tweak<usize>; 4],
     nulls: u8,
     fill: f64,
     count: Tweak<f64>,
     /// The plan's own, or of the caller's as much as it takes, or so much.
     scratch: Option<Tweak<u16>>,
-    arrays: [Layout; 10],
+    arrays: [Layout; ARRAYS],
     running: bool,
     variance: Tweak<i32>,
     average: Tweak<i32>,
@@ -120,7 +124,9 @@ fn array(k: usize, layout: Layout, len: usize, size: usize) -> (*mut c_void, usi
         Place::Absent => return (null_mut(), 0),
         Place::Null => return (null_mut(), claimed),
         Place::Wild(address) if claimed != len => return (with_exposed_provenance_mut(address), claimed),
-        Place::Slot | Place::SlotToo | Place::Wild(_) => ((k + 1) * (BYTES / 10) - bytes).next_multiple_of(8).min(room),
+        Place::Slot | Place::SlotToo | Place::Wild(_) => {
+            ((k + 1) * (BYTES / ARRAYS) - bytes).next_multiple_of(8).min(room)
+        }
         Place::Anywhere(offset) => usize::from(offset) % (room + 1),
         Place::Aligned(offset) => usize::from(offset) % (room + 1) / 8 * 8,
         Place::End => room,
@@ -129,9 +135,15 @@ fn array(k: usize, layout: Layout, len: usize, size: usize) -> (*mut c_void, usi
 }
 
 fuzz_target!(|input: Input| {
-    let element = input.element.or(i32::from(input.fill < 0.0));
-    let size = if element == BN_ELEMENT_F64 { 8 } else { 4 };
-    // Small enough for ten arrays in ten slots; an extent without bounds makes no plan, or one whose arrays are empty.
+    let element = input.element.or(i32::from(input.call / 32 % 4));
+    let (e, p) = match element {
+        BN_ELEMENT_F64 => (8, 8),
+        BN_ELEMENT_F32 => (4, 4),
+        _ => (2, 4),
+    };
+    let activation = input.activation.or(i32::from(input.nulls / 8 % 4));
+    let slope = input.slope.or(if activation == BN_ACTIVATION_LEAKY_RELU { 0.25 } else { 0.0 });
+    // Small enough for all arrays in their slots; an extent without bounds makes no plan, or one whose arrays are empty.
     let [outer, channels, inner] = [0, 1, 2].map(|k| input.extent[k].or(usize::from(input.extents[k] % 5)));
     // A number of channels for which there may be memory would take it.
     let channels = if channels > 1 << 16 { channels | 1 << 60 } else { channels };
@@ -143,10 +155,11 @@ fuzz_target!(|input: Input| {
         channels,
         inner,
         eps: input.eps.or(1e-5),
+        slope,
         element,
         isa: input.isa.or(BN_ISA_BEST),
         threads,
-        reserved: input.reserved[0].or(0),
+        activation,
         thread_count: usize::from(input.thread_count.or(u8::from(caller)) % 4),
         parallel_for: (caller != input.has_parallel_for).then_some(parallel_for),
         parallel_for_ctx: null_mut(),
@@ -174,7 +187,8 @@ fuzz_target!(|input: Input| {
     assert_ne!(status, BN_ERROR_INTERNAL);
     assert_eq!(status == BN_OK, !plan.is_null());
     let len = outer.saturating_mul(channels).saturating_mul(inner);
-    if status != BN_OK || len > 125 || channels > 125 {
+    let positions = outer.saturating_mul(inner);
+    if status != BN_OK || len.max(channels).max(positions) > 125 {
         // SAFETY: the plan was made above, or is null.
         assert_eq!(unsafe { bn_plan_destroy(plan) }, BN_OK);
         return;
@@ -188,12 +202,16 @@ fuzz_target!(|input: Input| {
         unsafe { memory.cast::<f64>().add(k).write(input.fill + (k % 7) as f64) };
     }
     let before = bytes().to_vec();
-    let lens = [len, len, len, channels, channels, channels, channels, channels, channels, channels];
-    let sizes = [size, size, size, size, size, size, 8, 8, 8, 8];
-    let arrays: [_; 10] = std::array::from_fn(|k| array(k, input.arrays[k], lens[k], sizes[k]));
-    let [x, dy, _, gamma, _, _, ..] = arrays.map(|(data, len)| bn_slice { data, len });
-    let [_, _, y, _, dgamma, dbeta, ..] = arrays.map(|(data, len)| bn_slice_mut { data, len });
-    let [.., a, b, c, d] = arrays.map(|(data, len)| bn_doubles { data: data.cast(), len });
+    // The first 6 and the last 6 are of elements or parameters; what is written of them is named where a call is made.
+    let n = channels;
+    let lens = [len, len, len, n, n, n, n, n, n, n, len, len, len, positions, n, len];
+    let sizes = [e, e, e, p, p, p, 8, 8, 8, 8, e, e, e, p, p, e];
+    let arrays: [_; ARRAYS] = std::array::from_fn(|k| array(k, input.arrays[k], lens[k], sizes[k]));
+    let inputs = [0, 1, 3, 10, 11, 13, 14].map(|k| bn_slice { data: arrays[k].0, len: arrays[k].1 });
+    let [x, dy, gamma, residual, output, weights, beta] = inputs;
+    let outputs = [2, 4, 5, 12, 15].map(|k| bn_slice_mut { data: arrays[k].0, len: arrays[k].1 });
+    let [y, dgamma, dbeta, dresidual, dy_gradient] = outputs;
+    let [a, b, c, d] = [6, 7, 8, 9].map(|k| bn_doubles { data: arrays[k].0.cast(), len: arrays[k].1 });
     // SAFETY: the structs of the header are zero by design: no pointer in them must not be null.
     let mut statistics: bn_statistics = unsafe { zeroed() };
     let (mut running, mut sums): (bn_running_statistics, bn_gradient_sums) =
@@ -203,7 +221,7 @@ fuzz_target!(|input: Input| {
     (statistics.count, statistics.mean, statistics.var) = (input.count.or(5.0), a, b);
     running.struct_size = input.sizes[2].or(size_of_val(&running));
     (running.mean, running.var, running.variance) = (c, d, input.variance.or(BN_VARIANCE_BIASED));
-    running.reserved = input.reserved[1].or(0);
+    running.reserved = input.reserved.or(0);
     sums.struct_size = input.sizes[1].or(size_of_val(&sums));
     (sums.g, sums.gx) = (c, d);
     // SAFETY: as above.
@@ -220,78 +238,101 @@ fuzz_target!(|input: Input| {
     let counts = (statistics.count.to_bits(), running.batches);
 
     macro_rules! args {
-        ($t:ident { $($field:ident: $value:expr),* }) => {
-            $t { struct_size: input.sizes[3].or(size_of::<$t>()), $($field: $value),* }
+        ($t:ident { $($field:ident $(: $value:expr)?),* }) => {
+            $t { struct_size: input.sizes[3].or(size_of::<$t>()), $($field $(: $value)?),* }
         };
     }
     // The call, and which of the arrays it may write.
     // SAFETY: an array of the length that the plan asks for lies in the memory; structs are the size they say, or another.
     let (status, outputs): (i32, &[usize]) = unsafe {
-        match input.call % 13 {
+        match input.call % 16 {
             0 => {
-                let args = args!(bn_statistics_args { x: x, statistics: statistics_mut });
+                let args = args!(bn_statistics_args { x, weights, statistics: statistics_mut });
                 (bn_compute_statistics(plan, &args), &[6, 7])
             }
             1 => {
-                let (beta, statistics) = (gamma, statistics_mut);
-                let args =
-                    args!(bn_forward_training_args { x: x, gamma: gamma, beta: beta, y: y, statistics: statistics });
+                let args = args!(bn_forward_training_args {
+                    x,
+                    gamma,
+                    beta,
+                    residual,
+                    weights,
+                    y,
+                    statistics: statistics_mut
+                });
                 (bn_forward_training(plan, &args), &[2, 6, 7])
             }
             2 => {
                 let args = args!(bn_normalize_args {
-                    x: x,
+                    x,
                     statistics: source,
                     running: averages,
-                    gamma: gamma,
-                    beta: gamma,
-                    y: y
+                    gamma,
+                    beta,
+                    residual,
+                    weights,
+                    y
                 });
                 (bn_normalize(plan, &args), &[2])
             }
             3 => {
                 let args = args!(bn_gradient_sums_args {
-                    x: x,
-                    dy: dy,
+                    x,
+                    dy,
                     statistics: source,
                     running: averages,
+                    gamma,
+                    beta,
+                    residual,
+                    output,
+                    weights,
                     sums: sums_mut
                 });
                 (bn_compute_gradient_sums(plan, &args), &[8, 9])
             }
             4 => {
                 let args = args!(bn_input_gradient_args {
-                    x: x,
-                    dy: dy,
+                    x,
+                    dy,
                     statistics: source,
                     sums: sums_mut,
-                    gamma: gamma,
-                    dx: y
+                    gamma,
+                    beta,
+                    residual,
+                    output,
+                    weights,
+                    dx: y,
+                    dresidual
                 });
-                (bn_input_gradient(plan, &args), &[2])
+                (bn_input_gradient(plan, &args), &[2, 12])
             }
             5 => {
                 let args = args!(bn_parameter_gradients_args {
                     statistics: source,
                     running: averages,
                     sums: sums_mut,
-                    dgamma: dgamma,
-                    dbeta: dbeta
+                    dgamma,
+                    dbeta
                 });
                 (bn_parameter_gradients(plan, &args), &[4, 5])
             }
             6 => {
                 let args = args!(bn_backward_args {
-                    x: x,
-                    dy: dy,
+                    x,
+                    dy,
                     statistics: source,
                     running: averages,
-                    gamma: gamma,
+                    gamma,
+                    beta,
+                    residual,
+                    output,
+                    weights,
                     dx: y,
-                    dgamma: dgamma,
-                    dbeta: dbeta
+                    dresidual,
+                    dgamma,
+                    dbeta
                 });
-                (bn_backward(plan, &args), &[2, 4, 5])
+                (bn_backward(plan, &args), &[2, 4, 5, 12])
             }
             7 => {
                 let mut other = statistics;
@@ -307,14 +348,47 @@ fuzz_target!(|input: Input| {
                 let args = args!(bn_fold_args {
                     statistics: source,
                     running: averages,
-                    gamma: gamma,
-                    beta: gamma,
+                    gamma,
+                    beta,
                     scale_shift: scale_shift_mut
                 });
                 (bn_fold(plan, &args), &[8, 9])
             }
-            // Weights may have any number of rows, so theirs must be there.
-            call @ (10 | 11) if arrays[2].1 == len && arrays[4].1 == channels => {
+            12 => {
+                let args = args!(bn_forward_training_invertible_args { x: y, gamma, beta, statistics: statistics_mut });
+                (bn_forward_training_invertible(plan, &args), &[2, 6, 7])
+            }
+            13 => {
+                let args = args!(bn_backward_from_output_args {
+                    y: x,
+                    dy,
+                    statistics: source,
+                    gamma,
+                    beta,
+                    dx: y,
+                    dgamma,
+                    dbeta
+                });
+                (bn_backward_from_output(plan, &args), &[2, 4, 5])
+            }
+            14 => {
+                let args = args!(bn_double_backward_args {
+                    x,
+                    dy,
+                    statistics: source,
+                    gamma,
+                    dx_cotangent: residual,
+                    dgamma_cotangent: beta,
+                    dbeta_cotangent: beta,
+                    x_gradient: y,
+                    dy_gradient,
+                    gamma_gradient: dgamma
+                });
+                (bn_double_backward(plan, &args), &[2, 4, 15])
+            }
+            // The weights of a layer may have any number of rows, so theirs must be there: in the room of activations,
+            // where these are no smaller.
+            call @ (10 | 11) if e == p && arrays[2].1 == len && arrays[4].1 == channels => {
                 let args = args!(bn_fold_layer_args { scale_shift: scale_shift_mut, weight: y, bias: dgamma });
                 let fold = if call == 10 { bn_fold_preceding } else { bn_fold_following };
                 (fold(plan, &args), &[2, 4])

@@ -474,7 +474,8 @@ macro_rules! descriptors {
 }
 descriptors!(bn_plan_desc bn_statistics bn_gradient_sums bn_running_statistics bn_statistics_args
     bn_forward_training_args bn_normalize_args bn_gradient_sums_args bn_input_gradient_args bn_parameter_gradients_args
-    bn_backward_args bn_forward_training_invertible_args bn_backward_from_output_args bn_double_backward_args bn_scale_shift bn_fold_args bn_fold_layer_args);
+    bn_backward_args bn_forward_training_invertible_args bn_backward_from_output_args bn_double_backward_args
+    bn_scale_shift bn_fold_args bn_fold_layer_args);
 
 /// That a pointer is neither NULL nor misaligned.
 pub(crate) fn check_pointer<T>(name: &str, p: *const T) -> Result<(), Status> {

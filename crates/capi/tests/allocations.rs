@@ -1,5 +1,5 @@
-//! Once a plan is made no call but that of second derivatives allocates, be it right or wrong, not even the first, nor as many at once as there is scratch
-//! memory for.
+//! Once a plan is made no call but that of second derivatives allocates, be it right or wrong, not even the first, nor as
+//! many at once as there is scratch memory for.
 
 #[allow(dead_code, unreachable_pub)]
 #[path = "../src/lib.rs"]
