@@ -14,10 +14,10 @@ pub trait Element: sealed::Sealed + Copy + std::fmt::Debug + Send + Sync + 'stat
     /// The lanes that passes compute in.
     #[doc(hidden)]
     type Native<S: Simd>: Store<Element = Self, V: Vector<Scalar = Self::Param>>;
-    /// Lanes of f64, to redo a reduction in which f32 overflowed or met subnormals, and for weighted ones.
+    /// Lanes of f64, to redo a reduction in which f32 overflowed, and for weighted ones.
     #[doc(hidden)]
     type Redo<S: Simd>: Load<Element = Self, V = S::F64>;
-    /// Whether squares can leave the range of `Native`, and not that of `Redo`.
+    /// Whether differences of values can leave the range of `Native`, and not that of `Redo`.
     #[doc(hidden)]
     const HAS_REDO: bool;
     /// The largest finite value and the smallest normal one.
