@@ -19,7 +19,8 @@
 //   one a position, outer * inner, at o * inner + i.
 // - A plan can be used by several threads at once. Results have the same bits for any threads and any instruction set.
 // - A plan has scratch memory for one call at a time, its own or the caller's, and such calls do not allocate, but for
-//   bn_double_backward; BN_THREADS_POOL allocates a little where it wakes its threads. See bn_scratch_bytes for more calls at once.
+//   bn_double_backward; BN_THREADS_POOL allocates a little where it wakes its threads. See bn_scratch_bytes for more
+//   calls at once.
 
 
 #ifndef BATCHNORM_H
