@@ -1,9 +1,9 @@
 //! The walks of passes that sum: two sums a channel, in lanes, then in f64.
 //!
 //! A chunk of [`CHUNK`] vectors is summed pairwise in lanes of the element's type (three roundings), then added to
-//! f64 accumulators; squares of f32, which f64 holds, are added to these at once. In planes the vectors of a chunk follow each other; in rows they are a stride apart, one a row,
-//! and each lane is a channel. Chunks are counted from the start of the run or block of rows, so the order of all
-//! additions follows from the shape alone.
+//! f64 accumulators; squares of f32, which f64 holds, are added to these at once. In planes the vectors of a chunk
+//! follow each other; in rows they are a stride apart, one a row, and each lane is a channel. Chunks are counted from
+//! the start of the run or block of rows, so the order of all additions follows from the shape alone.
 
 use super::operands::{Fused, INPUTS, Lanes, Operands, Sources, load};
 use crate::simd::{Real, Vector};
