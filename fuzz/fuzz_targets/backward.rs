@@ -116,7 +116,7 @@ fn check<E: Float>(data: &Data<E>, source: Source<'_>, [dx, dgamma, dbeta]: &All
         let frozen = matches!(source, Source::Running(_));
         for k in reference::indices(data.shape, c) {
             let bound = terms.dx_bound::<E>(channel, x[k], dy[k], frozen);
-            if expected.0[k].abs() + bound <= E::MAX {
+            if expected.0[k].abs() + bound <= E::MAX && terms.largest(channel, x[k], dy[k], frozen) <= E::MAX {
                 within("dx", k, channel, expected.0[k], dx[k].f64(), bound);
             }
         }
@@ -166,6 +166,12 @@ impl Terms {
     fn sums<E: Float>(&self, channel: &Channel) -> [f64; 2] {
         let relative = channel.relative::<E>();
         [relative * self.g + E::SUBNORMAL, relative * self.gx + self.gx_floor::<E>(channel) + E::SUBNORMAL]
+    }
+
+    /// What dx is the sum of, without its scale and without cancelling: lanes must hold it.
+    fn largest(&self, channel: &Channel, x: f64, g: f64, frozen: bool) -> f64 {
+        let through = (self.g + (x - self.mean).abs() * self.inv_std * self.gx) / channel.values;
+        g.abs() + if frozen { 0.0 } else { through }
     }
 
     /// Error of dx at a value. The means of g and g·x̂ carry the errors of their sums. The first, and the slope of

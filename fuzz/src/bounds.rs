@@ -67,9 +67,11 @@ impl Channel {
         (E::variance(self.kappa) + self.reference()) * self.var
     }
 
-    /// Error of `y = gamma·x̂ + beta`.
+    /// Error of `y = gamma·x̂ + beta`. Where gamma·inv_std is below what two normal factors hold, its rounding to a
+    /// subnormal is multiplied by at most 4·x̂.
     pub fn y_bound<E: Float>(&self, gamma: f64, beta: f64, normalized: f64) -> f64 {
-        self.relative::<E>() * (gamma.abs() * (1.0 + normalized.abs()) + beta.abs()) + E::SUBNORMAL
+        self.relative::<E>() * (gamma.abs() * (1.0 + normalized.abs()) + beta.abs())
+            + E::SUBNORMAL * (1.0 + 2.0 * normalized.abs())
     }
 }
 
