@@ -171,7 +171,9 @@ impl Terms {
     /// What dx is the sum of, without its scale and without cancelling: lanes must hold it.
     fn largest(&self, channel: &Channel, x: f64, g: f64, frozen: bool) -> f64 {
         let through = (self.g + (x - self.mean).abs() * self.inv_std * self.gx) / channel.values;
-        g.abs() + if frozen { 0.0 } else { through }
+        // The slope of x − mean is a coefficient.
+        let slope = self.gx / channel.values * self.inv_std;
+        if frozen { g.abs() } else { (g.abs() + through).max(slope) }
     }
 
     /// Error of dx at a value. The means of g and g·x̂ carry the errors of their sums. The first, and the slope of
