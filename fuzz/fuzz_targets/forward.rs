@@ -110,7 +110,9 @@ fn check_y<E: Float>(data: &Data<E>, x: &[f64], channels: &[Channel], (mean, var
         // Coefficients are worked out in f64, where they must be normal, and applied as two factors in lanes.
         let scale = (gamma * inv_std).abs();
         let held = gamma == 0.0 || inv_std == 0.0 || (scale >= f64::MIN_POSITIVE && scale <= E::LARGEST_SCALE);
-        let promised = channel.promised && held;
+        // Statistics that no data of the element type have are taken as they are.
+        let possible = mean[c].abs().max(var[c].sqrt()) <= E::MAX;
+        let promised = channel.promised && held && possible;
         for k in reference::indices(data.shape, c) {
             let (normalized, y) = ((x[k] - mean[c]) * inv_std, y[k].f64());
             let bound = channel.y_bound::<E>(gamma, beta, normalized);
