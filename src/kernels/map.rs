@@ -153,18 +153,13 @@ impl<M: Map, E: Element> Apply<M, E> {
         sinks: &mut Sinks<'_, E, E::Native<S>, STREAM>,
     ) {
         for k in 0..INPUTS {
-            let reads = if M::FUSED { self.fused.reads::<true>(k, M::INPUTS) } else { k < M::INPUTS };
-            if reads {
+            if self.fused.reads(M::FUSED, k, M::INPUTS) {
                 <Native<E, S> as Lanes>::V::prefetch(x.inputs[k].cast::<u8>().wrapping_add(self.ahead));
             }
         }
         // SAFETY: the caller's promise.
         unsafe {
-            let operands = if M::FUSED {
-                load::<Native<E, S>, true, ROWS, PARTIAL>(x, M::INPUTS, &self.fused, n)
-            } else {
-                load::<Native<E, S>, false, ROWS, PARTIAL>(x, M::INPUTS, &self.fused, n)
-            };
+            let operands = load::<Native<E, S>, ROWS, PARTIAL>(x, M::INPUTS, M::FUSED, &self.fused, n);
             sinks.put::<M, PARTIAL>(M::apply(coefs, operands, &self.fused), n);
         }
     }

@@ -59,12 +59,12 @@ pub(crate) struct Fused {
 }
 
 impl Fused {
-    /// Whether an input is read, by a pass that has `own` inputs.
+    /// Whether an input is read, by a pass that has `own` inputs, and others where `fuses`.
     #[inline(always)]
-    pub(crate) fn reads<const FUSED: bool>(&self, k: usize, own: usize) -> bool {
+    pub(crate) fn reads(&self, fuses: bool, k: usize, own: usize) -> bool {
         match k {
-            RESIDUAL => FUSED && self.residual,
-            OUTPUT => FUSED && self.output,
+            RESIDUAL => fuses && self.residual,
+            OUTPUT => fuses && self.output,
             _ => k < own,
         }
     }
@@ -172,11 +172,12 @@ unsafe fn input<L: Load, const PARTIAL: bool>(reads: bool, p: *const L::Element,
 /// in rows.
 ///
 /// # Safety
-/// The lanes can be read in the first `own` inputs and, where `FUSED`, in those that `fused` names.
+/// The lanes can be read in the first `own` inputs and, where the pass `fuses`, in those that `fused` names.
 #[inline(always)]
-pub(crate) unsafe fn load<L: Lanes, const FUSED: bool, const ROWS: bool, const PARTIAL: bool>(
+pub(crate) unsafe fn load<L: Lanes, const ROWS: bool, const PARTIAL: bool>(
     sources: Sources<L::E>,
     own: usize,
+    fuses: bool,
     fused: &Fused,
     n: usize,
 ) -> Operands<L::V> {
@@ -185,14 +186,14 @@ pub(crate) unsafe fn load<L: Lanes, const FUSED: bool, const ROWS: bool, const P
     // SAFETY: the caller's promise.
     let inputs = unsafe {
         [
-            input::<L::X, PARTIAL>(fused.reads::<FUSED>(0, own), a, n),
-            input::<L::X, PARTIAL>(fused.reads::<FUSED>(1, own), b, n),
-            input::<L::X, PARTIAL>(fused.reads::<FUSED>(2, own), c, n),
-            input::<L::X, PARTIAL>(fused.reads::<FUSED>(RESIDUAL, own), residual, n),
-            input::<L::X, PARTIAL>(fused.reads::<FUSED>(OUTPUT, own), output, n),
+            input::<L::X, PARTIAL>(fused.reads(fuses, 0, own), a, n),
+            input::<L::X, PARTIAL>(fused.reads(fuses, 1, own), b, n),
+            input::<L::X, PARTIAL>(fused.reads(fuses, 2, own), c, n),
+            input::<L::X, PARTIAL>(fused.reads(fuses, RESIDUAL, own), residual, n),
+            input::<L::X, PARTIAL>(fused.reads(fuses, OUTPUT, own), output, n),
         ]
     };
-    let weight = if FUSED && fused.weighted {
+    let weight = if fuses && fused.weighted {
         // SAFETY: positions have weights as they have elements.
         unsafe {
             if ROWS {

@@ -50,13 +50,7 @@ unsafe fn terms<R: Reduce, L: Lanes, const ROWS: bool, const PARTIAL: bool>(
     n: usize,
 ) -> [L::V; 2] {
     // SAFETY: the caller's promise.
-    let operands = unsafe {
-        if R::FUSED {
-            load::<L, true, ROWS, PARTIAL>(x, R::INPUTS, fused, n)
-        } else {
-            load::<L, false, ROWS, PARTIAL>(x, R::INPUTS, fused, n)
-        }
-    };
+    let operands = unsafe { load::<L, ROWS, PARTIAL>(x, R::INPUTS, R::FUSED, fused, n) };
     let t = R::terms(coefs, operands, fused);
     if PARTIAL { [t[0].first(n), t[1].first(n)] } else { t }
 }
@@ -304,8 +298,7 @@ unsafe fn column_panel<R: Reduce, L: Lanes, const PARTIAL: bool>(
         while row < rows {
             let count = CHUNK.min(rows - row);
             for k in 0..INPUTS {
-                let reads = if R::FUSED { fused.reads::<true>(k, R::INPUTS) } else { k < R::INPUTS };
-                if reads {
+                if fused.reads(R::FUSED, k, R::INPUTS) {
                     prefetch::<L::V, L::E>(next.inputs[k], CHUNK * L::V::LANES);
                 }
             }
