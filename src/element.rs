@@ -72,6 +72,8 @@ pub trait Load {
 pub trait Store: Load {
     unsafe fn store(v: Self::V, p: *mut Self::Element);
     unsafe fn store_first(v: Self::V, p: *mut Self::Element, n: usize);
+    /// A store that passes the caches by, where the tier has one. `p` must be aligned to a vector's bytes.
+    unsafe fn stream(v: Self::V, p: *mut Self::Element);
 }
 
 /// Elements computed in lanes of their own type.
@@ -103,6 +105,11 @@ impl<V: Vector> Store for Same<V> {
     unsafe fn store_first(v: V, p: *mut V::Scalar, n: usize) {
         // SAFETY: the caller's promise.
         unsafe { v.store_first(p, n) }
+    }
+    #[inline(always)]
+    unsafe fn stream(v: V, p: *mut V::Scalar) {
+        // SAFETY: the caller's promise.
+        unsafe { v.stream(p) }
     }
 }
 

@@ -14,10 +14,10 @@ use crate::kernels::moments::Moments;
 use crate::kernels::normalize::{self, Normalize};
 use crate::kernels::operands::{Fused, INPUTS, Sources, Weights};
 use crate::kernels::second::{self, Second};
-use crate::kernels::{AHEAD, Tile, padded};
+use crate::kernels::{AHEAD, Tile, apart, padded};
 use crate::parallel::Shared;
 use crate::scratch::Sizes;
-use crate::simd::{Real, dispatch};
+use crate::simd::{MAX_LANES, Real, STREAM_ALIGN, dispatch};
 use crate::statistics::{GradientSums, Source, Statistics};
 use crate::{Activation, Extras};
 use std::marker::PhantomData;
@@ -37,18 +37,19 @@ const PARTIALS: usize = 2;
 const CENTERED: usize = gradient_sums::COEFS + normalize::COEFS;
 /// As these, for the map of the backward pass.
 const MAPPED: usize = input_gradient::COEFS + normalize::COEFS;
-/// Arrays beside partial results, coefficients and sums, that the pass with most of them takes.
-const ARRAYS: usize = 2 + CENTERED + MAPPED;
+/// Arrays of coefficients that the pass with most of them takes.
+const COEFS: usize = CENTERED + MAPPED;
 
 /// The scratch memory of passes over a shape.
 pub(crate) fn scratch_sizes(shape: Shape) -> Sizes {
-    // An empty shape may have any number of channels.
     let grid = (!shape.is_empty()).then(|| Grid::new(shape, size_of::<f64>()));
-    let padded = padded(shape.channels().min(usize::MAX / 2));
+    let padded = padded(shape.channels());
     let segments = grid.as_ref().map_or(0, Grid::segments);
     Sizes {
-        // Beside arrays, one value a segment.
-        pass: padded.saturating_mul(ARRAYS + PARTIALS * segments).saturating_add(segments.next_multiple_of(8)),
+        // Coefficients, which may be moved beside an output; two sums and a value for each segment.
+        pass: (apart(shape).saturating_mul(COEFS) + MAX_LANES)
+            .saturating_add(padded.saturating_mul(2 + PARTIALS * segments))
+            .saturating_add(segments.next_multiple_of(8)),
         task: grid.as_ref().map_or(0, |_| Moments::<f64>::scratch(shape)),
         tasks: grid.as_ref().map_or(1, Grid::tiles),
     }
@@ -211,21 +212,53 @@ impl<E: Element> Reads<E> {
     }
 }
 
-/// Arrays of coefficients, each `padded` long, in a buffer of f64, which hold no less than lanes' scalars do.
+/// Arrays of coefficients, in a buffer of f64, which hold no less than lanes' scalars do.
 struct Coefs<P> {
     base: Shared<P>,
-    padded: usize,
+    /// Values from one array to the next.
+    apart: usize,
 }
 
 impl<P> Coefs<P> {
-    fn new(buffer: *mut f64, padded: usize) -> Self {
+    fn new(buffer: *mut f64, apart: usize) -> Self {
         const { assert!(size_of::<P>() <= size_of::<f64>()) };
-        Self { base: Shared::new(buffer.cast()), padded }
+        Self { base: Shared::new(buffer.cast()), apart }
+    }
+
+    /// Arrays for a map into `out`, that begin as far behind a vector's place as it does: where rows have whole vectors, those
+    /// that end at places in memory then take coefficients from one line each instead of two. The buffer has
+    /// `MAX_LANES` values more.
+    fn beside<E>(buffer: *mut f64, apart: usize, out: *mut E) -> Self {
+        let of = Self::new(buffer, apart);
+        let lanes = STREAM_ALIGN / size_of::<P>();
+        Self { base: Shared::new(of.base.ptr().wrapping_add(out.addr() / size_of::<E>() % lanes)), apart }
     }
 
     /// The arrays but the first `k`.
     fn after(&self, k: usize) -> Self {
-        Self { base: Shared::new(self.base.ptr().wrapping_add(k * self.padded)), padded: self.padded }
+        Self { base: Shared::new(self.base.ptr().wrapping_add(k * self.apart)), apart: self.apart }
+    }
+
+    /// Has the values of a shape's first channels follow those of its last in the first `arrays` arrays, for vectors that
+    /// go on with the next row. For whoever has just filled a range of channels.
+    ///
+    /// # Safety
+    /// The buffer has as many arrays, and nothing else uses these channels or the padding.
+    unsafe fn repeat(&self, arrays: usize, range: &Range<usize>, shape: Shape)
+    where
+        P: Copy,
+    {
+        if range.start > 0 || range.is_empty() || shape.inner() > 1 {
+            return;
+        }
+        let channels = shape.channels();
+        for k in 0..arrays {
+            let array = self.base.ptr().wrapping_add(k * self.apart);
+            for c in 0..MAX_LANES {
+                // SAFETY: the caller's promise; the range has the first channels, all of them where they are few.
+                unsafe { *array.add(channels + c) = *array.add(c % channels) };
+            }
+        }
     }
 
     /// Some channels of the first K arrays.
@@ -235,7 +268,7 @@ impl<P> Coefs<P> {
     #[allow(clippy::mut_from_ref)] // the caller's promise stands in for the borrow
     unsafe fn arrays<'a, const K: usize>(&self, channels: &Range<usize>) -> [&'a mut [P]; K] {
         std::array::from_fn(|k| {
-            let at = k * self.padded;
+            let at = k * self.apart;
             // SAFETY: the caller's promise; arrays are apart.
             unsafe { self.base.slice(at + channels.start..at + channels.end) }
         })
@@ -283,12 +316,14 @@ impl BatchNorm {
     ) {
         let x = reads.sources();
         let in_place = out.iter().any(|p| !p.is_null() && x.inputs.contains(&p.cast_const()));
+        // The walk cuts vectors by the places of one output.
+        let alike = out.iter().any(|p| p.is_null()) || out[0].addr() % STREAM_ALIGN == out[1].addr() % STREAM_ALIGN;
         // What was just read lies in cache and would have to be thrown out of it to be written past it.
-        let stream = !in_place && self.shape.len() * size_of::<E>() > reads.stream;
-        let (padded, coefs) = (coefs.padded, coefs.base.ptr().cast_const());
+        let stream = !in_place && alike && self.shape.len() * size_of::<E>() > reads.stream;
+        let (apart, coefs) = (coefs.apart, coefs.base.ptr().cast_const());
         let (shape, fused, pass) = (self.shape, reads.fused, PhantomData::<M>);
         let ahead = next.map_or(AHEAD, |elements| elements * size_of::<E>());
-        dispatch(self.isa, Apply { shape, tile, x, fused, ahead, coefs, padded, out, stream, pass });
+        dispatch(self.isa, Apply { shape, tile, x, fused, ahead, coefs, apart, out, stream, pass });
     }
 
     /// [`apply`](Self::apply), for y.
@@ -321,7 +356,9 @@ impl BatchNorm {
         let padded = padded(self.shape.channels());
         let mut scratch = self.scratch.pass();
         let slots = Shared::new(scratch.take(PARTIALS * padded * grid.segments()));
-        let coefs = Coefs::<E::Param>::new(scratch.take(normalize::COEFS * padded), padded);
+        let out = output.as_ref().map_or(std::ptr::null_mut(), |(_, y)| *y);
+        let apart = apart(self.shape);
+        let coefs = Coefs::<E::Param>::beside(scratch.take(normalize::COEFS * apart + MAX_LANES), apart, out);
         // SAFETY: the memory has a value for each segment, and weights cover the positions.
         let counts: &[f64] = unsafe {
             let counts = std::slice::from_raw_parts_mut(scratch.take(grid.segments()), grid.segments());
@@ -352,8 +389,10 @@ impl BatchNorm {
                 let beta = affine.beta.map(|beta| &beta[channels.clone()]);
                 // SAFETY: tasks have disjoint channels; the buffer has as many arrays.
                 let out = unsafe { coefs.arrays(&channels) };
-                let channels = Channels { mean, var, eps: self.eps, gamma, beta, rebuild: false };
-                dispatch(self.isa, Forward { channels, out });
+                let of = Channels { mean, var, eps: self.eps, gamma, beta, rebuild: false };
+                dispatch(self.isa, Forward { channels: of, out });
+                // SAFETY: as above, and the slices are gone.
+                unsafe { coefs.repeat(normalize::COEFS, &channels, self.shape) };
             }
         };
         match y {
@@ -378,9 +417,9 @@ impl BatchNorm {
             return;
         }
         let grid = Grid::for_map(self.shape);
-        let padded = padded(self.shape.channels());
+        let apart = apart(self.shape);
         let mut scratch = self.scratch.pass();
-        let coefs = Coefs::<E::Param>::new(scratch.take(normalize::COEFS * padded), padded);
+        let coefs = Coefs::<E::Param>::beside(scratch.take(normalize::COEFS * apart + MAX_LANES), apart, y);
         let residual = extras.residual.map_or(null(), <[E]>::as_ptr);
         let mut reads = Reads::new(self.activation, [x, null(), null()], [residual, null()], &extras);
         reads.stream = STREAM_INFERENCE;
@@ -389,6 +428,8 @@ impl BatchNorm {
             // SAFETY: tasks have disjoint channels; the buffer has as many arrays.
             let out = unsafe { coefs.arrays(&range) };
             dispatch(self.isa, Forward { channels: self.channels(source, affine, &range), out });
+            // SAFETY: as above, and the slices are gone.
+            unsafe { coefs.repeat(normalize::COEFS, &range, self.shape) };
         };
         let map = |tile, next| self.apply_normalize((tile, next), &reads, &coefs, y.ptr());
         grid.walk((&self.threads, self.thread_count::<E>(2)), None, &finish, Some(&map));
@@ -403,7 +444,7 @@ impl BatchNorm {
         let GradientsOf { dy, x, rebuild, extras, source, affine, sums: given, out } = gradients;
         let RawGradients { dx, dresidual, dgamma, dbeta } = out;
         let channels = self.shape.channels();
-        let padded = padded(channels);
+        let (padded, apart) = (padded(channels), apart(self.shape));
         let all = 0..channels;
         let walks = !self.shape.is_empty();
         // dx through the batch's statistics, or with constant ones.
@@ -447,7 +488,7 @@ impl BatchNorm {
             }
         }
 
-        let center = Coefs::<E::Param>::new(scratch.take(CENTERED * padded), padded);
+        let center = Coefs::<E::Param>::new(scratch.take(CENTERED * apart), apart);
         if reduces {
             // SAFETY: the buffer has as many arrays, and nothing else uses them yet.
             let out = unsafe { center.arrays(&all) };
@@ -458,7 +499,8 @@ impl BatchNorm {
                 dispatch(self.isa, Forward { channels: self.channels(source, affine, &all), out });
             }
         }
-        let coefs = Coefs::<E::Param>::new(scratch.take(MAPPED * padded), padded);
+        let first = dx.or(dresidual).unwrap_or(std::ptr::null_mut());
+        let coefs = Coefs::<E::Param>::beside(scratch.take(MAPPED * apart + MAX_LANES), apart, first);
 
         let again = if reduces && maps { 2 * size_of::<E>() } else { 0 };
         let grid = walks.then(|| Grid::new(self.shape, again));
@@ -474,9 +516,9 @@ impl BatchNorm {
             let (out, coefs) = (slot(&slots, segment, padded), center.base.ptr().cast_const());
             let (shape, x, fused) = (self.shape, reduce_reads.sources(), reduce_reads.fused);
             if fuses {
-                dispatch(self.isa, GradientTerms::<E, true> { shape, tile, x, fused, coefs, out });
+                dispatch(self.isa, GradientTerms::<E, true> { shape, tile, x, fused, coefs, apart, out });
             } else {
-                dispatch(self.isa, GradientTerms::<E, false> { shape, tile, x, fused, coefs, out });
+                dispatch(self.isa, GradientTerms::<E, false> { shape, tile, x, fused, coefs, apart, out });
             }
         };
         let finish = |range: Range<usize>| {
@@ -495,20 +537,25 @@ impl BatchNorm {
             if !maps {
                 return;
             }
-            if batch.is_some() || fuses {
+            let mut arrays = if batch.is_some() || fuses {
                 // SAFETY: tasks have disjoint channels; the buffer has as many arrays.
                 let out = unsafe { coefs.arrays(&range) };
                 dispatch(self.isa, Backward { channels, count: batch, g, gx, out });
+                input_gradient::COEFS
             } else {
                 // SAFETY: as above.
                 let out = unsafe { coefs.arrays(&range) };
                 dispatch(self.isa, Frozen { channels, out });
-            }
+                normalize::COEFS
+            };
             if recompute {
                 // SAFETY: as above; these arrays come after the others.
-                let out = unsafe { coefs.after(input_gradient::COEFS).arrays(&range) };
+                let out = unsafe { coefs.after(arrays).arrays(&range) };
                 dispatch(self.isa, Forward { channels: self.channels(source, affine, &range), out });
+                arrays += normalize::COEFS;
             }
+            // SAFETY: as above, and the slices are gone.
+            unsafe { coefs.repeat(arrays, &range, self.shape) };
         };
         match &grid {
             None => finish(all),
@@ -562,9 +609,9 @@ impl BatchNorm {
         let ones = vec![1.0; channels];
         let products = sums(v, dy, Source::Batch(Statistics { count, mean: &mean_v, var: &ones }));
 
-        let padded = padded(channels);
-        let mut coefs = [vec![0.0f64; second::COEFS * padded], vec![0.0f64; second::COEFS * padded]];
-        let coefs = coefs.each_mut().map(|coefs| Coefs::<E::Param>::new(coefs.as_mut_ptr(), padded));
+        let apart = apart(self.shape);
+        let mut coefs = [vec![0.0f64; second::COEFS * apart], vec![0.0f64; second::COEFS * apart]];
+        let coefs = coefs.each_mut().map(|coefs| Coefs::<E::Param>::new(coefs.as_mut_ptr(), apart));
         let all = 0..channels;
         let of = self.channels(Source::from(&statistics), Affine { gamma, beta: None }, &all);
         // SAFETY: the buffers have as many arrays, and nothing else uses them yet.
@@ -583,6 +630,10 @@ impl BatchNorm {
         }
         if self.shape.is_empty() {
             return;
+        }
+        for coefs in &coefs {
+            // SAFETY: the buffers have as many arrays, and the slices are gone.
+            unsafe { coefs.repeat(second::COEFS, &all, self.shape) };
         }
         let grid = Grid::for_map(self.shape);
         // The gradient of dy has nothing of dy in it.

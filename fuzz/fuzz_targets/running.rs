@@ -117,7 +117,8 @@ fn merge_sums<E: Float>(data: &Data<E>, parts: &[Part], whole: &Statistics) {
             g += dy;
             gx += dy * (x - whole.mean()[c]).abs();
         }
-        if exact.promised && g <= E::MAX && gx <= E::MAX {
+        // Lanes hold the terms of dbeta and, of a tiny channel, those of dgamma.
+        if exact.promised && g <= E::MAX && gx <= E::MAX * exact.var.sqrt().min(1.0) {
             // Both may be off by the bound of one sum.
             let relative = 2.0 * exact.relative::<E>();
             let floor = E::U * E::U * exact.mean.abs() * g + 2.0 * exact.values * E::SUBNORMAL;

@@ -58,14 +58,19 @@ macro_rules! adapter {
             #[inline(always)]
             unsafe fn store(v: S::F32, p: *mut $element) {
                 // SAFETY: the caller's promise.
-                unsafe { v.$store(p) }
+                unsafe { v.$store::<false>(p) }
+            }
+            #[inline(always)]
+            unsafe fn stream(v: S::F32, p: *mut $element) {
+                // SAFETY: the caller's promise.
+                unsafe { v.$store::<true>(p) }
             }
             #[inline(always)]
             unsafe fn store_first(v: S::F32, p: *mut $element, n: usize) {
                 let mut lanes = [<$element>::ZERO; 16];
                 // SAFETY: the caller's promise for `n` values; no more than `lanes` holds are copied.
                 unsafe {
-                    v.$store(lanes.as_mut_ptr());
+                    v.$store::<false>(lanes.as_mut_ptr());
                     std::ptr::copy_nonoverlapping(lanes.as_ptr(), p, n.min(16));
                 }
             }

@@ -4,7 +4,7 @@ use super::input_gradient::upstream;
 use super::normalize::{self, center};
 use super::operands::{Fused, Lanes, Native, Operands, Sources, existing};
 use super::reduce::{self, MAX_COEFS, Reduce, Rows};
-use super::{MAX_GROUP, Runs, Tile, padded, start};
+use super::{MAX_GROUP, Runs, Tile, start};
 use crate::Shape;
 use crate::element::Element;
 use crate::simd::{Kernel, Real, Simd, Vector, wide_sum};
@@ -43,8 +43,9 @@ pub(crate) struct GradientTerms<E: Element, const FUSED: bool> {
     /// dy and x.
     pub(crate) x: Sources<E>,
     pub(crate) fused: Fused,
-    /// Arrays of coefficients, each `padded(channels)` long.
+    /// Arrays of the channels' coefficients, so many values apart.
     pub(crate) coefs: *const E::Param,
+    pub(crate) apart: usize,
     /// Σg and Σg·(x − mean)·prescale by channel, each `padded(channels)` long.
     pub(crate) out: [*mut f64; 2],
 }
@@ -69,17 +70,16 @@ impl<E: Element, const FUSED: bool> GradientTerms<E, FUSED> {
     #[inline(always)]
     unsafe fn planes<L: Lanes<E = E, V: Vector<Scalar = E::Param>>>(&self) {
         let (channels, inner) = (self.shape.channels(), self.shape.inner());
-        let padded = padded(channels);
         let mut slots = [const { MaybeUninit::uninit() }; MAX_GROUP];
         let sums = start(&mut slots, self.tile.channels.len(), [L::V::wide_zero(); 2]);
         for (o, i, len) in Runs::new(self.shape, &self.tile.positions) {
             for (acc, c) in sums.iter_mut().zip(self.tile.channels.clone()) {
                 let x = self.x.advance((o * channels + c) * inner + i, o * inner + i);
-                // SAFETY: the run lies within the buffers, by the definition of the shape; `c` is below `padded`.
+                // SAFETY: the run lies within the buffers, by the definition of the shape; `c` is a channel.
                 unsafe {
                     let mut coefs = [L::V::splat(Real::from_f64(0.0)); MAX_COEFS];
                     for (k, v) in coefs.iter_mut().enumerate().take(Terms::<FUSED>::COEFS) {
-                        *v = L::V::splat(*self.coefs.add(k * padded + c));
+                        *v = L::V::splat(*self.coefs.add(k * self.apart + c));
                     }
                     reduce::prefetch_plane::<L::V, E>(x.inputs[0].wrapping_add(channels * inner), len);
                     reduce::prefetch_plane::<L::V, E>(x.inputs[1].wrapping_add(channels * inner), len);
@@ -102,7 +102,7 @@ impl<E: Element, const FUSED: bool> GradientTerms<E, FUSED> {
     unsafe fn rows<L: Lanes<E = E, V: Vector<Scalar = E::Param>>>(&self) {
         let stride = self.shape.channels();
         let Range { start, end } = self.tile.channels;
-        let (padded, columns) = (padded(stride), end - start);
+        let columns = end - start;
         let first = self.tile.positions.start;
         let x = self.x.advance(first * stride + start, first);
         // SAFETY: tiles start at whole vectors, and the arrays are padded to such: what is written past the tile's own
@@ -112,7 +112,7 @@ impl<E: Element, const FUSED: bool> GradientTerms<E, FUSED> {
             for p in sums {
                 p.write_bytes(0, columns.next_multiple_of(16));
             }
-            let r = Rows { coefs: self.coefs.add(start), sums, padded, columns, stride };
+            let r = Rows { coefs: self.coefs.add(start), sums, apart: self.apart, columns, stride };
             reduce::rows::<Terms<FUSED>, L>(&r, x, &self.fused, self.tile.positions.len());
         }
     }

@@ -432,7 +432,7 @@ impl<V: Vector> Columns<'_, V> {
         let r = Rows {
             coefs: self.pivot.as_ptr(),
             sums: [self.s.as_mut_ptr(), self.q.as_mut_ptr()],
-            padded: self.s.len(),
+            apart: 0,
             columns: self.width,
             stride: self.stride,
         };

@@ -197,7 +197,7 @@ pub(crate) unsafe fn run<R: Reduce, L: Lanes>(
 #[inline(always)]
 fn prefetch<V: Vector, E>(p: *const E, n: usize) {
     for line in 0..(n * size_of::<E>()).div_ceil(LINE) {
-        V::prefetch(p.cast::<u8>().wrapping_add(line * LINE));
+        V::prefetch::<false>(p.cast::<u8>().wrapping_add(line * LINE));
     }
 }
 
@@ -215,12 +215,11 @@ pub(crate) fn prefetch_plane<V: Vector, E>(p: *const E, n: usize) {
 
 /// The sums of a block of rows, one pair a column, with the columns' coefficients.
 pub(crate) struct Rows<S> {
-    /// `COEFS` arrays of coefficients, each `padded` long.
+    /// `COEFS` arrays of coefficients, so many values apart.
     pub(crate) coefs: *const S,
-    /// Two arrays of sums, each `padded` long.
+    pub(crate) apart: usize,
+    /// Two arrays of sums. All arrays are padded to whole vectors.
     pub(crate) sums: [*mut f64; 2],
-    /// Columns rounded up to whole vectors.
-    pub(crate) padded: usize,
     /// Columns to sum.
     pub(crate) columns: usize,
     /// Elements from one row to the next.
@@ -229,7 +228,7 @@ pub(crate) struct Rows<S> {
 
 /// Bytes of an input that are walked panel by panel before going on: large enough to keep a column's accumulators in
 /// registers for a while, small enough for L1 to have all of it before the second panel.
-const BLOCK_BYTES: usize = 2048;
+const BLOCK_BYTES: usize = 8192;
 
 /// Adds the terms of `rows` rows to their columns' sums.
 ///
@@ -289,7 +288,7 @@ unsafe fn column_panel<R: Reduce, L: Lanes, const PARTIAL: bool>(
     unsafe {
         for (k, v) in coefs.iter_mut().enumerate().take(R::COEFS) {
             if k < R::COEFS - R::RECOMPUTE_COEFS || fused.recomputes() {
-                *v = L::V::load(r.coefs.add(k * r.padded + column));
+                *v = L::V::load(r.coefs.add(k * r.apart + column));
             }
         }
         let [s, t] = r.sums.map(|p| p.add(column));

@@ -177,9 +177,9 @@ impl Vector for F32 {
         }
     }
     #[inline(always)]
-    fn prefetch(p: *const u8) {
+    fn prefetch<const L1: bool>(p: *const u8) {
         // SAFETY: SSE is part of x86-64, and a prefetch faults at no address.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+        unsafe { if L1 { _mm_prefetch::<_MM_HINT_T0>(p.cast()) } else { _mm_prefetch::<_MM_HINT_T1>(p.cast()) } }
     }
     #[inline(always)]
     fn wide_zero() -> [F64; 2] {
@@ -314,9 +314,9 @@ impl Vector for F64 {
         }
     }
     #[inline(always)]
-    fn prefetch(p: *const u8) {
+    fn prefetch<const L1: bool>(p: *const u8) {
         // SAFETY: SSE is part of x86-64, and a prefetch faults at no address.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+        unsafe { if L1 { _mm_prefetch::<_MM_HINT_T0>(p.cast()) } else { _mm_prefetch::<_MM_HINT_T1>(p.cast()) } }
     }
     #[inline(always)]
     fn wide_zero() -> F64 {

@@ -5,14 +5,15 @@ use half::{bf16, f16};
 /// Lanes of f32 that load and store 16-bit types.
 ///
 /// # Safety (of all functions)
-/// The caller guarantees that 16 values can be read or written at `p`; no alignment is needed.
+/// The caller guarantees that 16 values can be read or written at `p`; no alignment is needed but to their 32 bytes
+/// where they `STREAM`, past the caches if the tier has such stores.
 pub trait HalfLanes: Sized {
     unsafe fn load_bf16(p: *const bf16) -> Self;
     /// To the nearest, ties to even.
-    unsafe fn store_bf16(self, p: *mut bf16);
+    unsafe fn store_bf16<const STREAM: bool>(self, p: *mut bf16);
     unsafe fn load_f16(p: *const f16) -> Self;
     /// To the nearest, ties to even.
-    unsafe fn store_f16(self, p: *mut f16);
+    unsafe fn store_f16<const STREAM: bool>(self, p: *mut f16);
 }
 
 impl HalfLanes for wide::f32x16 {
@@ -22,7 +23,7 @@ impl HalfLanes for wide::f32x16 {
         Self::new(unsafe { p.cast::<[bf16; 16]>().read_unaligned() }.map(bf16::to_f32))
     }
     #[inline(always)]
-    unsafe fn store_bf16(self, p: *mut bf16) {
+    unsafe fn store_bf16<const STREAM: bool>(self, p: *mut bf16) {
         // SAFETY: the caller's promise.
         unsafe { p.cast::<[bf16; 16]>().write_unaligned(self.to_array().map(bf16::from_f32)) }
     }
@@ -32,7 +33,7 @@ impl HalfLanes for wide::f32x16 {
         Self::new(unsafe { p.cast::<[f16; 16]>().read_unaligned() }.map(f16::to_f32))
     }
     #[inline(always)]
-    unsafe fn store_f16(self, p: *mut f16) {
+    unsafe fn store_f16<const STREAM: bool>(self, p: *mut f16) {
         // SAFETY: the caller's promise.
         unsafe { p.cast::<[f16; 16]>().write_unaligned(self.to_array().map(f16::from_f32)) }
     }
@@ -43,6 +44,14 @@ mod x86_64 {
     use super::{HalfLanes, bf16, f16};
     use crate::simd::{avx2, avx512};
     use std::arch::x86_64::*;
+
+    /// # Safety
+    /// The CPU has AVX2. 32 bytes can be written at `p`, which is aligned to as many where `STREAM`.
+    #[inline(always)]
+    unsafe fn store256<const STREAM: bool>(p: *mut __m256i, v: __m256i) {
+        // SAFETY: the caller's promise; kernels fence before they return.
+        unsafe { if STREAM { _mm256_stream_si256(p, v) } else { _mm256_storeu_si256(p, v) } }
+    }
 
     impl HalfLanes for avx2::F32 {
         #[inline(always)]
@@ -56,7 +65,7 @@ mod x86_64 {
             unsafe { Self(widen(_mm_loadu_si128(p.cast())), widen(_mm_loadu_si128(p.add(8).cast()))) }
         }
         #[inline(always)]
-        unsafe fn store_bf16(self, p: *mut bf16) {
+        unsafe fn store_bf16<const STREAM: bool>(self, p: *mut bf16) {
             #[inline(always)]
             fn narrow(v: __m256) -> __m256i {
                 // SAFETY: AVX2.
@@ -75,7 +84,7 @@ mod x86_64 {
             unsafe {
                 // Packing works on 128-bit halves; the permutation puts them in order.
                 let packed = _mm256_packus_epi32(narrow(self.0), narrow(self.1));
-                _mm256_storeu_si256(p.cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(packed));
+                store256::<STREAM>(p.cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(packed));
             }
         }
         #[inline(always)]
@@ -86,11 +95,12 @@ mod x86_64 {
             }
         }
         #[inline(always)]
-        unsafe fn store_f16(self, p: *mut f16) {
+        unsafe fn store_f16<const STREAM: bool>(self, p: *mut f16) {
             // SAFETY: F16C, which `enter` has too; the caller's promise.
             unsafe {
-                _mm_storeu_si128(p.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0));
-                _mm_storeu_si128(p.add(8).cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.1));
+                let low = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0);
+                let high = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.1);
+                store256::<STREAM>(p.cast(), _mm256_set_m128i(high, low));
             }
         }
     }
@@ -105,7 +115,7 @@ mod x86_64 {
             }
         }
         #[inline(always)]
-        unsafe fn store_bf16(self, p: *mut bf16) {
+        unsafe fn store_bf16<const STREAM: bool>(self, p: *mut bf16) {
             // SAFETY: AVX-512F; the caller's promise. (AVX512-BF16 has an instruction, which flushes subnormals to zero.)
             unsafe {
                 let bits = _mm512_castps_si512(self.0);
@@ -116,7 +126,7 @@ mod x86_64 {
                 let quiet = _mm512_or_si512(high, _mm512_set1_epi32(0x40));
                 let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(self.0, self.0);
                 let bits = _mm512_mask_blend_epi32(nan, rounded, quiet);
-                _mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(bits));
+                store256::<STREAM>(p.cast(), _mm512_cvtepi32_epi16(bits));
             }
         }
         #[inline(always)]
@@ -125,9 +135,9 @@ mod x86_64 {
             unsafe { Self(_mm512_cvtph_ps(_mm256_loadu_si256(p.cast()))) }
         }
         #[inline(always)]
-        unsafe fn store_f16(self, p: *mut f16) {
+        unsafe fn store_f16<const STREAM: bool>(self, p: *mut f16) {
             // SAFETY: AVX-512F; the caller's promise.
-            unsafe { _mm256_storeu_si256(p.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0)) }
+            unsafe { store256::<STREAM>(p.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0)) }
         }
     }
 }

@@ -161,9 +161,8 @@ pub trait Vector: Copy {
     /// A store that passes the caches by, where the tier has one. `p` must be aligned to [`STREAM_ALIGN`].
     unsafe fn stream(self, p: *mut Self::Scalar);
 
-    /// Asks for the cache line at `p`, which may be any address, into L2: into L1, where the next blocks of wide rows do not
-    /// fit beside this one and its sums, takes up to twice as long.
-    fn prefetch(p: *const u8);
+    /// Asks for the cache line at `p`, which may be any address, into L1 or else L2.
+    fn prefetch<const L1: bool>(p: *const u8);
 
     fn wide_zero() -> Self::Wide;
     /// `acc + self`, lane by lane, in f64.
@@ -179,14 +178,17 @@ pub trait Vector: Copy {
     unsafe fn wide_store(acc: Self::Wide, p: *mut f64);
 }
 
+/// The most lanes that a vector has.
+pub(crate) const MAX_LANES: usize = 16;
+
 /// Bytes to which the address of a streaming store must be aligned.
 pub(crate) const STREAM_ALIGN: usize = 64;
 
 /// The sum of a vector's accumulators, in a fixed order: halves onto each other until one is left.
 #[inline(always)]
 pub(crate) fn wide_sum<V: Vector>(acc: V::Wide) -> f64 {
-    let mut lanes = [0.0f64; 16];
-    const { assert!(V::LANES <= 16 && V::LANES.is_power_of_two()) };
+    let mut lanes = [0.0f64; MAX_LANES];
+    const { assert!(V::LANES <= MAX_LANES && V::LANES.is_power_of_two()) };
     // SAFETY: `lanes` holds at least V::LANES values.
     unsafe { V::wide_store(acc, lanes.as_mut_ptr()) };
     let mut n = V::LANES;

@@ -94,7 +94,7 @@ macro_rules! portable_vector {
             unsafe { self.store(p) }
         }
         #[inline(always)]
-        fn prefetch(_: *const u8) {}
+        fn prefetch<const L1: bool>(_: *const u8) {}
     };
 }
 
