@@ -12,14 +12,14 @@ use crate::element::Store;
 use crate::simd::{STREAM_ALIGN, Vector};
 use std::marker::PhantomData;
 
-/// Room for a vector.
+/// Room for a vector, and for what the last of its parts has beyond it.
 #[repr(C, align(64))]
-pub(crate) struct Line([u8; STREAM_ALIGN]);
+pub(crate) struct Line([u8; 2 * STREAM_ALIGN]);
 
 impl Line {
     #[inline(always)]
     pub(crate) fn new() -> Self {
-        Self([0; STREAM_ALIGN])
+        Self([0; 2 * STREAM_ALIGN])
     }
 }
 
@@ -74,7 +74,7 @@ impl<'a, L: Store, const STREAM: bool> Sink<'a, L, STREAM> {
     /// They may be written there.
     #[inline(always)]
     pub(crate) unsafe fn put<const PARTIAL: bool>(&mut self, v: L::V, n: usize) {
-        // SAFETY: the caller's promise; the buffer has room for a vector.
+        // SAFETY: the caller's promise; the buffer has room for two vectors.
         unsafe {
             if !PARTIAL {
                 if STREAM {
@@ -86,8 +86,12 @@ impl<'a, L: Store, const STREAM: bool> Sink<'a, L, STREAM> {
                 self.place = self.place.wrapping_add(L::V::LANES);
                 return;
             }
-            let base = if STREAM { self.buffer } else { self.place };
-            L::store_first(v, base.wrapping_add(self.end), n);
+            if STREAM {
+                // All lanes, of which the next part overwrites what is too much: masked stores take several times as long.
+                L::store(v, self.buffer.wrapping_add(self.end));
+            } else {
+                L::store_first(v, self.place.wrapping_add(self.end), n);
+            }
             self.end += n;
             if self.end >= L::V::LANES {
                 if STREAM && self.start == 0 {
