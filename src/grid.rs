@@ -10,6 +10,9 @@ use std::ops::Range;
 
 /// Elements that a tile should have at least, to be worth a task of its own.
 const TILE: usize = 1 << 17;
+/// Rows that a segment of rows should have at least: what each channel costs once a segment takes as long as some tens of
+/// values.
+const SMALLEST_ROW_SEGMENT: usize = 256;
 /// A segment of a channel's plane may be smaller where there are few channels: enough to keep many cores busy.
 const SMALLEST_PLANE_SEGMENT: usize = 1 << 14;
 /// Tasks that keep the cores of large machines busy.
@@ -48,7 +51,7 @@ impl Grid {
     pub(crate) fn new(shape: Shape, again: usize) -> Self {
         let (channels, inner, values) = (shape.channels(), shape.inner(), shape.values_per_channel());
         let (segment, group) = if inner == 1 {
-            let segments = values.div_ceil((TILE / channels).max(64)).min(TASKS);
+            let segments = values.div_ceil((TILE / channels).max(SMALLEST_ROW_SEGMENT)).min(TASKS);
             let segment = values.div_ceil(segments).next_multiple_of(8);
             // Whole rows, but where there are few and they are long.
             let group = (4 * TILE / segment).next_multiple_of(64).max(64);

@@ -322,7 +322,7 @@ impl BatchNorm {
         let stream = !in_place && alike && self.shape.len() * size_of::<E>() > reads.stream;
         let (apart, coefs) = (coefs.apart, coefs.base.ptr().cast_const());
         let (shape, fused, pass) = (self.shape, reads.fused, PhantomData::<M>);
-        let ahead = next.map_or(AHEAD, |elements| elements * size_of::<E>());
+        let ahead = next.unwrap_or(AHEAD / size_of::<E>());
         dispatch(self.isa, Apply { shape, tile, x, fused, ahead, coefs, apart, out, stream, pass });
     }
 

@@ -66,8 +66,36 @@ fn sources<E: Element>(x: *const E, weights: *const E::Param) -> Sources<E> {
 const FIRST_RUN: usize = 128;
 const FIRST_ROWS: usize = reduce::CHUNK;
 
-/// Merges `b` into `a`, channel by channel, by Chan's formula. One division serves all channels; blocks of the same
-/// length have the exact weight 1/2.
+/// Chan's formula for two parts of given counts, the second not empty. One division serves all channels; blocks of the
+/// same length have the exact weight 1/2.
+#[derive(Clone, Copy)]
+struct Chan {
+    /// Whether the first part is empty.
+    first: bool,
+    /// The share of the second part, and the product of the count of one with the share of the other.
+    share: f64,
+    product: f64,
+}
+
+impl Chan {
+    #[inline(always)]
+    fn new(a_count: f64, b_count: f64) -> Self {
+        let share = b_count / (a_count + b_count);
+        Self { first: a_count == 0.0, share, product: a_count * share }
+    }
+
+    /// Mean and M2 of both.
+    #[inline(always)]
+    fn merge(self, [a_mean, a_m2]: [f64; 2], [b_mean, b_m2]: [f64; 2]) -> [f64; 2] {
+        if self.first {
+            return [b_mean, b_m2];
+        }
+        let delta = b_mean - a_mean;
+        [a_mean + delta * self.share, a_m2 + (b_m2 + delta * delta * self.product)]
+    }
+}
+
+/// Merges `b` into `a`, channel by channel.
 #[inline(always)]
 pub(crate) fn merge(a_count: f64, a: [&mut [f64]; 2], b_count: f64, b: [&[f64]; 2]) {
     let [a_mean, a_m2] = a;
@@ -75,25 +103,19 @@ pub(crate) fn merge(a_count: f64, a: [&mut [f64]; 2], b_count: f64, b: [&[f64]; 
     if b_count == 0.0 {
         return;
     }
-    if a_count == 0.0 {
-        a_mean.copy_from_slice(b_mean);
-        a_m2.copy_from_slice(b_m2);
-        return;
-    }
-    let b_weight = b_count / (a_count + b_count);
+    let chan = Chan::new(a_count, b_count);
     for (((a_mean, a_m2), &b_mean), &b_m2) in a_mean.iter_mut().zip(a_m2).zip(b_mean).zip(b_m2) {
-        let delta = b_mean - *a_mean;
-        *a_mean += delta * b_weight;
-        *a_m2 += b_m2 + delta * delta * (a_count * b_weight);
+        [*a_mean, *a_m2] = chan.merge([*a_mean, *a_m2], [b_mean, b_m2]);
     }
 }
 
 /// Mean and M2 of a block from its sums about a pivot.
 #[inline(always)]
 fn close(n: f64, pivot: f64, s: f64, q: f64) -> [f64; 2] {
-    let m2 = q - s * s / n;
+    let mean = s / n;
+    let m2 = q - s * mean;
     // Rounding of q may take a constant block below zero; NaN goes through.
-    [pivot + s / n, if m2 < 0.0 { 0.0 } else { m2 }]
+    [pivot + mean, if m2 < 0.0 { 0.0 } else { m2 }]
 }
 
 /// A block of weighted positions, which all channels of a tile share.
@@ -188,10 +210,11 @@ impl<V: Vector> Channel<V> {
     #[inline(always)]
     fn close_block(&mut self, blocks: &[Block]) {
         let n = blocks.get(self.blocks).map_or(self.filled as f64, |block| block.weight);
-        let [mean, m2] = close(n, self.pivot.to_f64(), wide_sum::<V>(self.acc[0]), wide_sum::<V>(self.acc[1]));
-        let total = [slice::from_mut(&mut self.mean), slice::from_mut(&mut self.m2)];
-        merge(self.count, total, n, [&[mean], &[m2]]);
-        self.count += n;
+        if n > 0.0 {
+            let block = close(n, self.pivot.to_f64(), wide_sum::<V>(self.acc[0]), wide_sum::<V>(self.acc[1]));
+            [self.mean, self.m2] = Chan::new(self.count, n).merge([self.mean, self.m2], block);
+            self.count += n;
+        }
         self.blocks += 1;
         self.closed += self.filled;
         self.acc = [V::wide_zero(); 2];
@@ -389,6 +412,8 @@ impl<E: Element> Moments<E> {
         let Range { start, end } = self.tile.positions;
         let x = sources(self.x.wrapping_add(start * stride + columns.start), weights.0);
         let first = FIRST_ROWS.min(end - start);
+        sums.s.fill(0.0);
+        sums.q.fill(0.0);
         // SAFETY: the tile has at least one row, and the rows summed lie within it.
         unsafe {
             if weights.0.is_null() {
@@ -423,12 +448,12 @@ struct Columns<'a, V: Vector> {
 }
 
 impl<V: Vector> Columns<'_, V> {
+    /// Adds the terms of `rows` rows to the sums.
+    ///
     /// # Safety
     /// `rows` rows can be read at `x`.
     #[inline(always)]
     unsafe fn sum<L: Lanes<V = V>, const FUSED: bool>(&mut self, x: Sources<L::E>, weighted: bool, rows: usize) {
-        self.s.fill(0.0);
-        self.q.fill(0.0);
         let r = Rows {
             coefs: self.pivot.as_ptr(),
             sums: [self.s.as_mut_ptr(), self.q.as_mut_ptr()],
@@ -464,24 +489,26 @@ impl<V: Vector> Columns<'_, V> {
             self.pivot_from::<L>(x);
             self.sum::<L, FUSED>(x, false, rows);
         }
-        for (p, s) in self.pivot.iter_mut().zip(&*self.s) {
-            *p = Real::from_f64(p.to_f64() + s / rows as f64);
+        for ((p, s), q) in self.pivot.iter_mut().zip(&mut *self.s).zip(&mut *self.q) {
+            *p = Real::from_f64(p.to_f64() + *s / rows as f64);
+            (*s, *q) = (0.0, 0.0);
         }
     }
 
-    /// Merges the block that was summed, of weight `n`, into what came before it, of weight `count`.
+    /// Merges the block that was summed, of weight `n`, into what came before it, of weight `count`, and leaves the sums
+    /// and pivots that the next block starts from.
     #[inline(always)]
     fn close_block(&mut self, count: f64, total: [&mut [f64]; 2], n: f64) {
         if n == 0.0 {
             return;
         }
-        for ((s, q), pivot) in self.s.iter_mut().zip(&mut *self.q).zip(&*self.pivot) {
-            [*s, *q] = close(n, pivot.to_f64(), *s, *q);
-        }
+        let chan = Chan::new(count, n);
         let [mean, m2] = total;
-        merge(count, [mean, m2], n, [&self.s[..self.width], &self.q[..self.width]]);
-        for (pivot, mean) in self.pivot.iter_mut().zip(mean) {
+        // One sweep: the arrays of a few thousand channels fill L1.
+        for ((((mean, m2), pivot), s), q) in mean.iter_mut().zip(m2).zip(&mut *self.pivot).zip(&mut *self.s).zip(&mut *self.q) {
+            [*mean, *m2] = chan.merge([*mean, *m2], close(n, pivot.to_f64(), *s, *q));
             *pivot = Real::from_f64(*mean);
+            (*s, *q) = (0.0, 0.0);
         }
     }
 }
