@@ -24,11 +24,10 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::ptr::null;
 
-/// Outputs of more bytes than this are written past the caches, where what is read next would not find them anyway:
-/// y after a sweep for statistics, y alone, and dx, which is written beside two inputs. Measured with 32 MB of L3, where
-/// passes were repeated on the same tensors; ordinary stores below take 0.4 to 0.9 of the time, above up to 1.4.
+/// Outputs of more bytes than this are written past the caches, where what is read next would not find them anyway: y, and
+/// dx, which is written beside two inputs. Measured with 32 MB of L3, where passes were repeated on the same tensors;
+/// ordinary stores below take 0.8 to 1 of the time, above 1.2 to 1.7.
 const STREAM_FORWARD: usize = 10 << 20;
-const STREAM_INFERENCE: usize = 13 << 20;
 const STREAM_BACKWARD: usize = 4 << 20;
 
 /// Arrays of partial results, one value a channel each, that a segment has.
@@ -421,8 +420,7 @@ impl BatchNorm {
         let mut scratch = self.scratch.pass();
         let coefs = Coefs::<E::Param>::beside(scratch.take(normalize::COEFS * apart + MAX_LANES), apart, y);
         let residual = extras.residual.map_or(null(), <[E]>::as_ptr);
-        let mut reads = Reads::new(self.activation, [x, null(), null()], [residual, null()], &extras);
-        reads.stream = STREAM_INFERENCE;
+        let reads = Reads::new(self.activation, [x, null(), null()], [residual, null()], &extras);
         let y = Shared::new(y);
         let finish = |range: Range<usize>| {
             // SAFETY: tasks have disjoint channels; the buffer has as many arrays.
