@@ -5,7 +5,7 @@
 
 use crate::Shape;
 use crate::kernels::{MAX_GROUP, Tile};
-use crate::parallel::Threads;
+use crate::parallel::{Order, Threads};
 use std::ops::Range;
 
 /// Elements that a tile should have at least, to be worth a task of its own.
@@ -119,7 +119,7 @@ impl Grid {
         if count == 1 || groups >= count.saturating_mul(4) {
             // Blocks of neighbours: while one group is mapped, memory is asked for the next.
             let block = (groups / count.saturating_mul(4)).max(1);
-            threads.run(count, groups.div_ceil(block), &|b| {
+            threads.run(count, groups.div_ceil(block), Order::FirstFirst, &|b| {
                 let last = ((b + 1) * block).min(groups) - 1;
                 for g in b * block..=last {
                     if let Some(reduce) = reduce {
@@ -136,13 +136,14 @@ impl Grid {
         }
         let tiles = self.tiles();
         if let Some(reduce) = reduce {
-            threads.run(count, tiles, &|t| reduce(t % segments, self.tile(t / segments, t % segments)));
+            threads.run(count, tiles, Order::FirstFirst, &|t| {
+                reduce(t % segments, self.tile(t / segments, t % segments));
+            });
         }
         let chunks = self.channels.div_ceil(FINISH);
-        threads.run(count, chunks, &|k| finish(k * FINISH..((k + 1) * FINISH).min(self.channels)));
+        threads.run(count, chunks, Order::FirstFirst, &|k| finish(k * FINISH..((k + 1) * FINISH).min(self.channels)));
         if let Some(map) = map {
-            threads.run(count, tiles, &|t| {
-                let t = tiles - 1 - t;
+            threads.run(count, tiles, Order::LastFirst, &|t| {
                 map(self.tile(t / segments, t % segments), None);
             });
         }

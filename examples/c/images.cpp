@@ -34,7 +34,7 @@ struct Destroy {
 
 void parallel_for(void *, size_t n, bn_task task, void *arg) {
     const auto count = static_cast<long>(n);
-#pragma omp parallel for schedule(dynamic)
+#pragma omp parallel for schedule(static)
     for (long i = 0; i < count; i++) {
         task(arg, static_cast<size_t>(i));
     }

@@ -505,7 +505,9 @@ impl<V: Vector> Columns<'_, V> {
         let chan = Chan::new(count, n);
         let [mean, m2] = total;
         // One sweep: the arrays of a few thousand channels fill L1.
-        for ((((mean, m2), pivot), s), q) in mean.iter_mut().zip(m2).zip(&mut *self.pivot).zip(&mut *self.s).zip(&mut *self.q) {
+        for ((((mean, m2), pivot), s), q) in
+            mean.iter_mut().zip(m2).zip(&mut *self.pivot).zip(&mut *self.s).zip(&mut *self.q)
+        {
             [*mean, *m2] = chan.merge([*mean, *m2], close(n, pivot.to_f64(), *s, *q));
             *pivot = Real::from_f64(*mean);
             (*s, *q) = (0.0, 0.0);
