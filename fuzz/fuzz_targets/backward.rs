@@ -188,6 +188,7 @@ impl Terms {
         let [g_mean, gx_mean, gx_floor] = [self.g, self.gx, self.gx_floor::<E>(channel)].map(|v| v / channel.values);
         let terms = relative * (g.abs() + g_mean + normalized * gx_mean);
         let subnormal = E::SUBNORMAL * (1.0 + distance + 2.0 * normalized);
-        scale * (terms + self.center::<E>() * gx_mean + normalized * gx_floor + subnormal) + E::SUBNORMAL
+        // Two, as docs/numerics.md has it.
+        scale * (terms + self.center::<E>() * gx_mean + normalized * gx_floor + subnormal) + 2.0 * E::SUBNORMAL
     }
 }

@@ -390,6 +390,10 @@ pub(crate) fn boundary_shapes(lanes: usize) -> Vec<Shape> {
     for rows in [around(8), around(64), around(128), around(256)].concat() {
         shapes.push((rows, lanes + 1, 1));
     }
+    // Rows of whole vectors: one, a panel, more than a panel, and so many that coefficients fill a cache.
+    for vectors in [1, 3, 4, 5, 41] {
+        shapes.push((19, vectors * lanes, 1));
+    }
     shapes.extend([(2, 15, 5), (2, 16, 5), (2, 17, 5), (7, 33, 3), (4, 1, 2), (1, 509, 2), (4100, 2, 1)]);
     shapes.into_iter().map(|(o, c, i)| Shape::new(o, c, i).unwrap()).collect()
 }
