@@ -184,7 +184,9 @@ impl<M: Map, E: Element> Apply<M, E> {
     }
 
     /// Maps `len` elements that follow each other, with a first vector so short that the others have the places of
-    /// vectors in the output. `coefs` gives the coefficients of the next elements, as many as it is told.
+    /// vectors in the output. Coefficients are `splat` or, in rows, those from channel `c` on.
+    ///
+    /// No closures here: the compiler may choose not to inline one, and then it lacks the instruction set.
     ///
     /// # Safety
     /// The elements can be read in every input used, and written; `sinks` are where they go.
@@ -193,32 +195,59 @@ impl<M: Map, E: Element> Apply<M, E> {
         &self,
         mut x: Sources<E>,
         mut len: usize,
+        splat: [<Native<E, S> as Lanes>::V; MAX_COEFS],
+        mut c: usize,
         sinks: &mut Sinks<'_, E, E::Native<S>, STREAM>,
-        mut coefs: impl FnMut(usize) -> [<Native<E, S> as Lanes>::V; MAX_COEFS],
     ) {
         let lanes = <Native<E, S> as Lanes>::V::LANES;
         // A copy: what is behind `self` the compiler would read again after every store.
         let ahead = self.ahead;
         // One input is asked for into L1; several crowd it out, and take 0.94 of the time where they are asked for into L2.
-        let next = |x: Sources<E>| (x.advance(ahead, 0), M::INPUTS == 1);
-        let advance = |x: Sources<E>, n| x.advance(n, if ROWS { 0 } else { n });
+        let near = M::INPUTS == 1;
         let head = sinks.room::<M>().min(len);
         // SAFETY: every vector lies within `len`.
         unsafe {
             if head > 0 {
-                self.vector::<S, STREAM, ROWS, true>(coefs(head), x, head, sinks, next(x));
-                x = advance(x, head);
+                let coefs = self.next_coefs::<S, ROWS>(splat, &mut c, head);
+                self.vector::<S, STREAM, ROWS, true>(coefs, x, head, sinks, (x.advance(ahead, 0), near));
+                x = x.advance(head, if ROWS { 0 } else { head });
                 len -= head;
             }
             while len >= lanes {
-                self.vector::<S, STREAM, ROWS, false>(coefs(lanes), x, lanes, sinks, next(x));
-                x = advance(x, lanes);
+                let coefs = self.next_coefs::<S, ROWS>(splat, &mut c, lanes);
+                self.vector::<S, STREAM, ROWS, false>(coefs, x, lanes, sinks, (x.advance(ahead, 0), near));
+                x = x.advance(lanes, if ROWS { 0 } else { lanes });
                 len -= lanes;
             }
             if len > 0 {
-                self.vector::<S, STREAM, ROWS, true>(coefs(len), x, len, sinks, next(x));
+                let coefs = self.next_coefs::<S, ROWS>(splat, &mut c, len);
+                self.vector::<S, STREAM, ROWS, true>(coefs, x, len, sinks, (x.advance(ahead, 0), near));
             }
         }
+    }
+
+    /// `splat` or, in rows, the coefficients of the `n` channels from `c` on, which then goes on by as many.
+    ///
+    /// # Safety
+    /// As [`coefs`](Self::coefs).
+    #[inline(always)]
+    unsafe fn next_coefs<S: Simd, const ROWS: bool>(
+        &self,
+        splat: [<Native<E, S> as Lanes>::V; MAX_COEFS],
+        c: &mut usize,
+        n: usize,
+    ) -> [<Native<E, S> as Lanes>::V; MAX_COEFS] {
+        if !ROWS {
+            return splat;
+        }
+        let (Range { start, end }, channels) = (self.tile.channels.clone(), self.shape.channels());
+        // SAFETY: the caller's promise.
+        let coefs = unsafe { self.coefs::<S>(*c, n, end - start == channels) };
+        *c += n;
+        while *c >= end {
+            *c -= end - start;
+        }
+        coefs
     }
 
     /// # Safety
@@ -237,7 +266,7 @@ impl<M: Map, E: Element> Apply<M, E> {
                         *v = Vector::splat(*self.coefs.add(k * self.apart + c));
                     }
                     sinks.seek::<M>(run);
-                    self.run::<S, STREAM, false>(x, len, sinks, |_| coefs);
+                    self.run::<S, STREAM, false>(x, len, coefs, 0, sinks);
                 }
             }
         }
@@ -291,22 +320,12 @@ impl<M: Map, E: Element> Apply<M, E> {
         len: usize,
         sinks: &mut Sinks<'_, E, E::Native<S>, STREAM>,
     ) {
-        let Range { start, end } = self.tile.channels.clone();
-        let whole = end - start == self.shape.channels();
-        let mut c = first % self.shape.channels();
-        let coefs = |n: usize| {
-            // SAFETY: the channels are the tile's own or, in whole rows, the first ones again.
-            let coefs = unsafe { self.coefs::<S>(c, n, whole) };
-            c += n;
-            while c >= end {
-                c -= end - start;
-            }
-            coefs
-        };
-        // SAFETY: the caller's promise.
+        let splat = [Vector::splat(Real::from_f64(0.0)); MAX_COEFS];
+        // SAFETY: the caller's promise; in whole rows coefficients begin again after the last.
         unsafe {
             sinks.seek::<M>(first);
-            self.run::<S, STREAM, true>(self.x.advance(first, row), len, sinks, coefs);
+            let (x, c) = (self.x.advance(first, row), first % self.shape.channels());
+            self.run::<S, STREAM, true>(x, len, splat, c, sinks);
         }
     }
 

@@ -119,13 +119,12 @@ mod x86_64 {
             // SAFETY: AVX-512F; the caller's promise. (AVX512-BF16 has an instruction, which flushes subnormals to zero.)
             unsafe {
                 let bits = _mm512_castps_si512(self.0);
-                let high = _mm512_srli_epi32::<16>(bits);
-                let odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
-                let half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
-                let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, half));
-                let quiet = _mm512_or_si512(high, _mm512_set1_epi32(0x40));
+                let odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(1 << 16));
                 let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(self.0, self.0);
-                let bits = _mm512_mask_blend_epi32(nan, rounded, quiet);
+                let half = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
+                let rounded = _mm512_mask_add_epi32(half, odd, half, _mm512_set1_epi32(1));
+                let quiet = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(1 << 22));
+                let bits = _mm512_srli_epi32::<16>(quiet);
                 store256::<STREAM>(p.cast(), _mm512_cvtepi32_epi16(bits));
             }
         }
