@@ -31,7 +31,9 @@ fn prescale<P: Real>(mean: f64, var: f64, inv_std: f64, scale: f64) -> f64 {
     let ordinary = (largest <= P::LIMIT)
         & (inv_std <= P::LIMIT)
         & ((scale == 0.0) | ((scale <= P::LIMIT) & (scale >= 1.0 / P::LIMIT)));
-    let wanted = power_of_two(scale).min(P::LIMIT / power_of_two(largest));
+    // Below 1 only where the rest of the scale would leave the range: tiny values would lose bits.
+    let least = if scale >= 1.0 / P::LIMIT { 1.0 } else { 0.0 };
+    let wanted = power_of_two(scale).max(least).min(P::LIMIT / power_of_two(largest));
     let wanted = wanted.clamp(1.0 / (P::LIMIT * MARGIN), P::LIMIT * MARGIN);
     if ordinary { 1.0 } else { wanted }
 }
