@@ -180,15 +180,16 @@ impl Terms {
     /// x − mean, are held in lanes, where they may be subnormals.
     fn dx_bound<E: Float>(&self, channel: &Channel, x: f64, g: f64, frozen: bool) -> f64 {
         let (scale, relative) = ((self.gamma * self.inv_std).abs(), 2.0 * channel.relative::<E>());
+        // The result, and a product before it.
+        let subnormals = 2.0 * E::SUBNORMAL;
         if frozen {
-            return relative * scale * g.abs() + E::SUBNORMAL;
+            return relative * scale * g.abs() + subnormals;
         }
         let distance = (x - self.mean).abs();
         let normalized = distance * self.inv_std;
         let [g_mean, gx_mean, gx_floor] = [self.g, self.gx, self.gx_floor::<E>(channel)].map(|v| v / channel.values);
         let terms = relative * (g.abs() + g_mean + normalized * gx_mean);
         let subnormal = E::SUBNORMAL * (1.0 + distance + 2.0 * normalized);
-        // Two, as docs/numerics.md has it.
-        scale * (terms + self.center::<E>() * gx_mean + normalized * gx_floor + subnormal) + 2.0 * E::SUBNORMAL
+        scale * (terms + self.center::<E>() * gx_mean + normalized * gx_floor + subnormal) + subnormals
     }
 }
