@@ -46,7 +46,9 @@ pub(crate) fn scratch_sizes(shape: Shape) -> Sizes {
     let segments = grid.as_ref().map_or(0, Grid::segments);
     Sizes {
         // Coefficients, which may be moved beside an output; two sums and a value for each segment.
-        pass: (apart(shape).saturating_mul(COEFS) + MAX_LANES)
+        pass: apart(shape)
+            .saturating_mul(COEFS)
+            .saturating_add(MAX_LANES)
             .saturating_add(padded.saturating_mul(2 + PARTIALS * segments))
             .saturating_add(segments.next_multiple_of(8)),
         task: grid.as_ref().map_or(0, |_| Moments::<f64>::scratch(shape)),

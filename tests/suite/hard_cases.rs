@@ -119,6 +119,18 @@ fn empty_batch() {
     }
 }
 
+/// The sizes of scratch memory do not overflow.
+#[test]
+fn empty_batch_of_any_number_of_channels() {
+    for channels in [usize::MAX, usize::MAX / 2, usize::MAX / 20, usize::MAX / 1000] {
+        for inner in [0, 1] {
+            let plan = BatchNorm::new(Shape::new(0, channels, inner).unwrap());
+            let mut statistics = Statistics::new(1);
+            assert!(plan.statistics::<f32>(&[], &mut statistics).is_err(), "{channels} channels and statistics of 1");
+        }
+    }
+}
+
 #[test]
 fn zero_channels() {
     for shape in [Shape::nc(4, 0), Shape::nchw(4, 0, 3, 3)] {
