@@ -1,4 +1,4 @@
-//! Where a map's outputs go: vectors that end where memory has whole ones' places, and parts of vectors before and after.
+//! Where a map's outputs go: whole vectors at places that are aligned to them, and the parts of vectors around these.
 //!
 //! A store past the caches must write an aligned line at once or it costs more than an ordinary one, and an output
 //! seldom starts on a line (a large allocation begins 16 bytes after one), nor do rows and planes have whole lines.
