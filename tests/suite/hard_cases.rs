@@ -270,8 +270,8 @@ fn gammas_of_any_size() {
 /// The scale is ordinary where both of its factors are not.
 #[test]
 fn tiny_values_with_tiny_gammas() {
-    for gamma in [1e-44, 1e-42, 1e-40, 1e-38, 1e-30, 1e-20, 1e-10] {
-        check_scale(&[1e-44, 1e-42, 1e-40, 1e-38, 1e-35, 1e-31], 0.0, Some(gamma));
+    for gamma in [1e-44, 1e-42, 1e-41, 1e-40, 1e-38, 1e-30, 1e-20, 1e-10] {
+        check_scale(&[1e-44, 3e-42, 1e-42, 1e-40, 1e-38, 1e-35, 1e-31], 0.0, Some(gamma));
     }
 }
 
