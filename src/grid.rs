@@ -21,6 +21,8 @@ const TASKS: usize = 256;
 /// group leaves there, or in L3. Passes that sweep once take larger groups, as neighbouring planes make longer runs for
 /// the hardware to foresee.
 const GROUP_BYTES: usize = 1 << 20;
+/// As these, where the next group is summed beside the map: L2 has two, and what is written.
+const BESIDE_BYTES: usize = 1 << 18;
 /// Groups of planes that there should be, for threads to share.
 const GROUPS: usize = 32;
 /// Channels whose coefficients are one task, where they are not computed by the task that uses them.
@@ -32,6 +34,8 @@ pub(crate) type Reduce<'a> = dyn Fn(usize, Tile) + Sync + 'a;
 pub(crate) type Finish<'a> = dyn Fn(Range<usize>) + Sync + 'a;
 /// A step of a pass over a tile, given with how many elements after it the same thread's next work lies, if it is near.
 pub(crate) type MapTile<'a> = dyn Fn(Tile, Option<usize>) + Sync + 'a;
+/// As [`Reduce`], with a tile of as many channels to map beside it.
+pub(crate) type Both<'a> = dyn Fn(usize, Tile, (Tile, Option<usize>)) + Sync + 'a;
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Grid {
@@ -47,8 +51,8 @@ pub(crate) struct Grid {
 
 impl Grid {
     /// The cuts of a shape that has elements, for passes that sum. `again` is how many bytes at each element are read a
-    /// second time, by a map.
-    pub(crate) fn new(shape: Shape, again: usize) -> Self {
+    /// second time, by a map, which is beside the sum of the next group or else after it.
+    pub(crate) fn new(shape: Shape, again: usize, beside: bool) -> Self {
         let (channels, inner, values) = (shape.channels(), shape.inner(), shape.values_per_channel());
         let (segment, group) = if inner == 1 {
             let segments = values.div_ceil((TILE / channels).max(SMALLEST_ROW_SEGMENT)).min(TASKS);
@@ -60,7 +64,8 @@ impl Grid {
             let segments = TASKS.div_ceil(channels).min(values.div_ceil(SMALLEST_PLANE_SEGMENT)).max(1);
             let segment = values.div_ceil(segments);
             let segment = segment.next_multiple_of(if inner <= segment { inner } else { 128 });
-            let group = GROUP_BYTES.checked_div(values * again).unwrap_or(MAX_GROUP);
+            let bytes = if beside { BESIDE_BYTES } else { GROUP_BYTES };
+            let group = bytes.checked_div(values * again).unwrap_or(MAX_GROUP);
             let group = group.min((channels / GROUPS).max(TILE / values));
             (segment, group.clamp(1, MAX_GROUP))
         };
@@ -113,6 +118,7 @@ impl Grid {
         reduce: Option<&Reduce>,
         finish: &Finish,
         map: Option<&MapTile>,
+        both: Option<&Both>,
     ) {
         let (threads, count) = threads;
         let (groups, segments) = (self.groups(), self.segments());
@@ -121,11 +127,17 @@ impl Grid {
             let block = (groups / count.saturating_mul(4)).max(1);
             threads.run(count, groups.div_ceil(block), Order::FirstFirst, &|b| {
                 let last = ((b + 1) * block).min(groups) - 1;
+                let mut summed = false;
                 for g in b * block..=last {
-                    if let Some(reduce) = reduce {
+                    if let Some(reduce) = reduce && !summed {
                         (0..segments).for_each(|s| reduce(s, self.tile(g, s)));
                     }
                     finish(self.channels(g));
+                    summed = both.is_some() && g < last && self.channels(g).len() == self.channels(g + 1).len();
+                    if let Some(both) = both && summed {
+                        (0..segments).for_each(|s| both(s, self.tile(g + 1, s), (self.tile(g, s), Some(self.group * self.inner))));
+                        continue;
+                    }
                     let next = (reduce.is_some() && g < last).then_some(self.group * self.inner);
                     if let Some(map) = map {
                         (0..segments).rev().for_each(|s| map(self.tile(g, s), next));

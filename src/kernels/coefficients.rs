@@ -1,5 +1,5 @@
-//! Per-channel algebra: from statistics and sums, in f64, to the coefficients of a map. Plain loops without branches,
-//! which the compiler vectorizes for the instruction set they are dispatched to.
+//! Per-channel algebra: from statistics and sums, in f64, to the coefficients of a map. Loops without branches over
+//! [`Block`]s, which the compiler vectorizes for the instruction set they are dispatched to.
 
 use super::moments;
 use crate::parallel::Shared;
@@ -33,11 +33,8 @@ fn prescale<P: Real>(mean: f64, var: f64, inv_std: f64, scale: f64) -> f64 {
         & ((scale == 0.0) | ((scale <= P::LIMIT) & (scale >= 1.0 / P::LIMIT)));
     // Below 1 only where the rest of the scale would leave the range; far above for tiny values, whose mean would else lose
     // bits in lanes. There the scale is at least that of the smallest gamma, and what is left of it is normal.
-    let least = match scale {
-        _ if inv_std > P::LIMIT => P::SQUARE_LIMIT,
-        s if s >= 1.0 / P::LIMIT => 1.0,
-        _ => 0.0,
-    };
+    let least = if scale >= 1.0 / P::LIMIT { 1.0 } else { 0.0 };
+    let least = if inv_std > P::LIMIT { P::SQUARE_LIMIT } else { least };
     let wanted = power_of_two(scale).max(least).min(P::LIMIT / power_of_two(largest));
     let wanted = wanted.clamp(1.0 / (P::LIMIT * MARGIN), P::LIMIT * MARGIN);
     if ordinary { 1.0 } else { wanted }
@@ -170,6 +167,33 @@ pub(crate) struct Channels<'a, P> {
     pub(crate) rebuild: bool,
 }
 
+/// Channels that are computed side by side: enough to leave the compiler a loop, few enough for L1.
+const BLOCK: usize = 64;
+
+/// A value of some channels each.
+type Values<T> = [T; BLOCK];
+
+/// Some [`Channels`], copied where the compiler sees that nothing else points to them and how many there are: over the
+/// slices themselves it writes scalar code, which takes 5 times as long.
+struct Block {
+    n: usize,
+    mean: Values<f64>,
+    var: Values<f64>,
+    eps: f64,
+    gamma: Values<f64>,
+    beta: Values<f64>,
+}
+
+/// The first `n` of some values.
+#[inline(always)]
+fn values<P: Real>(from: &[P], n: usize) -> Values<f64> {
+    let mut values = [0.0; BLOCK];
+    for (to, from) in values.iter_mut().zip(&from[..n]) {
+        *to = from.to_f64();
+    }
+    values
+}
+
 /// A channel as the gradients see it: `x̂ = (v − mean)·factor`, where v is x or, where x is rebuilt, `gamma·x̂ + beta`.
 struct Seen {
     mean: f64,
@@ -177,7 +201,47 @@ struct Seen {
     factor: f64,
 }
 
+impl Seen {
+    #[inline(always)]
+    fn given(mean: f64, var: f64, inv_std: f64) -> Self {
+        Self { mean, std: var.sqrt(), factor: inv_std }
+    }
+
+    #[inline(always)]
+    fn rebuilt(gamma: f64, beta: f64) -> Self {
+        Self { mean: beta, std: gamma.abs(), factor: 1.0 / gamma }
+    }
+}
+
+impl Block {
+    #[inline(always)]
+    fn inv_std(&self, i: usize) -> f64 {
+        inv_std(self.var[i], self.eps)
+    }
+
+}
+
 impl<P: Real> Channels<'_, P> {
+    /// The channels from `c` on, as many as a block has or there are.
+    #[inline(always)]
+    fn block(&self, c: usize) -> Block {
+        let n = BLOCK.min(self.mean.len() - c);
+        Block {
+            n,
+            mean: values(&self.mean[c..], n),
+            var: values(&self.var[c..], n),
+            eps: self.eps,
+            gamma: self.gamma.map_or([1.0; BLOCK], |gamma| values(&gamma[c..], n)),
+            beta: self.beta.map_or([0.0; BLOCK], |beta| values(&beta[c..], n)),
+        }
+    }
+
+    /// Where blocks start.
+    #[inline(always)]
+    fn blocks(&self) -> std::iter::StepBy<Range<usize>> {
+        (0..self.mean.len()).step_by(BLOCK)
+    }
+
     #[inline(always)]
     fn inv_std(&self, c: usize) -> f64 {
         inv_std(self.var[c], self.eps)
@@ -191,11 +255,18 @@ impl<P: Real> Channels<'_, P> {
     #[inline(always)]
     fn seen(&self, c: usize) -> Seen {
         if self.rebuild {
-            let (gamma, beta) = (self.gamma(c), self.beta.map_or(0.0, |beta| beta[c].to_f64()));
-            Seen { mean: beta, std: gamma.abs(), factor: 1.0 / gamma }
+            Seen::rebuilt(self.gamma(c), self.beta.map_or(0.0, |beta| beta[c].to_f64()))
         } else {
-            Seen { mean: self.mean[c], std: self.var[c].sqrt(), factor: self.inv_std(c) }
+            Seen::given(self.mean[c], self.var[c], self.inv_std(c))
         }
+    }
+}
+
+/// Writes the `n` values of a block to arrays, from channel `c` on.
+#[inline(always)]
+fn put<P: Copy, const K: usize>(out: &mut [&mut [P]; K], c: usize, n: usize, values: &[Values<P>; K]) {
+    for (out, values) in out.iter_mut().zip(values) {
+        out[c..c + n].copy_from_slice(&values[..n]);
     }
 }
 
@@ -208,17 +279,24 @@ pub(crate) struct Forward<'a, P> {
 impl<P: Real> Kernel for Forward<'_, P> {
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let [prescales, hi, lo, scale, shift] = self.out;
-        for c in 0..self.channels.mean.len() {
-            let inv_std = self.channels.inv_std(c);
-            let s = self.channels.gamma(c) * inv_std;
-            let a = prescale::<P>(self.channels.mean[c], self.channels.var[c], inv_std, s);
-            prescales[c] = P::from_f64(a);
-            (hi[c], lo[c]) = split(self.channels.mean[c] * a);
-            // Finite where gamma is, so that x = mean gives beta even where eps lets inv_std leave the range of lanes.
-            let largest = if self.channels.gamma(c).is_finite() { P::MAX } else { f64::INFINITY };
-            scale[c] = P::from_f64((s / a).clamp(-largest, largest));
-            shift[c] = self.channels.beta.map_or(P::from_f64(0.0), |beta| beta[c]);
+        let mut out = self.out;
+        for c in self.channels.blocks() {
+            let of = self.channels.block(c);
+            let [mut prescales, mut hi, mut lo, mut scale, mut shift] = [[P::from_f64(0.0); BLOCK]; 5];
+            for i in 0..of.n {
+                let inv_std = of.inv_std(i);
+                let s = of.gamma[i] * inv_std;
+                let a = prescale::<P>(of.mean[i], of.var[i], inv_std, s);
+                prescales[i] = P::from_f64(a);
+                (hi[i], lo[i]) = split(of.mean[i] * a);
+                // Finite where gamma is, so that x = mean gives beta even where eps lets inv_std leave the range of lanes.
+                let largest = if of.gamma[i].is_finite() { P::MAX } else { f64::INFINITY };
+                let rest = s / a;
+                let rest = if rest > largest { largest } else { rest };
+                scale[i] = P::from_f64(if rest < -largest { -largest } else { rest });
+                shift[i] = P::from_f64(of.beta[i]);
+            }
+            put(&mut out, c, of.n, &[prescales, hi, lo, scale, shift]);
         }
     }
 }
@@ -283,22 +361,34 @@ pub(crate) struct Backward<'a, P> {
 impl<P: Real> Kernel for Backward<'_, P> {
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let [prescales, hi, lo, scale, mean_g, slope, boost] = self.out;
-        for c in 0..self.channels.mean.len() {
-            let inv_std = self.channels.inv_std(c);
-            let s = self.channels.gamma(c) * inv_std;
-            // One factor may be beyond the range of lanes where the product is not.
-            let b = prescale::<P>(0.0, 0.0, 0.0, s);
-            (scale[c], boost[c]) = (P::from_f64(s / b), P::from_f64(b));
-            // Not read where the statistics are constants.
-            let count = self.count.unwrap_or(1.0);
-            let seen = self.channels.seen(c);
-            let a = gradient_prescale::<P>(seen.mean, seen.std);
-            prescales[c] = P::from_f64(a);
-            (hi[c], lo[c]) = split(seen.mean * a);
-            mean_g[c] = P::from_f64(self.g[c] / count);
-            // inv_std in two places rather than squared: its square leaves the range of f64 for the smallest variances.
-            slope[c] = P::from_f64(-(inv_std * (self.gx[c] / count)) * (seen.factor / a));
+        let mut out = self.out;
+        let rebuild = self.channels.rebuild;
+        // The sums are not used where the statistics are constants.
+        let count = self.count.unwrap_or(1.0);
+        for c in self.channels.blocks() {
+            let of = self.channels.block(c);
+            let (g, gx) = (values(&self.g[c..], of.n), values(&self.gx[c..], of.n));
+            let [mut prescales, mut hi, mut lo, mut scale, mut mean_g, mut slope, mut boost] =
+                [[P::from_f64(0.0); BLOCK]; 7];
+            for i in 0..of.n {
+                let inv_std = of.inv_std(i);
+                let s = of.gamma[i] * inv_std;
+                // One factor may be beyond the range of lanes where the product is not.
+                let b = prescale::<P>(0.0, 0.0, 0.0, s);
+                (scale[i], boost[i]) = (P::from_f64(s / b), P::from_f64(b));
+                let seen = if rebuild {
+                    Seen::rebuilt(of.gamma[i], of.beta[i])
+                } else {
+                    Seen::given(of.mean[i], of.var[i], inv_std)
+                };
+                let a = gradient_prescale::<P>(seen.mean, seen.std);
+                prescales[i] = P::from_f64(a);
+                (hi[i], lo[i]) = split(seen.mean * a);
+                mean_g[i] = P::from_f64(g[i] / count);
+                // inv_std in two places rather than squared: its square leaves the range of f64 for the smallest variances.
+                slope[i] = P::from_f64(-(inv_std * (gx[i] / count)) * (seen.factor / a));
+            }
+            put(&mut out, c, of.n, &[prescales, hi, lo, scale, mean_g, slope, boost]);
         }
     }
 }
@@ -313,13 +403,17 @@ pub(crate) struct Frozen<'a, P> {
 impl<P: Real> Kernel for Frozen<'_, P> {
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let [prescales, hi, lo, scale, shift] = self.out;
-        for c in 0..self.channels.mean.len() {
-            let s = self.channels.gamma(c) * self.channels.inv_std(c);
-            // In two factors, as above.
-            let a = prescale::<P>(0.0, 0.0, 0.0, s);
-            (prescales[c], scale[c]) = (P::from_f64(a), P::from_f64(s / a));
-            (hi[c], lo[c], shift[c]) = (P::from_f64(0.0), P::from_f64(0.0), P::from_f64(0.0));
+        let mut out = self.out;
+        for c in self.channels.blocks() {
+            let of = self.channels.block(c);
+            let [mut prescales, mut scale, zeros] = [[P::from_f64(0.0); BLOCK]; 3];
+            for i in 0..of.n {
+                let s = of.gamma[i] * of.inv_std(i);
+                // In two factors, as above.
+                let a = prescale::<P>(0.0, 0.0, 0.0, s);
+                (prescales[i], scale[i]) = (P::from_f64(a), P::from_f64(s / a));
+            }
+            put(&mut out, c, of.n, &[prescales, zeros, zeros, scale, zeros]);
         }
     }
 }

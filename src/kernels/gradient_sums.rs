@@ -7,7 +7,7 @@ use super::reduce::{self, MAX_COEFS, Reduce, Rows};
 use super::{MAX_GROUP, Runs, Tile, start};
 use crate::Shape;
 use crate::element::Element;
-use crate::simd::{Kernel, Real, Simd, Vector, wide_sum};
+use crate::simd::{Kernel, Real, Simd, Vector};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
@@ -83,15 +83,15 @@ impl<E: Element, const FUSED: bool> GradientTerms<E, FUSED> {
                     }
                     reduce::prefetch_plane::<L::V, E>(x.inputs[0].wrapping_add(channels * inner), len);
                     reduce::prefetch_plane::<L::V, E>(x.inputs[1].wrapping_add(channels * inner), len);
-                    *acc = reduce::run::<Terms<FUSED>, L>(coefs, x, &self.fused, len, *acc);
+                    *acc = reduce::run::<Terms<FUSED>, L, _>(coefs, x, &self.fused, len, *acc, &mut ());
                 }
             }
         }
         for (acc, c) in sums.iter().zip(self.tile.channels.clone()) {
             // SAFETY: `c` is below the number of channels.
             unsafe {
-                *self.out[0].add(c) = wide_sum::<L::V>(acc[0]);
-                *self.out[1].add(c) = wide_sum::<L::V>(acc[1]);
+                *self.out[0].add(c) = L::V::wide_sum(acc[0]);
+                *self.out[1].add(c) = L::V::wide_sum(acc[1]);
             }
         }
     }

@@ -1,8 +1,9 @@
 //! The walks of passes that write: an output an element, or two, from the inputs and the channel's coefficients.
 
 use super::operands::{Fused, INPUTS, Lanes, Native, Operands, Sources, load};
+use super::reduce::{Beside, CHUNK, PlaneSums};
 use super::sink::{Line, Sink};
-use super::{Runs, Tile};
+use super::{AHEAD, Runs, Tile};
 use crate::Shape;
 use crate::element::{Element, Store};
 use crate::simd::{Kernel, Real, Simd, Vector};
@@ -39,7 +40,8 @@ pub(crate) struct Apply<M, E: Element> {
     /// May be equal to an output: each vector is loaded before it is stored.
     pub(crate) x: Sources<E>,
     pub(crate) fused: Fused,
-    /// Elements between what is read and what is asked for.
+    /// In planes, elements from what is read to what memory is asked for; 0 where the hardware foresees what comes: asking
+    /// beside it takes up to 1.3 times as long.
     pub(crate) ahead: usize,
     /// `M::COEFS` arrays of the channels' coefficients, so many values apart.
     pub(crate) coefs: *const E::Param,
@@ -73,7 +75,12 @@ struct Sinks<'a, E: Element, L: Store<Element = E>, const STREAM: bool> {
     second: Sink<'a, L, STREAM>,
 }
 
-impl<E: Element, L: Store<Element = E>, const STREAM: bool> Sinks<'_, E, L, STREAM> {
+impl<'a, E: Element, L: Store<Element = E>, const STREAM: bool> Sinks<'a, E, L, STREAM> {
+    #[inline(always)]
+    fn new(out: [*mut E; 2], [first, second]: &'a mut [Line; 2]) -> Self {
+        Self { out, first: Sink::new(first), second: Sink::new(second) }
+    }
+
     #[inline(always)]
     fn writes<M: Map>(&self) -> [bool; 2] {
         if M::FUSED { [!self.out[0].is_null(), !self.out[1].is_null()] } else { [true, false] }
@@ -134,26 +141,151 @@ impl<E: Element, L: Store<Element = E>, const STREAM: bool> Sinks<'_, E, L, STRE
     }
 }
 
+/// A map over planes, on its way through a run.
+struct Plane<'a, M, E: Element, S: Simd, const STREAM: bool> {
+    apply: &'a Apply<M, E>,
+    sinks: Sinks<'a, E, E::Native<S>, STREAM>,
+    /// What is left of the run.
+    x: Sources<E>,
+    len: usize,
+    coefs: [<Native<E, S> as Lanes>::V; MAX_COEFS],
+    /// A copy: what is behind `apply` the compiler would read again after every store.
+    ahead: usize,
+}
+
+impl<M: Map, E: Element, S: Simd, const STREAM: bool> Plane<'_, M, E, S, STREAM> {
+    /// Maps `n` elements, a vector unless `PARTIAL`.
+    ///
+    /// # Safety
+    /// They are left of the run.
+    #[inline(always)]
+    unsafe fn next<const PARTIAL: bool>(&mut self, n: usize) {
+        if self.ahead > 0 {
+            self.apply.ask::<S, false>(self.x.advance(self.ahead, 0));
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.apply.vector::<S, STREAM, false, PARTIAL>(self.coefs, self.x, n, &mut self.sinks) };
+        self.x = self.x.advance(n, n);
+        self.len -= n;
+    }
+}
+
+impl<M: Map, E: Element, S: Simd, const STREAM: bool> Beside for Plane<'_, M, E, S, STREAM> {
+    /// The first vector is so short that the others have the places of vectors in the output.
+    #[inline(always)]
+    unsafe fn begin(&mut self, k: usize, o: usize, i: usize, len: usize) {
+        let (channels, inner) = (self.apply.shape.channels(), self.apply.shape.inner());
+        let c = self.apply.tile.channels.start + k;
+        let run = (o * channels + c) * inner + i;
+        // SAFETY: the run lies within the buffer, by the definition of the shape; `c` is a channel.
+        unsafe {
+            for (k, v) in self.coefs.iter_mut().enumerate().take(M::COEFS) {
+                *v = Vector::splat(*self.apply.coefs.add(k * self.apply.apart + c));
+            }
+            self.x = self.apply.x.advance(run, o * inner + i);
+            self.len = len;
+            self.sinks.seek::<M>(run);
+            let head = self.sinks.room::<M>().min(len);
+            if head > 0 {
+                self.next::<true>(head);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn chunk(&mut self) {
+        let lanes = <Native<E, S> as Lanes>::V::LANES;
+        if self.len >= CHUNK * lanes {
+            for _ in 0..CHUNK {
+                // SAFETY: so much is left.
+                unsafe { self.next::<false>(lanes) };
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn end(&mut self) {
+        let lanes = <Native<E, S> as Lanes>::V::LANES;
+        // SAFETY: so much is left.
+        unsafe {
+            while self.len >= lanes {
+                self.next::<false>(lanes);
+            }
+            if self.len > 0 {
+                self.next::<true>(self.len);
+            }
+        }
+    }
+}
+
+/// The walk of a map over planes with no sum to be beside.
+struct Alone<'a, M, E: Element>(&'a Apply<M, E>);
+
+impl<M: Map, E: Element> PlaneSums for Alone<'_, M, E> {
+    #[inline(always)]
+    unsafe fn planes<S: Simd, B: Beside>(&self, map: &mut B) {
+        for (o, i, len) in Runs::new(self.0.shape, &self.0.tile.positions) {
+            for k in 0..self.0.tile.channels.len() {
+                // SAFETY: the caller's promise.
+                unsafe {
+                    map.begin(k, o, i, len);
+                    map.end();
+                }
+            }
+        }
+    }
+}
+
+/// A sum over planes and, beside it, the map of as many planes at the same positions.
+pub(crate) struct Both<R, M, E: Element> {
+    pub(crate) sums: R,
+    pub(crate) map: Apply<M, E>,
+}
+
+impl<R: PlaneSums, M: Map, E: Element> Kernel for Both<R, M, E> {
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        // SAFETY: whoever makes its parts promises that their pointers cover the shape.
+        unsafe {
+            if self.map.stream {
+                self.map.planes::<S, true, R>(&self.sums);
+                S::fence();
+            } else {
+                self.map.planes::<S, false, R>(&self.sums);
+            }
+        }
+    }
+}
+
 impl<M: Map, E: Element> Apply<M, E> {
     /// # Safety
     /// The pointers cover the shape.
     #[inline(always)]
     unsafe fn walk<S: Simd, const STREAM: bool>(&self) {
-        let (mut first, mut second) = (Line::new(), Line::new());
-        let (first, second) = (Sink::new(&mut first), Sink::new(&mut second));
-        let mut sinks = Sinks::<E, E::Native<S>, STREAM> { out: self.out, first, second };
         // SAFETY: the caller's promise.
         unsafe {
             if self.shape.inner() == 1 {
+                let mut lines = [Line::new(), Line::new()];
+                let mut sinks = Sinks::new(self.out, &mut lines);
                 self.rows::<S, STREAM>(&mut sinks);
+                sinks.flush::<M>();
             } else {
-                self.planes::<S, STREAM>(&mut sinks);
+                self.planes::<S, STREAM, _>(&Alone(self));
             }
-            sinks.flush::<M>();
         }
     }
 
-    /// Maps one vector, or its first `n` lanes where `PARTIAL`, and asks for what lies at `next`.
+    /// Asks memory for a vector of every input.
+    #[inline(always)]
+    fn ask<S: Simd, const L1: bool>(&self, x: Sources<E>) {
+        for k in 0..INPUTS {
+            if self.fused.reads(M::FUSED, k, M::INPUTS) {
+                <Native<E, S> as Lanes>::V::prefetch::<L1>(x.inputs[k].cast());
+            }
+        }
+    }
+
+    /// Maps one vector, or its first `n` lanes where `PARTIAL`.
     ///
     /// # Safety
     /// The lanes can be read in every input used, and written.
@@ -164,18 +296,7 @@ impl<M: Map, E: Element> Apply<M, E> {
         x: Sources<E>,
         n: usize,
         sinks: &mut Sinks<'_, E, E::Native<S>, STREAM>,
-        (next, near): (Sources<E>, bool),
     ) {
-        for k in 0..INPUTS {
-            if self.fused.reads(M::FUSED, k, M::INPUTS) {
-                let p = next.inputs[k].cast();
-                if near {
-                    <Native<E, S> as Lanes>::V::prefetch::<true>(p);
-                } else {
-                    <Native<E, S> as Lanes>::V::prefetch::<false>(p);
-                }
-            }
-        }
         // SAFETY: the caller's promise.
         unsafe {
             let operands = load::<Native<E, S>, ROWS, PARTIAL>(x, M::INPUTS, M::FUSED, &self.fused, n);
@@ -183,63 +304,12 @@ impl<M: Map, E: Element> Apply<M, E> {
         }
     }
 
-    /// Maps `len` elements that follow each other, with a first vector so short that the others have the places of
-    /// vectors in the output. Coefficients are `splat` or, in rows, those from channel `c` on.
-    ///
-    /// No closures here: the compiler may choose not to inline one, and then it lacks the instruction set.
-    ///
-    /// # Safety
-    /// The elements can be read in every input used, and written; `sinks` are where they go.
-    #[inline(always)]
-    unsafe fn run<S: Simd, const STREAM: bool, const ROWS: bool>(
-        &self,
-        mut x: Sources<E>,
-        mut len: usize,
-        splat: [<Native<E, S> as Lanes>::V; MAX_COEFS],
-        mut c: usize,
-        sinks: &mut Sinks<'_, E, E::Native<S>, STREAM>,
-    ) {
-        let lanes = <Native<E, S> as Lanes>::V::LANES;
-        // A copy: what is behind `self` the compiler would read again after every store.
-        let ahead = self.ahead;
-        // One input is asked for into L1; several crowd it out, and take 0.94 of the time where they are asked for into L2.
-        let near = M::INPUTS == 1;
-        let head = sinks.room::<M>().min(len);
-        // SAFETY: every vector lies within `len`.
-        unsafe {
-            if head > 0 {
-                let coefs = self.next_coefs::<S, ROWS>(splat, &mut c, head);
-                self.vector::<S, STREAM, ROWS, true>(coefs, x, head, sinks, (x.advance(ahead, 0), near));
-                x = x.advance(head, if ROWS { 0 } else { head });
-                len -= head;
-            }
-            while len >= lanes {
-                let coefs = self.next_coefs::<S, ROWS>(splat, &mut c, lanes);
-                self.vector::<S, STREAM, ROWS, false>(coefs, x, lanes, sinks, (x.advance(ahead, 0), near));
-                x = x.advance(lanes, if ROWS { 0 } else { lanes });
-                len -= lanes;
-            }
-            if len > 0 {
-                let coefs = self.next_coefs::<S, ROWS>(splat, &mut c, len);
-                self.vector::<S, STREAM, ROWS, true>(coefs, x, len, sinks, (x.advance(ahead, 0), near));
-            }
-        }
-    }
-
-    /// `splat` or, in rows, the coefficients of the `n` channels from `c` on, which then goes on by as many.
+    /// The coefficients of the `n` channels from `c` on, which then goes on by as many.
     ///
     /// # Safety
     /// As [`coefs`](Self::coefs).
     #[inline(always)]
-    unsafe fn next_coefs<S: Simd, const ROWS: bool>(
-        &self,
-        splat: [<Native<E, S> as Lanes>::V; MAX_COEFS],
-        c: &mut usize,
-        n: usize,
-    ) -> [<Native<E, S> as Lanes>::V; MAX_COEFS] {
-        if !ROWS {
-            return splat;
-        }
+    unsafe fn next_coefs<S: Simd>(&self, c: &mut usize, n: usize) -> [<Native<E, S> as Lanes>::V; MAX_COEFS] {
         let (Range { start, end }, channels) = (self.tile.channels.clone(), self.shape.channels());
         // SAFETY: the caller's promise.
         let coefs = unsafe { self.coefs::<S>(*c, n, end - start == channels) };
@@ -250,25 +320,20 @@ impl<M: Map, E: Element> Apply<M, E> {
         coefs
     }
 
+    /// Maps the tile's planes as `walk` leads.
+    ///
     /// # Safety
     /// The pointers cover the shape.
     #[inline(always)]
-    unsafe fn planes<S: Simd, const STREAM: bool>(&self, sinks: &mut Sinks<'_, E, E::Native<S>, STREAM>) {
-        let (channels, inner) = (self.shape.channels(), self.shape.inner());
-        for (o, i, len) in Runs::new(self.shape, &self.tile.positions) {
-            for c in self.tile.channels.clone() {
-                let mut coefs = [Vector::splat(Real::from_f64(0.0)); MAX_COEFS];
-                let run = (o * channels + c) * inner + i;
-                let x = self.x.advance(run, o * inner + i);
-                // SAFETY: the run lies within the buffer, by the definition of the shape; `c` is a channel.
-                unsafe {
-                    for (k, v) in coefs.iter_mut().enumerate().take(M::COEFS) {
-                        *v = Vector::splat(*self.coefs.add(k * self.apart + c));
-                    }
-                    sinks.seek::<M>(run);
-                    self.run::<S, STREAM, false>(x, len, coefs, 0, sinks);
-                }
-            }
+    unsafe fn planes<S: Simd, const STREAM: bool, W: PlaneSums>(&self, walk: &W) {
+        let mut lines = [Line::new(), Line::new()];
+        let coefs = [Vector::splat(Real::from_f64(0.0)); MAX_COEFS];
+        let sinks = Sinks::new(self.out, &mut lines);
+        let mut plane = Plane::<M, E, S, STREAM> { apply: self, sinks, x: self.x, len: 0, coefs, ahead: self.ahead };
+        // SAFETY: the caller's promise.
+        unsafe {
+            walk.planes::<S, _>(&mut plane);
+            plane.sinks.flush::<M>();
         }
     }
 
@@ -320,12 +385,36 @@ impl<M: Map, E: Element> Apply<M, E> {
         len: usize,
         sinks: &mut Sinks<'_, E, E::Native<S>, STREAM>,
     ) {
-        let splat = [Vector::splat(Real::from_f64(0.0)); MAX_COEFS];
+        let lanes = <Native<E, S> as Lanes>::V::LANES;
+        let (mut x, mut c, mut len) = (self.x.advance(first, row), first % self.shape.channels(), len);
         // SAFETY: the caller's promise; in whole rows coefficients begin again after the last.
         unsafe {
             sinks.seek::<M>(first);
-            let (x, c) = (self.x.advance(first, row), first % self.shape.channels());
-            self.run::<S, STREAM, true>(x, len, splat, c, sinks);
+            let head = sinks.room::<M>().min(len);
+            if head > 0 {
+                let coefs = self.next_coefs::<S>(&mut c, head);
+                self.vector::<S, STREAM, true, true>(coefs, x, head, sinks);
+                x = x.advance(head, 0);
+                len -= head;
+            }
+            while len >= lanes {
+                let coefs = self.next_coefs::<S>(&mut c, lanes);
+                // Asked for, as arrays of coefficients beside it mislead the hardware: one input into L1; several crowd it
+                // out, and take 0.94 of the time where they are asked for into L2.
+                let next = x.advance(AHEAD / size_of::<E>(), 0);
+                if M::INPUTS == 1 {
+                    self.ask::<S, true>(next);
+                } else {
+                    self.ask::<S, false>(next);
+                }
+                self.vector::<S, STREAM, true, false>(coefs, x, lanes, sinks);
+                x = x.advance(lanes, 0);
+                len -= lanes;
+            }
+            if len > 0 {
+                let coefs = self.next_coefs::<S>(&mut c, len);
+                self.vector::<S, STREAM, true, true>(coefs, x, len, sinks);
+            }
         }
     }
 
@@ -349,7 +438,7 @@ impl<M: Map, E: Element> Apply<M, E> {
 
     /// Maps rows of all channels, that begin at any element, in blocks that are walked panel by panel: coefficients stay in
     /// registers for a block. Where a panel is a row this takes 0.75 to 0.95 of the time, where coefficients are beyond L1
-    /// 0.65 to 0.95; elsewhere nothing is gained. The block after is asked for in the order of memory.
+    /// 0.65 to 0.95; elsewhere nothing is gained. Wide blocks ask for the one after, in the order of memory.
     ///
     /// # Safety
     /// The pointers cover the shape, and rows are whole vectors.
@@ -366,7 +455,7 @@ impl<M: Map, E: Element> Apply<M, E> {
         let block = if narrow { rows } else { BLOCK_ROWS };
         for row in (0..rows).step_by(block.max(1)) {
             let (at, n) = (first + row * channels, block.min(rows - row));
-            let mut next = self.x.advance(at + if narrow { self.ahead } else { n * channels }, 0);
+            let mut next = if narrow { None } else { Some(self.x.advance(at + n * channels, 0)) };
             let mut c = 0;
             // SAFETY: panels are parts of the rows, and coefficients begin again after the last.
             unsafe {
@@ -392,7 +481,7 @@ impl<M: Map, E: Element> Apply<M, E> {
         at: usize,
         rows: usize,
         sinks: &mut Sinks<'_, E, E::Native<S>, STREAM>,
-        next: &mut Sources<E>,
+        next: &mut Option<Sources<E>>,
     ) {
         let (lanes, channels) = (<Native<E, S> as Lanes>::V::LANES, self.shape.channels());
         // SAFETY: the caller's promise.
@@ -406,8 +495,11 @@ impl<M: Map, E: Element> Apply<M, E> {
                 sinks.seek::<M>(at);
                 for (k, coefs) in coefs.iter().enumerate() {
                     let x = self.x.advance(at + k * lanes, 0);
-                    self.vector::<S, STREAM, true, false>(*coefs, x, lanes, sinks, (*next, false));
-                    *next = next.advance(lanes, 0);
+                    if let Some(next) = next {
+                        self.ask::<S, false>(*next);
+                        *next = next.advance(lanes, 0);
+                    }
+                    self.vector::<S, STREAM, true, false>(*coefs, x, lanes, sinks);
                 }
             }
         }

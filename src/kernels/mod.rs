@@ -62,8 +62,7 @@ pub(crate) fn apart(shape: Shape) -> usize {
     padded(shape.channels()) + if shape.inner() == 1 && shape.len() > LARGE { PAGE } else { 0 }
 }
 
-/// Bytes between what a map reads and what it asks for, where it does not ask for the next group of channels: far
-/// enough for memory to answer, near enough to be used. With it maps from memory take 0.7 to 0.9 of the time.
+/// Bytes between what is read and what memory is asked for: far enough for it to answer, near enough to be used.
 pub(crate) const AHEAD: usize = 4096;
 
 /// The pieces of contiguous positions in a range: `(o, first i, length)`, in order.

@@ -19,10 +19,10 @@
 //! Where x − p leaves the range of f32 the channel's segment is summed again with lanes of f64.
 
 use super::operands::{Fused, INPUTS, Lanes, Native, Operands, Redo, Sources, Weights, existing};
-use super::reduce::{self, MAX_COEFS, Reduce, Rows, Wide};
+use super::reduce::{self, Beside, MAX_COEFS, PlaneSums, Reduce, Rows, Wide};
 use super::{MAX_GROUP, Runs, Tile, padded, start};
 use crate::element::{Element, Load};
-use crate::simd::{Kernel, Real, Simd, Vector, wide_sum};
+use crate::simd::{Kernel, Real, Simd, Vector};
 use crate::{Activation, Shape};
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -162,6 +162,7 @@ impl<V: Vector> Channel<V> {
         mut len: usize,
         blocks: &[Block],
         value: impl Fn(usize) -> V::Scalar,
+        beside: &mut impl Beside,
     ) {
         if self.block == 0 {
             self.block = len.min(FIRST_RUN);
@@ -179,8 +180,9 @@ impl<V: Vector> Channel<V> {
             let take = len.min(self.block - self.filled);
             let coefs = [V::splat(self.pivot); MAX_COEFS];
             // SAFETY: `take` is at most `len`.
-            self.acc =
-                unsafe { reduce::run::<Deviations<FUSED>, L>(coefs, x, &fused(!blocks.is_empty()), take, self.acc) };
+            self.acc = unsafe {
+                reduce::run::<Deviations<FUSED>, L, _>(coefs, x, &fused(!blocks.is_empty()), take, self.acc, beside)
+            };
             x = x.advance(take, take);
             self.filled += take;
             len -= take;
@@ -202,16 +204,16 @@ impl<V: Vector> Channel<V> {
         let (first, acc) = unsafe {
             let first = first::<L>(x.inputs[0]);
             let coefs = [V::splat(first); MAX_COEFS];
-            (first, reduce::run::<Deviations<FUSED>, L>(coefs, x, &fused(false), self.block, self.acc))
+            (first, reduce::run::<Deviations<FUSED>, L, _>(coefs, x, &fused(false), self.block, self.acc, &mut ()))
         };
-        self.pivot = V::Scalar::from_f64(first.to_f64() + wide_sum::<V>(acc[0]) / self.block as f64);
+        self.pivot = V::Scalar::from_f64(first.to_f64() + V::wide_sum(acc[0]) / self.block as f64);
     }
 
     #[inline(always)]
     fn close_block(&mut self, blocks: &[Block]) {
         let n = blocks.get(self.blocks).map_or(self.filled as f64, |block| block.weight);
         if n > 0.0 {
-            let block = close(n, self.pivot.to_f64(), wide_sum::<V>(self.acc[0]), wide_sum::<V>(self.acc[1]));
+            let block = close(n, self.pivot.to_f64(), V::wide_sum(self.acc[0]), V::wide_sum(self.acc[1]));
             [self.mean, self.m2] = Chan::new(self.count, n).merge([self.mean, self.m2], block);
             self.count += n;
         }
@@ -259,7 +261,28 @@ impl<E: Element> Kernel for Moments<E> {
             if self.shape.inner() == 1 {
                 self.rows::<S>();
             } else {
-                self.planes::<S>();
+                self.planes::<S, _>(&mut ());
+            }
+        }
+    }
+}
+
+impl<E: Element> PlaneSums for Moments<E> {
+    #[inline(always)]
+    unsafe fn planes<S: Simd, B: Beside>(&self, beside: &mut B) {
+        let channels = self.tile.channels.clone();
+        // SAFETY: the caller's promise; channels of the tile are below the shape's.
+        unsafe {
+            // Weights in f64: blocks that double in length need not double in weight, and f32 lanes rely on that.
+            let weighted = !self.weights.is_null();
+            if !weighted {
+                self.planes_of::<Native<E, S>, false, B>(channels.clone(), beside);
+            }
+            let step = if weighted { channels.len() } else { 1 };
+            for c in channels.clone().step_by(step) {
+                if weighted || E::HAS_REDO && !(*self.out[1].add(c)).is_finite() {
+                    self.planes_of::<Redo<E, S>, true, ()>(c..(c + step).min(channels.end), &mut ());
+                }
             }
         }
     }
@@ -281,28 +304,7 @@ impl<E: Element> Moments<E> {
     /// # Safety
     /// The pointers cover the shape.
     #[inline(always)]
-    unsafe fn planes<S: Simd>(&self) {
-        let channels = self.tile.channels.clone();
-        // SAFETY: the caller's promise; channels of the tile are below the shape's.
-        unsafe {
-            // Weights in f64: blocks that double in length need not double in weight, and f32 lanes rely on that.
-            let weighted = !self.weights.is_null();
-            if !weighted {
-                self.planes_of::<Native<E, S>, false>(channels.clone());
-            }
-            let step = if weighted { channels.len() } else { 1 };
-            for c in channels.clone().step_by(step) {
-                if weighted || E::HAS_REDO && !(*self.out[1].add(c)).is_finite() {
-                    self.planes_of::<Redo<E, S>, true>(c..(c + step).min(channels.end));
-                }
-            }
-        }
-    }
-
-    /// # Safety
-    /// The pointers cover the shape.
-    #[inline(always)]
-    unsafe fn planes_of<L: Lanes<E = E>, const FUSED: bool>(&self, channels: Range<usize>) {
+    unsafe fn planes_of<L: Lanes<E = E>, const FUSED: bool, B: Beside>(&self, channels: Range<usize>, beside: &mut B) {
         let (count, inner) = (self.shape.channels(), self.shape.inner());
         let mut slots = [const { MaybeUninit::uninit() }; MAX_GROUP];
         let states = start(&mut slots, channels.len(), Channel::<L::V>::new());
@@ -311,11 +313,13 @@ impl<E: Element> Moments<E> {
         unsafe {
             let blocks = if FUSED { self.blocks(&mut blocks) } else { &[] };
             for (o, i, len) in Runs::new(self.shape, &self.tile.positions) {
-                for (state, c) in states.iter_mut().zip(channels.clone()) {
+                for (k, (state, c)) in states.iter_mut().zip(channels.clone()).enumerate() {
                     let x = sources(self.x.add((o * count + c) * inner + i), self.weights.wrapping_add(o * inner + i));
                     reduce::prefetch_plane::<L::V, E>(x.inputs[0].wrapping_add(count * inner), len);
                     let value = |p: usize| first::<L>(self.x.add((p / inner * count + c) * inner + p % inner));
-                    state.feed::<L, FUSED>(x, len, blocks, value);
+                    beside.begin(k, o, i, len);
+                    state.feed::<L, FUSED>(x, len, blocks, value, beside);
+                    beside.end();
                 }
             }
             for (state, c) in states.iter_mut().zip(channels) {

@@ -6,7 +6,7 @@
 //! the start of the run or block of rows, so the order of all additions follows from the shape alone.
 
 use super::operands::{Fused, INPUTS, Lanes, Operands, Sources, load};
-use crate::simd::{Real, Vector};
+use crate::simd::{Real, Simd, Vector};
 
 /// Vectors that are summed in the element's precision before they are added to f64 accumulators. 8 keeps widening
 /// at a fifth of the arithmetic; 16 would cost a fourth rounding.
@@ -28,6 +28,13 @@ pub(crate) trait Reduce {
     /// Whether the second term is the square of the first.
     const SQUARES: bool;
     fn terms<V: Vector>(coefs: [V; MAX_COEFS], x: Operands<V>, fused: &Fused) -> [V; 2];
+}
+
+/// A sum over planes, that a map may be beside.
+pub(crate) trait PlaneSums {
+    /// # Safety
+    /// The pointers cover the shape.
+    unsafe fn planes<S: Simd, B: Beside>(&self, beside: &mut B);
 }
 
 /// Bytes of a cache line.
@@ -160,17 +167,41 @@ unsafe fn add_chunk<R: Reduce, L: Lanes, const ROWS: bool, const PARTIAL: bool>(
     }
 }
 
+/// What a sum over planes does between its chunks: a map of planes that were summed before. Memory is busy then while
+/// terms are added up.
+pub(crate) trait Beside {
+    /// The sum is about to walk `len` elements of the `k`-th channel of its tile, from `(o, i)` on.
+    ///
+    /// # Safety (of all functions)
+    /// Whoever made this promised that it may do what it does.
+    unsafe fn begin(&mut self, k: usize, o: usize, i: usize, len: usize);
+    /// A chunk has been summed.
+    unsafe fn chunk(&mut self);
+    /// The run has been.
+    unsafe fn end(&mut self);
+}
+
+impl Beside for () {
+    #[inline(always)]
+    unsafe fn begin(&mut self, _: usize, _: usize, _: usize, _: usize) {}
+    #[inline(always)]
+    unsafe fn chunk(&mut self) {}
+    #[inline(always)]
+    unsafe fn end(&mut self) {}
+}
+
 /// Adds the terms of `len` contiguous elements of one channel to its accumulators.
 ///
 /// # Safety
 /// `len` elements can be read in every input used.
 #[inline(always)]
-pub(crate) unsafe fn run<R: Reduce, L: Lanes>(
+pub(crate) unsafe fn run<R: Reduce, L: Lanes, B: Beside>(
     coefs: [L::V; MAX_COEFS],
     x: Sources<L::E>,
     fused: &Fused,
     len: usize,
     mut acc: Wide<L::V>,
+    beside: &mut B,
 ) -> Wide<L::V> {
     let lanes = L::V::LANES;
     let step = (lanes, lanes);
@@ -179,6 +210,8 @@ pub(crate) unsafe fn run<R: Reduce, L: Lanes>(
     unsafe {
         while len - at >= CHUNK * lanes {
             acc = add_chunk::<R, L, false, false>(coefs, x.advance(at, at), fused, step, (CHUNK, lanes), acc);
+            // SAFETY: the map's own.
+            beside.chunk();
             at += CHUNK * lanes;
         }
         let count = (len - at) / lanes;

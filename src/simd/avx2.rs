@@ -59,6 +59,16 @@ fn mask8(n: usize) -> [__m256i; 2] {
     }
 }
 
+/// The sum of four values: halves onto each other until one is left.
+#[inline(always)]
+pub(super) fn sum(v: __m256d) -> f64 {
+    // SAFETY: AVX, which both tiers that call this have.
+    unsafe {
+        let two = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd::<1>(v));
+        _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)))
+    }
+}
+
 #[inline(always)]
 fn widen(v: __m256) -> F64 {
     // SAFETY: AVX2.
@@ -208,6 +218,10 @@ impl Vector for F32 {
             acc[1].store(p.add(8));
         }
     }
+    #[inline(always)]
+    fn wide_sum(acc: [F64; 2]) -> f64 {
+        F64::wide_sum(acc[0].add(acc[1]))
+    }
 }
 
 impl Vector for F64 {
@@ -335,5 +349,10 @@ impl Vector for F64 {
     unsafe fn wide_store(acc: F64, p: *mut f64) {
         // SAFETY: the caller's promise.
         unsafe { acc.store(p) }
+    }
+    #[inline(always)]
+    fn wide_sum(acc: F64) -> f64 {
+        // SAFETY: AVX2.
+        sum(unsafe { _mm256_add_pd(acc.0, acc.1) })
     }
 }

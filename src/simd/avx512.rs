@@ -3,6 +3,7 @@
 //! SAFETY, for every block here that only says "AVX-512F": values of these types are made by kernels that run inside
 //! [`enter`], which only `dispatch` calls, after detection; memory operations pass their caller's promise on.
 
+use super::avx2::sum;
 use super::exp::exp;
 use super::{Kernel, Real, Simd, Vector};
 use std::arch::x86_64::*;
@@ -189,6 +190,10 @@ impl Vector for F32 {
             acc[1].store(p.add(8));
         }
     }
+    #[inline(always)]
+    fn wide_sum(acc: [F64; 2]) -> f64 {
+        F64::wide_sum(acc[0].add(acc[1]))
+    }
 }
 
 impl Vector for F64 {
@@ -301,5 +306,10 @@ impl Vector for F64 {
     unsafe fn wide_store(acc: F64, p: *mut f64) {
         // SAFETY: the caller's promise.
         unsafe { acc.store(p) }
+    }
+    #[inline(always)]
+    fn wide_sum(acc: F64) -> f64 {
+        // SAFETY: AVX-512F.
+        sum(unsafe { _mm256_add_pd(_mm512_castpd512_pd256(acc.0), _mm512_extractf64x4_pd::<1>(acc.0)) })
     }
 }

@@ -176,6 +176,22 @@ pub trait Vector: Copy {
     }
     unsafe fn wide_load(p: *const f64) -> Self::Wide;
     unsafe fn wide_store(acc: Self::Wide, p: *mut f64);
+    /// The sum of a vector's accumulators, in a fixed order: halves onto each other until one is left.
+    #[inline(always)]
+    fn wide_sum(acc: Self::Wide) -> f64 {
+        let mut lanes = [0.0f64; MAX_LANES];
+        const { assert!(Self::LANES <= MAX_LANES && Self::LANES.is_power_of_two()) };
+        // SAFETY: `lanes` holds at least as many values as a vector has lanes.
+        unsafe { Self::wide_store(acc, lanes.as_mut_ptr()) };
+        let mut n = Self::LANES;
+        while n > 1 {
+            n /= 2;
+            for i in 0..n {
+                lanes[i] += lanes[i + n];
+            }
+        }
+        lanes[0]
+    }
 }
 
 /// The most lanes that a vector has.
@@ -183,23 +199,6 @@ pub(crate) const MAX_LANES: usize = 16;
 
 /// Bytes to which the address of a streaming store must be aligned.
 pub(crate) const STREAM_ALIGN: usize = 64;
-
-/// The sum of a vector's accumulators, in a fixed order: halves onto each other until one is left.
-#[inline(always)]
-pub(crate) fn wide_sum<V: Vector>(acc: V::Wide) -> f64 {
-    let mut lanes = [0.0f64; MAX_LANES];
-    const { assert!(V::LANES <= MAX_LANES && V::LANES.is_power_of_two()) };
-    // SAFETY: `lanes` holds at least V::LANES values.
-    unsafe { V::wide_store(acc, lanes.as_mut_ptr()) };
-    let mut n = V::LANES;
-    while n > 1 {
-        n /= 2;
-        for i in 0..n {
-            lanes[i] += lanes[i + n];
-        }
-    }
-    lanes[0]
-}
 
 /// One instruction set's vectors.
 pub trait Simd: Sized + 'static {
