@@ -108,11 +108,13 @@ fn shapes_worth_several_threads() {
 /// Outputs large enough to be written past the caches: planes long and short, rows narrow, wide, and of no whole vectors.
 #[test]
 fn streamed_outputs() {
-    for extents in [(2, 21, 65_003), (55, 1000, 49), (42_001, 64, 1), (1301, 2048, 1), (26_011, 101, 1)] {
+    for extents in
+        [(2, 21, 65_003), (3, 173, 5103), (55, 1000, 49), (42_001, 64, 1), (1301, 2048, 1), (26_011, 101, 1)]
+    {
         let shape = Shape::new(extents.0, extents.1, extents.2).unwrap();
         let p = Problem::<f32>::random(shape, 12);
         let plain = p.plan().isa(Isa::Portable).unwrap().threads(Threads::Sequential);
-        let expected = train(&plain, &p, Way::FusedInPlace, 0);
+        let expected = train(&plain, &p, Way::HalvesInPlace, 0);
         every_isa(|isa| {
             let plan = p.plan().isa(isa).unwrap();
             for offset in [0, 1, 6] {
@@ -148,6 +150,34 @@ fn streamed_fused_outputs() {
         check::<half::bf16>((51_003, 48, 1));
         check::<half::f16>((3, 1000, 839));
     }
+}
+
+/// Planes that are mapped while the next are summed, in groups of which the last has fewer, against planes that are not.
+#[test]
+fn maps_beside_sums() {
+    let shape = Shape::new(3, 173, 1501).unwrap();
+    let p = Problem::<f32>::random(shape, 15);
+    let plan = p.plan().threads(Threads::Sequential);
+    let expected = train(&plan.clone().isa(Isa::Portable).unwrap(), &p, Way::HalvesInPlace, 0);
+    every_isa(|isa| {
+        for (offset, way) in [Way::Fused, Way::FusedInPlace].into_iter().enumerate() {
+            let out = train(&plan.clone().isa(isa).unwrap(), &p, way, offset);
+            assert_same_bits(&expected, &out, &(isa, way));
+        }
+    });
+
+    fn check_fused<T: Number>(shape: Shape) {
+        let fusion = Fusion::<T>::random(shape, 16, Activation::Silu, true, Weighting::Absent);
+        let plan = fusion.plan().threads(Threads::Sequential);
+        let expected = fusion.run(&plan.clone().isa(Isa::Portable).unwrap(), None, Way::HalvesInPlace, true, 0).bits();
+        every_isa(|isa| {
+            let plan = plan.clone().isa(isa).unwrap();
+            assert!(expected == fusion.run(&plan, None, Way::Fused, true, 1).bits(), "{isa:?}");
+        });
+    }
+    check_fused::<f64>(Shape::new(3, 87, 1501).unwrap());
+    #[cfg(feature = "half")]
+    check_fused::<half::bf16>(Shape::new(3, 233, 1501).unwrap());
 }
 
 #[test]
