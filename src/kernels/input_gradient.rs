@@ -21,6 +21,7 @@ impl<const FUSED: bool> Map for InputGradient<FUSED> {
     const INPUTS: usize = 2;
     const COEFS: usize = if FUSED { COEFS + normalize::COEFS } else { COEFS };
     const RECOMPUTE_COEFS: usize = if FUSED { normalize::COEFS } else { 0 };
+    const FACTORS: &'static [usize] = if FUSED { &[0, 6, 7] } else { &[0, 6] };
     const FUSED: bool = FUSED;
     #[inline(always)]
     fn apply<V: Vector>(coefs: [V; MAX_COEFS], operands: Operands<V>, fused: &Fused) -> [V; 2] {

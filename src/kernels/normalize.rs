@@ -15,6 +15,7 @@ pub(crate) struct Normalize<const FUSED: bool>;
 impl<const FUSED: bool> Map for Normalize<FUSED> {
     const INPUTS: usize = 1;
     const COEFS: usize = COEFS;
+    const FACTORS: &'static [usize] = &[0];
     const FUSED: bool = FUSED;
     #[inline(always)]
     fn apply<V: Vector>(coefs: [V; MAX_COEFS], x: Operands<V>, fused: &Fused) -> [V; 2] {

@@ -14,6 +14,7 @@ pub(crate) struct Second;
 impl Map for Second {
     const INPUTS: usize = 3;
     const COEFS: usize = COEFS;
+    const FACTORS: &'static [usize] = &[0];
     const FUSED: bool = false;
     #[inline(always)]
     fn apply<V: Vector>(coefs: [V; MAX_COEFS], operands: Operands<V>, _: &Fused) -> [V; 2] {

@@ -71,7 +71,7 @@ impl Isa {
 }
 
 /// A floating-point type that lanes compute in.
-pub trait Real: Copy + std::fmt::Debug + Send + Sync + 'static {
+pub trait Real: Copy + PartialEq + std::fmt::Debug + Send + Sync + 'static {
     /// The largest finite value.
     const MAX: f64;
     /// Lanes scaled to stay below this and above its inverse neither overflow nor meet subnormals in a map.
