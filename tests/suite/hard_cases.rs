@@ -275,6 +275,25 @@ fn tiny_values_with_tiny_gammas() {
     }
 }
 
+/// Nothing of x̂ is left, however far given statistics are from the data.
+#[test]
+fn gamma_of_zero() {
+    for shape in walks() {
+        let mut p = with_channel::<f32>(shape, |_| 1e38);
+        p.gamma = Some(vec![0.0; shape.channels()]);
+        for (mean, var) in [(0.0, 1e-70), (-3e38, 1e-140), (1e-40, 1e-300), (3e38, 1e76)] {
+            let running = RunningStatistics::from_parts(vec![mean; shape.channels()], vec![var; shape.channels()], 1);
+            every_isa(|isa| {
+                let plan = BatchNorm::new(shape).eps(0.0).unwrap().isa(isa).unwrap();
+                let mut y = vec![f32::NAN; shape.len()];
+                plan.normalize(&p.x, running.as_ref().unwrap(), p.affine(), &mut y).unwrap();
+                let beta = p.beta.as_ref().unwrap()[2];
+                assert!(channel(shape, 2, &y).iter().all(|&y| y == beta), "{isa:?} {mean:e} {var:e}: {y:?}");
+            });
+        }
+    }
+}
+
 #[test]
 fn signed_zeros() {
     for shape in walks() {
