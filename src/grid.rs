@@ -32,10 +32,12 @@ const FINISH: usize = 512;
 pub(crate) type Reduce<'a> = dyn Fn(usize, Tile) + Sync + 'a;
 /// A step of a pass over a range of channels.
 pub(crate) type Finish<'a> = dyn Fn(Range<usize>) + Sync + 'a;
-/// A step of a pass over a tile, given with how many elements after it the same thread's next work lies, if it is near.
-pub(crate) type MapTile<'a> = dyn Fn(Tile, Option<usize>) + Sync + 'a;
-/// As [`Reduce`], with a tile of as many channels to map beside it.
-pub(crate) type Both<'a> = dyn Fn(usize, Tile, (Tile, Option<usize>)) + Sync + 'a;
+/// A tile, with how many elements after it the same thread's next work lies, if it is near.
+pub(crate) type Mapped = (Tile, Option<usize>);
+/// A step of a pass over a tile.
+pub(crate) type MapTile<'a> = dyn Fn(Mapped) + Sync + 'a;
+/// As [`Reduce`], and the map of a tile of as many channels beside it.
+pub(crate) type Both<'a> = dyn Fn(usize, Tile, Mapped) + Sync + 'a;
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Grid {
@@ -110,8 +112,8 @@ impl Grid {
     /// A pass: `reduce` every tile, given with the number of its segment, `finish` every channel, `map` every tile.
     ///
     /// Where there are enough groups for all threads, a task takes a group through all three, the map in the opposite
-    /// direction, so that it finds in cache what the reduction left there. Elsewhere each of the three is a parallel
-    /// step.
+    /// direction, so that it finds in cache what the reduction left there. Where there is a step that does `both`, it reduces
+    /// a group beside the map of the one before. Elsewhere each of the three is a parallel step.
     pub(crate) fn walk(
         &self,
         threads: (&Threads, usize),
@@ -127,20 +129,18 @@ impl Grid {
             let block = (groups / count.saturating_mul(4)).max(1);
             threads.run(count, groups.div_ceil(block), Order::FirstFirst, &|b| {
                 let last = ((b + 1) * block).min(groups) - 1;
-                let mut summed = false;
+                let mut reduced = false;
                 for g in b * block..=last {
-                    if let Some(reduce) = reduce && !summed {
+                    if let Some(reduce) = reduce.filter(|_| !reduced) {
                         (0..segments).for_each(|s| reduce(s, self.tile(g, s)));
                     }
                     finish(self.channels(g));
-                    summed = both.is_some() && g < last && self.channels(g).len() == self.channels(g + 1).len();
-                    if let Some(both) = both && summed {
-                        (0..segments).for_each(|s| both(s, self.tile(g + 1, s), (self.tile(g, s), Some(self.group * self.inner))));
-                        continue;
-                    }
                     let next = (reduce.is_some() && g < last).then_some(self.group * self.inner);
-                    if let Some(map) = map {
-                        (0..segments).rev().for_each(|s| map(self.tile(g, s), next));
+                    reduced = both.is_some() && g < last && self.channels(g).len() == self.channels(g + 1).len();
+                    if let Some(both) = both.filter(|_| reduced) {
+                        (0..segments).for_each(|s| both(s, self.tile(g + 1, s), (self.tile(g, s), next)));
+                    } else if let Some(map) = map {
+                        (0..segments).rev().for_each(|s| map((self.tile(g, s), next)));
                     }
                 }
             });
@@ -156,7 +156,7 @@ impl Grid {
         threads.run(count, chunks, Order::FirstFirst, &|k| finish(k * FINISH..((k + 1) * FINISH).min(self.channels)));
         if let Some(map) = map {
             threads.run(count, tiles, Order::LastFirst, &|t| {
-                map(self.tile(t / segments, t % segments), None);
+                map((self.tile(t / segments, t % segments), None));
             });
         }
     }

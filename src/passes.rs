@@ -3,7 +3,7 @@
 use crate::Shape;
 use crate::batch_norm::{Affine, BatchNorm};
 use crate::element::Element;
-use crate::grid::{self, Grid};
+use crate::grid::{self, Grid, Mapped};
 use crate::kernels::coefficients::{
     Backward, Center, Channels, Finish, FinishSums, Forward, Frozen, ParameterGradients, Partials, SecondSums,
 };
@@ -13,8 +13,8 @@ use crate::kernels::map::{Apply, Both, Map};
 use crate::kernels::moments::Moments;
 use crate::kernels::normalize::{self, Normalize};
 use crate::kernels::operands::{Fused, INPUTS, Sources, Weights};
-use crate::kernels::second::{self, Second};
 use crate::kernels::reduce::CHUNK;
+use crate::kernels::second::{self, Second};
 use crate::kernels::{AHEAD, Tile, apart, padded};
 use crate::parallel::Shared;
 use crate::scratch::Sizes;
@@ -178,9 +178,6 @@ impl<E, P> RawGradients<'_, E, P> {
         Self { dx: None, dresidual: None, dgamma: None, dbeta: None }
     }
 }
-
-/// What [`MapTile`](grid::MapTile) is given.
-type Mapped = (Tile, Option<usize>);
 
 /// The inputs of a pass, by what is fused: pointers that tasks share.
 struct Reads<E: Element> {
@@ -421,7 +418,7 @@ impl BatchNorm {
         match y {
             None => grid.walk((&self.threads, self.thread_count::<E>(1)), Some(&reduce), &finish, None, None),
             Some(y) => {
-                let map = |tile, next| self.apply_normalize((tile, next), &reads, &coefs, y.ptr());
+                let map = |tile: Mapped| self.apply_normalize(tile, &reads, &coefs, y.ptr());
                 let both = |segment: usize, tile: Tile, (mapped, next): Mapped| {
                     // The sums want it now, so memory is asked earlier.
                     let mapped = (mapped, next.map(|next| next + AHEAD / size_of::<E>()));
@@ -467,7 +464,7 @@ impl BatchNorm {
             // SAFETY: as above, and the slices are gone.
             unsafe { coefs.repeat(normalize::COEFS, &range, self.shape) };
         };
-        let map = |tile, next| self.apply_normalize((tile, next), &reads, &coefs, y.ptr());
+        let map = |tile: Mapped| self.apply_normalize(tile, &reads, &coefs, y.ptr());
         grid.walk((&self.threads, self.thread_count::<E>(2)), None, &finish, Some(&map), None);
     }
 
@@ -596,8 +593,7 @@ impl BatchNorm {
         match &grid {
             None => finish(all),
             Some(grid) => {
-                let map = |tile, next| {
-                    let tile = (tile, next);
+                let map = |tile: Mapped| {
                     let out = [out[0].ptr(), out[1].ptr()];
                     if fuses {
                         self.apply::<InputGradient<true>, E>(tile, &map_reads, &coefs, out);
@@ -677,8 +673,8 @@ impl BatchNorm {
         for ((own, coefs), out) in [[dy, x, v], [v, x, v]].into_iter().zip(&coefs).zip(out) {
             let Some(out) = out.map(Shared::new) else { continue };
             let reads = Reads::new(Activation::Identity, own, [null(); 2], &Extras::default());
-            let map = |tile, next| {
-                self.apply::<Second, E>((tile, next), &reads, coefs, [out.ptr(), std::ptr::null_mut()]);
+            let map = |tile: Mapped| {
+                self.apply::<Second, E>(tile, &reads, coefs, [out.ptr(), std::ptr::null_mut()]);
             };
             grid.walk((&self.threads, self.thread_count::<E>(4)), None, &|_| {}, Some(&map), None);
         }

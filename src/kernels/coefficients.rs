@@ -219,7 +219,6 @@ impl Block {
     fn inv_std(&self, i: usize) -> f64 {
         inv_std(self.var[i], self.eps)
     }
-
 }
 
 impl<P: Real> Channels<'_, P> {

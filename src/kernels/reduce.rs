@@ -173,7 +173,8 @@ pub(crate) trait Beside {
     /// The sum is about to walk `len` elements of the `k`-th channel of its tile, from `(o, i)` on.
     ///
     /// # Safety (of all functions)
-    /// Whoever made this promised that it may do what it does.
+    /// Runs are those of the map's tile, of which whoever made this promised that they may be mapped; each is begun, goes on
+    /// by chunks, and is ended.
     unsafe fn begin(&mut self, k: usize, o: usize, i: usize, len: usize);
     /// A chunk has been summed.
     unsafe fn chunk(&mut self);
@@ -193,7 +194,7 @@ impl Beside for () {
 /// Adds the terms of `len` contiguous elements of one channel to its accumulators.
 ///
 /// # Safety
-/// `len` elements can be read in every input used.
+/// `len` elements can be read in every input used; a run of what is beside has begun.
 #[inline(always)]
 pub(crate) unsafe fn run<R: Reduce, L: Lanes, B: Beside>(
     coefs: [L::V; MAX_COEFS],
@@ -206,11 +207,10 @@ pub(crate) unsafe fn run<R: Reduce, L: Lanes, B: Beside>(
     let lanes = L::V::LANES;
     let step = (lanes, lanes);
     let mut at = 0;
-    // SAFETY: every chunk lies within `len`.
+    // SAFETY: every chunk lies within `len`; the caller's promise.
     unsafe {
         while len - at >= CHUNK * lanes {
             acc = add_chunk::<R, L, false, false>(coefs, x.advance(at, at), fused, step, (CHUNK, lanes), acc);
-            // SAFETY: the map's own.
             beside.chunk();
             at += CHUNK * lanes;
         }

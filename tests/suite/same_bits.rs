@@ -108,8 +108,7 @@ fn shapes_worth_several_threads() {
 /// Outputs large enough to be written past the caches: planes long and short, rows narrow, wide, and of no whole vectors.
 #[test]
 fn streamed_outputs() {
-    for extents in
-        [(2, 21, 65_003), (3, 173, 5103), (55, 1000, 49), (42_001, 64, 1), (1301, 2048, 1), (26_011, 101, 1)]
+    for extents in [(2, 21, 65_003), (3, 173, 5103), (55, 1000, 49), (42_001, 64, 1), (1301, 2048, 1), (26_011, 101, 1)]
     {
         let shape = Shape::new(extents.0, extents.1, extents.2).unwrap();
         let p = Problem::<f32>::random(shape, 12);
