@@ -194,10 +194,11 @@ fn check_scale(scales: &[f64], eps: f64, gamma: Option<f64>) {
     for shape in walks() {
         for &scale in scales {
             let mut random = Random(56);
-            let values: Vec<f64> = (0..24).map(|_| random.normal().clamp(-3.0, 3.0) * scale).collect();
+            let offset = if gamma.is_some() { 1.5 } else { 0.0 };
+            let values: Vec<f64> = (0..24).map(|_| (random.normal().clamp(-3.0, 3.0) + offset) * scale).collect();
             let mut p = Problem::<f32> { eps, ..with_channel(shape, |i| values[i]) };
-            if let (Some(gamma), Some(p)) = (gamma, &mut p.gamma) {
-                p[2] = gamma as f32;
+            if let (Some(value), Some(gamma), Some(beta)) = (gamma, &mut p.gamma, &mut p.beta) {
+                (gamma[2], beta[2]) = (value as f32, 0.0);
             }
             every_isa(|isa| {
                 let out = train(&p.plan().isa(isa).unwrap(), &p, Way::Fused, 0);
@@ -272,6 +273,14 @@ fn gammas_of_any_size() {
 fn tiny_values_with_tiny_gammas() {
     for gamma in [1e-44, 1e-42, 1e-41, 1e-40, 1e-38, 1e-30, 1e-20, 1e-10] {
         check_scale(&[1e-44, 3e-42, 1e-42, 1e-40, 1e-38, 1e-35, 1e-31], 0.0, Some(gamma));
+    }
+}
+
+/// The scale is tiny, and y subnormal or nearly so.
+#[test]
+fn ordinary_values_with_tiny_gammas() {
+    for gamma in [1e-45, 1e-43, 1e-41, 1e-40, 1e-38, 1e-36, 1e-33, 1e-30] {
+        check_scale(&[1e-9, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-1, 1.0, 1e3, 1e6], 0.0, Some(gamma));
     }
 }
 
