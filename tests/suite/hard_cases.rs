@@ -284,6 +284,25 @@ fn ordinary_values_with_tiny_gammas() {
     }
 }
 
+/// dx is ordinary where neither dy nor its factor is.
+#[test]
+fn the_largest_dy_with_the_smallest_gamma() {
+    for shape in walks() {
+        let mut p = Problem::<f32> { eps: 1e-3, ..with_channel(shape, |i| i as f64 * 1e-3) };
+        p.gamma.as_mut().unwrap()[2] = f32::MIN_POSITIVE;
+        let at = batchnorm::reference::indices(shape, 2).nth(5).unwrap();
+        p.dy[at] = 3e38;
+        every_isa(|isa| {
+            let out = train(&p.plan().isa(isa).unwrap(), &p, Way::Fused, 0);
+            let statistics = (out.statistics.mean(), out.statistics.var());
+            let (x, dy) = (to_f64(&p.x), to_f64(&p.dy));
+            let expected = reference::backward(shape, &x, &dy, statistics, p.eps, &p.gamma_f64()).0[at];
+            let dx = f64::from(out.dx[at]);
+            assert!((dx - expected).abs() <= 1e-6 * expected.abs(), "{shape:?} {isa:?}: {dx:e} for {expected:e}");
+        });
+    }
+}
+
 /// Nothing of x̂ is left, however far given statistics are from the data.
 #[test]
 fn gamma_of_zero() {
