@@ -303,20 +303,30 @@ fn the_largest_dy_with_the_smallest_gamma() {
     }
 }
 
-/// Nothing of x̂ is left, however far given statistics are from the data.
+/// y is what the formula says, nothing of x̂ where gamma is 0, however far given statistics are from the data.
 #[test]
-fn gamma_of_zero() {
+fn statistics_far_from_the_data() {
     for shape in walks() {
         let mut p = with_channel::<f32>(shape, |_| 1e38);
-        p.gamma = Some(vec![0.0; shape.channels()]);
-        for (mean, var) in [(0.0, 1e-70), (-3e38, 1e-140), (1e-40, 1e-300), (3e38, 1e76)] {
+        for (mean, var, gamma) in [
+            (0.0, 1e-70, 0.0),
+            (-3e38, 1e-140, 0.0),
+            (1e-40, 1e-300, 0.0),
+            (3e38, 1e76, 0.0),
+            (0.0, 1e-68, -1e-41),
+            (1e-40, 1e-80, 1e-40),
+            (0.0, 1e-62, 1e-38),
+        ] {
+            p.gamma = Some(vec![gamma as f32; shape.channels()]);
             let running = RunningStatistics::from_parts(vec![mean; shape.channels()], vec![var; shape.channels()], 1);
             every_isa(|isa| {
                 let plan = BatchNorm::new(shape).eps(0.0).unwrap().isa(isa).unwrap();
                 let mut y = vec![f32::NAN; shape.len()];
                 plan.normalize(&p.x, running.as_ref().unwrap(), p.affine(), &mut y).unwrap();
-                let beta = p.beta.as_ref().unwrap()[2];
-                assert!(channel(shape, 2, &y).iter().all(|&y| y == beta), "{isa:?} {mean:e} {var:e}: {y:?}");
+                let (gamma, beta) = (p.gamma_f64()[2], p.beta_f64()[2]);
+                let expected = (f64::from(1e38f32) - mean) / var.sqrt() * gamma + beta;
+                let near = |y: &f32| (f64::from(*y) - expected).abs() <= 1e-6 * (expected - beta).abs();
+                assert!(channel(shape, 2, &y).iter().all(near), "{isa:?} {mean:e} {var:e}: {expected:e}, {y:?}");
             });
         }
     }
