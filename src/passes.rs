@@ -310,14 +310,8 @@ impl BatchNorm {
     }
 
     /// Maps a tile of the inputs into the outputs.
-    fn apply<M: Map, E: Element>(
-        &self,
-        (tile, next): Mapped,
-        reads: &Reads<E>,
-        coefs: &Coefs<E::Param>,
-        out: [*mut E; 2],
-    ) {
-        dispatch(self.isa, self.map::<M, E>((tile, next), reads, coefs, out));
+    fn apply<M: Map, E: Element>(&self, tile: Mapped, reads: &Reads<E>, coefs: &Coefs<E::Param>, out: [*mut E; 2]) {
+        dispatch(self.isa, self.map::<M, E>(tile, reads, coefs, out));
     }
 
     /// The kernel that does.
@@ -341,13 +335,27 @@ impl BatchNorm {
         Apply { shape, tile, x, fused, ahead, coefs, apart, out, stream, pass }
     }
 
-    /// [`apply`](Self::apply), for y.
-    fn apply_normalize<E: Element>(&self, tile: Mapped, reads: &Reads<E>, coefs: &Coefs<E::Param>, y: *mut E) {
+    /// [`apply`](Self::apply), for y, beside sums if there are any.
+    fn apply_normalize<E: Element>(
+        &self,
+        tile: Mapped,
+        reads: &Reads<E>,
+        coefs: &Coefs<E::Param>,
+        y: *mut E,
+        sums: Option<Moments<E>>,
+    ) {
         let out = [y, std::ptr::null_mut()];
         if reads.fuses() {
-            self.apply::<Normalize<true>, E>(tile, reads, coefs, out);
+            self.beside(self.map::<Normalize<true>, E>(tile, reads, coefs, out), sums);
         } else {
-            self.apply::<Normalize<false>, E>(tile, reads, coefs, out);
+            self.beside(self.map::<Normalize<false>, E>(tile, reads, coefs, out), sums);
+        }
+    }
+
+    fn beside<M: Map, E: Element>(&self, map: Apply<M, E>, sums: Option<Moments<E>>) {
+        match sums {
+            Some(sums) => dispatch(self.isa, Both { sums, map }),
+            None => dispatch(self.isa, map),
         }
     }
 
@@ -418,19 +426,12 @@ impl BatchNorm {
         match y {
             None => grid.walk((&self.threads, self.thread_count::<E>(1)), Some(&reduce), &finish, None, None),
             Some(y) => {
-                let map = |tile: Mapped| self.apply_normalize(tile, &reads, &coefs, y.ptr());
+                let map = |tile: Mapped| self.apply_normalize(tile, &reads, &coefs, y.ptr(), None);
                 let both = |segment: usize, tile: Tile, (mapped, next): Mapped| {
                     // The sums want it now, so memory is asked earlier.
                     let mapped = (mapped, next.map(|next| next + AHEAD / size_of::<E>()));
                     let sums = moments(tile, slot(&slots, segment, padded), std::ptr::null_mut());
-                    let out = [y.ptr(), std::ptr::null_mut()];
-                    if reads.fuses() {
-                        let map = self.map::<Normalize<true>, E>(mapped, &reads, &coefs, out);
-                        dispatch(self.isa, Both { sums, map });
-                    } else {
-                        let map = self.map::<Normalize<false>, E>(mapped, &reads, &coefs, out);
-                        dispatch(self.isa, Both { sums, map });
-                    }
+                    self.apply_normalize(mapped, &reads, &coefs, y.ptr(), Some(sums));
                 };
                 let both: Option<&grid::Both> = beside.then_some(&both);
                 grid.walk((&self.threads, self.thread_count::<E>(3)), Some(&reduce), &finish, Some(&map), both);
@@ -464,7 +465,7 @@ impl BatchNorm {
             // SAFETY: as above, and the slices are gone.
             unsafe { coefs.repeat(normalize::COEFS, &range, self.shape) };
         };
-        let map = |tile: Mapped| self.apply_normalize(tile, &reads, &coefs, y.ptr());
+        let map = |tile: Mapped| self.apply_normalize(tile, &reads, &coefs, y.ptr(), None);
         grid.walk((&self.threads, self.thread_count::<E>(2)), None, &finish, Some(&map), None);
     }
 

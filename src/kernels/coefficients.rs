@@ -1,5 +1,5 @@
-//! Per-channel algebra: from statistics and sums, in f64, to the coefficients of a map. Loops without branches over
-//! [`Block`]s, which the compiler vectorizes for the instruction set they are dispatched to.
+//! Per-channel algebra: from statistics and sums, in f64, to the coefficients of a map. Loops without branches, over
+//! [`Block`]s where there are many arrays, which the compiler vectorizes for the instruction set they are dispatched to.
 
 use super::moments;
 use crate::parallel::Shared;
@@ -175,8 +175,8 @@ const BLOCK: usize = 64;
 /// A value of some channels each.
 type Values<T> = [T; BLOCK];
 
-/// Some [`Channels`], copied where the compiler sees that nothing else points to them and how many there are: over the
-/// slices themselves it writes scalar code, which takes 5 times as long.
+/// Some [`Channels`], copied where the compiler sees that nothing else points to them and how many there are: over
+/// many slices it writes scalar code, and inference of 1×64×7×7 takes 1.5 times as long. Few slices need no copies.
 struct Block {
     n: usize,
     mean: Values<f64>,

@@ -1,4 +1,6 @@
 //! The walks of passes that write: an output an element, or two, from the inputs and the channel's coefficients.
+//!
+//! No closures over vectors here: the compiler may choose not to inline one, and then it lacks the instruction set.
 
 use super::operands::{Fused, INPUTS, Lanes, Native, Operands, Sources, load};
 use super::reduce::{Beside, CHUNK, PlaneSums};
