@@ -32,9 +32,9 @@ fn prescale<P: Real>(mean: f64, var: f64, inv_std: f64, scale: f64) -> f64 {
         & (inv_std <= P::LIMIT)
         & ((scale == 0.0) | ((scale <= P::LIMIT) & (scale >= 1.0 / P::LIMIT)));
     // Below 1 only where the rest of the scale would leave the range, and by no more than that: bits that x loses then are
-    // multiplied by a tiny rest. Above 1 no larger than the scale, or x would overflow where y does not; but just above it for
-    // tiny values, so that what a subnormal mean lost is not multiplied.
-    let above = if inv_std > P::LIMIT { 2.0 } else { 1.0 };
+    // multiplied by a tiny rest. Above 1 no larger than the scale, or x would overflow where y does not; but just above it
+    // where gamma is too small for its bound to cover what a subnormal mean lost, which is then not multiplied.
+    let above = if scale * (P::LIMIT * MARGIN) < inv_std { 2.0 } else { 1.0 };
     let factor = power_of_two(scale) * if scale < 1.0 / P::LIMIT { P::LIMIT } else { above };
     let least = if scale >= 1.0 / P::LIMIT { 1.0 } else { 0.0 };
     let wanted = factor.max(least).min(P::LIMIT / power_of_two(largest));

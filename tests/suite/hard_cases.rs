@@ -316,6 +316,7 @@ fn statistics_far_from_the_data() {
             (0.0, 1e-68, -1e-41),
             (1e-40, 1e-80, 1e-40),
             (0.0, 1e-62, 1e-38),
+            (0.0, 1e-64, 3e-32),
         ] {
             p.gamma = Some(vec![gamma as f32; shape.channels()]);
             let running = RunningStatistics::from_parts(vec![mean; shape.channels()], vec![var; shape.channels()], 1);
