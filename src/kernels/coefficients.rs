@@ -43,11 +43,12 @@ fn prescale<P: Real>(mean: f64, var: f64, inv_std: f64, scale: f64) -> f64 {
 }
 
 /// As [`prescale`], for the gradients: deviations are multiplied by g and by inv_std squared, so that lanes leave their
-/// range earlier; they are then brought to about 1.
+/// range earlier. They are brought to about x̂, whose products with g are in range, or, where eps outweighs the variance by
+/// far, to where they do not lose bits.
 #[inline(always)]
-fn gradient_prescale<P: Real>(mean: f64, std: f64) -> f64 {
+fn gradient_prescale<P: Real>(mean: f64, std: f64, inv_std: f64) -> f64 {
     let ordinary = (std == 0.0) | ((std <= P::SQUARE_LIMIT) & (std >= 1.0 / P::SQUARE_LIMIT));
-    let wanted = power_of_two(1.0 / std).min(P::LIMIT / power_of_two(mean.abs().max(std)));
+    let wanted = power_of_two(inv_std.max(1.0 / (P::LIMIT * std))).min(P::LIMIT / power_of_two(mean.abs().max(std)));
     let wanted = wanted.clamp(1.0 / (P::LIMIT * MARGIN), P::LIMIT * MARGIN);
     if ordinary { 1.0 } else { wanted }
 }
@@ -314,7 +315,7 @@ impl<P: Real> Kernel for Center<'_, P> {
         let [prescale, hi, lo] = self.out;
         for c in 0..self.channels.mean.len() {
             let seen = self.channels.seen(c);
-            let a = gradient_prescale::<P>(seen.mean, seen.std);
+            let a = gradient_prescale::<P>(seen.mean, seen.std, seen.factor.abs());
             prescale[c] = P::from_f64(a);
             (hi[c], lo[c]) = split(seen.mean * a);
         }
@@ -382,7 +383,7 @@ impl<P: Real> Kernel for Backward<'_, P> {
                 } else {
                     Seen::given(of.mean[i], of.var[i], inv_std)
                 };
-                let a = gradient_prescale::<P>(seen.mean, seen.std);
+                let a = gradient_prescale::<P>(seen.mean, seen.std, seen.factor.abs());
                 prescales[i] = P::from_f64(a);
                 (hi[i], lo[i]) = split(seen.mean * a);
                 mean_g[i] = P::from_f64(g[i] / count);
@@ -442,7 +443,7 @@ impl<P: Real> Channels<'_, P> {
         let [g, gx, v, vx, gv] = of.sums.map(|sum| sum / m);
         let (h, p) = (gx * s, vx * s);
         let a = gv - p * h;
-        let prescale = gradient_prescale::<P>(self.mean[c], self.var[c].sqrt());
+        let prescale = gradient_prescale::<P>(self.mean[c], self.var[c].sqrt(), s);
         let (hi, lo) = split(self.mean[c] * prescale);
         let coefs = |k_x: f64, k_v: f64, k_g: f64, k: f64| {
             let [prescale, k_x, v, k_v, g, k_g, k] = [prescale, k_x / prescale, v, k_v, g, k_g, k].map(P::from_f64);

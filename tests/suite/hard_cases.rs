@@ -290,7 +290,7 @@ fn the_largest_dy_with_the_smallest_gamma() {
     for shape in walks() {
         let mut p = Problem::<f32> { eps: 1e-3, ..with_channel(shape, |i| i as f64 * 1e-3) };
         p.gamma.as_mut().unwrap()[2] = f32::MIN_POSITIVE;
-        let at = batchnorm::reference::indices(shape, 2).nth(5).unwrap();
+        let at = reference::indices(shape, 2).nth(5).unwrap();
         p.dy[at] = 3e38;
         every_isa(|isa| {
             let out = train(&p.plan().isa(isa).unwrap(), &p, Way::Fused, 0);
@@ -300,6 +300,38 @@ fn the_largest_dy_with_the_smallest_gamma() {
             let dx = f64::from(out.dx[at]);
             assert!((dx - expected).abs() <= 1e-6 * expected.abs(), "{shape:?} {isa:?}: {dx:e} for {expected:e}");
         });
+    }
+}
+
+/// dy·x̂ and dy are in the range of lanes here, and dy·(x − mean)/std is not.
+#[test]
+fn the_largest_dy_where_eps_outweighs_the_variance() {
+    for shape in walks() {
+        for (size, eps) in [(1e-26, 1e-50), (1e-26, 1e-40), (1e-26, 1.0), (1e-42, 1.0), (1e26, 1e60), (1e26, 1e300)] {
+            let mut p = Problem::<f32> { eps, ..with_channel(shape, |i| if i == 5 { size } else { 0.0 }) };
+            for k in reference::indices(shape, 2) {
+                p.dy[k] = if p.x[k] != 0.0 { 3e38 } else { 1e30 };
+            }
+            if size > 1.0 {
+                p.dy.iter_mut().for_each(|dy| *dy *= 1e-30);
+            } else {
+                // Or dx would leave the range.
+                p.gamma.as_mut().unwrap()[2] = 1e-30;
+            }
+            every_isa(|isa| {
+                let out = train(&p.plan().isa(isa).unwrap(), &p, Way::Fused, 0);
+                let statistics = (out.statistics.mean(), out.statistics.var());
+                let (x, dy) = (to_f64(&p.x), to_f64(&p.dy));
+                let (dx, dgamma, _) = reference::backward(shape, &x, &dy, statistics, p.eps, &p.gamma_f64());
+                let near = |what: &str, v: f32, expected: f64| {
+                    let error = (f64::from(v) - expected).abs();
+                    let case = format!("{what} of {size:e} with eps {eps:e} on {isa:?}");
+                    assert!(error <= 1e-6 * expected.abs() + 2e-45, "{case}: {v:e} for {expected:e}");
+                };
+                near("dgamma", out.dgamma[2], dgamma[2]);
+                reference::indices(shape, 2).for_each(|k| near("dx", out.dx[k], dx[k]));
+            });
+        }
     }
 }
 
