@@ -498,8 +498,8 @@ impl BatchNorm {
     ///
     /// # Errors
     /// See [`BatchNorm`]; [`Error::Activation`] where the activation has no inverse; [`Error::NotInvertible`] for a
-    /// channel with |beta| > 64·|gamma| or a gamma so small or large that y may leave the normal range of its type.
-    /// x is then as it was.
+    /// channel with |beta| > 64·|gamma| or a gamma so small or large that y may leave the normal range of its type, or
+    /// 2^±500 for f64. x is then as it was.
     ///
     /// ```
     /// use batchnorm::{Activation, Affine, BatchNorm, Gradients, Shape, Statistics};

@@ -20,7 +20,8 @@ pub trait Element: sealed::Sealed + Copy + std::fmt::Debug + Send + Sync + 'stat
     /// Whether differences of values can leave the range of `Native`, and not that of `Redo`.
     #[doc(hidden)]
     const HAS_REDO: bool;
-    /// The largest finite value and the smallest normal one.
+    /// What y must stay in where x̂ is rebuilt from it: the largest finite value and the smallest normal one. For f64 those
+    /// with which gamma·inv_std, an f64 too, is normal.
     #[doc(hidden)]
     const RANGE: [f64; 2];
     /// The passes, compiled for this type.
@@ -42,7 +43,7 @@ impl Element for f64 {
     type Native<S: Simd> = Same<S::F64>;
     type Redo<S: Simd> = Same<S::F64>;
     const HAS_REDO: bool = false;
-    const RANGE: [f64; 2] = [f64::MAX, f64::MIN_POSITIVE];
+    const RANGE: [f64; 2] = [f64::LIMIT, 1.0 / f64::LIMIT];
     type Passes = Compiled;
 }
 

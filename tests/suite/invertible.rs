@@ -17,7 +17,8 @@ fn problem<T: Number>(shape: Shape, seed: u64, activation: Activation, gammas: &
     let mut p = Problem::<T>::random(shape, seed);
     let slope = if let Activation::LeakyRelu(slope) = activation { slope } else { 1.0 };
     let root = (shape.values_per_channel() as f64).sqrt();
-    let (smallest, largest) = (smallest_normal::<T>() / slope.min(1.0), T::LARGEST / (root + 64.0) / slope.max(1.0));
+    let [smallest, largest] = range::<T>();
+    let (smallest, largest) = (smallest / slope.min(1.0), largest / (root + 64.0) / slope.max(1.0));
     let ratios = [0.0, 64.0, -1.0, 7.0, -64.0];
     for c in 0..shape.channels() {
         // A little inside of the range: gamma is rounded.
@@ -29,8 +30,13 @@ fn problem<T: Number>(shape: Shape, seed: u64, activation: Activation, gammas: &
     p
 }
 
-fn smallest_normal<T: Number>() -> f64 {
-    T::SMALLEST_SUBNORMAL / (2.0 * T::U)
+/// What y must stay in: the normal range, or 2^±500 for f64.
+fn range<T: Number>() -> [f64; 2] {
+    if T::LARGEST == f64::MAX {
+        [-500, 500].map(|k| 2f64.powi(k))
+    } else {
+        [T::SMALLEST_SUBNORMAL / (2.0 * T::U), T::LARGEST]
+    }
 }
 
 /// What a training step gives that keeps y alone.
@@ -70,8 +76,8 @@ fn bound<T: Number>(p: &Problem<T>, c: usize, x_hat: f64) -> f64 {
 const GAMMAS: [&[f64]; 3] = [&[1.0, 0.3, 2.0, 1e-2], &[0.0, 1e-30, 1e-3], &[1e300, 1e4, 1e30]];
 
 /// Where dy is 1 at one position and 0 elsewhere dgamma is that position's x̂ times act'.
-fn rebuilt_x_hat<T: Number>(ledger: &mut Ledger, shape: Shape, activation: Activation, gammas: &[f64]) {
-    let mut p = problem::<T>(shape, 101, activation, gammas);
+fn rebuilt_x_hat<T: Number>(ledger: &mut Ledger, mut p: Problem<T>, activation: Activation) {
+    let shape = p.shape;
     let plan = p.plan().activation(activation).unwrap();
     let positions: Vec<Vec<usize>> = (0..shape.channels()).map(|c| reference::indices(shape, c).collect()).collect();
     for position in 0..shape.values_per_channel() {
@@ -159,14 +165,28 @@ fn x_hat_within_its_bound() {
     let ledger = std::cell::RefCell::new(Ledger::default());
     every_problem(|shape, activation, gammas| {
         let ledger = &mut ledger.borrow_mut();
-        rebuilt_x_hat::<f32>(ledger, shape, activation, gammas);
-        rebuilt_x_hat::<f64>(ledger, shape, activation, gammas);
+        rebuilt_x_hat(ledger, problem::<f32>(shape, 101, activation, gammas), activation);
+        rebuilt_x_hat(ledger, problem::<f64>(shape, 101, activation, gammas), activation);
         #[cfg(feature = "half")]
-        rebuilt_x_hat::<half::bf16>(ledger, shape, activation, gammas);
+        rebuilt_x_hat(ledger, problem::<half::bf16>(shape, 101, activation, gammas), activation);
         #[cfg(feature = "half")]
-        rebuilt_x_hat::<half::f16>(ledger, shape, activation, gammas);
+        rebuilt_x_hat(ledger, problem::<half::f16>(shape, 101, activation, gammas), activation);
     });
     ledger.into_inner().close("rebuilt", 10_000);
+}
+
+/// gamma·inv_std, which is an f64, stays normal for every gamma that is not refused.
+#[test]
+fn f64_values_at_both_ends_of_what_is_promised() {
+    let mut ledger = Ledger::default();
+    for size in [1e-145, 1e145] {
+        for shape in shapes() {
+            let mut p = Problem { eps: 0.0, ..problem::<f64>(shape, 104, Activation::Identity, &[0.0, 1.0, f64::MAX]) };
+            p.x.iter_mut().for_each(|x| *x *= size);
+            rebuilt_x_hat(&mut ledger, p, Activation::Identity);
+        }
+    }
+    ledger.close("rebuilt at the ends", 1000);
 }
 
 #[test]
@@ -256,8 +276,8 @@ fn refusals<T: Number>() {
         let plan = plan(activation);
         // At each limit, and past it.
         let next = 1.0 + 4.0 * T::Param::U;
-        let smallest = smallest_normal::<T>() / slope.min(1.0);
-        let largest = T::LARGEST / slope.max(1.0) / 2f64.sqrt();
+        let [smallest, largest] = range::<T>();
+        let (smallest, largest) = (smallest / slope.min(1.0), largest / slope.max(1.0) / 2f64.sqrt());
         for (gamma, beta) in
             [(1.0, 64.0), (-1.0, -64.0), (smallest, 0.0), (-smallest, 64.0 * smallest), (largest / next, 0.0)]
         {

@@ -610,8 +610,9 @@ int32_t bn_backward(const struct bn_plan *plan, const struct bn_backward_args *a
 // less in memory.
 //
 // The activation must be the identity or a leaky ReLU with a positive slope, and |beta| at most 64 * |gamma| in each
-// channel, with a gamma for which y stays in the normal range of its type. (x - mean) / sqrt(var + eps), call it n, comes
-// back from y with an error of at most 10 * u * (1 + |n| + |beta / gamma|), u being half an ulp of 1 in the element type.
+// channel, with a gamma for which y stays in the normal range of its type, for f64 between 2^-500 and 2^500.
+// (x - mean) / sqrt(var + eps), call it n, comes back from y with an error of at most 10 * u * (1 + |n| + |beta / gamma|),
+// u being half an ulp of 1 in the element type.
 int32_t bn_forward_training_invertible(const struct bn_plan *plan,
                                        const struct bn_forward_training_invertible_args *args);
 

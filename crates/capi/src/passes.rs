@@ -389,8 +389,9 @@ pub unsafe extern "C" fn bn_backward(plan: *const bn_plan, args: *const bn_backw
 /// less in memory.
 ///
 /// The activation must be the identity or a leaky ReLU with a positive slope, and |beta| at most 64 * |gamma| in each
-/// channel, with a gamma for which y stays in the normal range of its type. (x - mean) / sqrt(var + eps), call it n, comes
-/// back from y with an error of at most 10 * u * (1 + |n| + |beta / gamma|), u being half an ulp of 1 in the element type.
+/// channel, with a gamma for which y stays in the normal range of its type, for f64 between 2^-500 and 2^500.
+/// (x - mean) / sqrt(var + eps), call it n, comes back from y with an error of at most 10 * u * (1 + |n| + |beta / gamma|),
+/// u being half an ulp of 1 in the element type.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bn_forward_training_invertible(
     plan: *const bn_plan,
