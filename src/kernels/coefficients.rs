@@ -42,13 +42,22 @@ fn prescale<P: Real>(mean: f64, var: f64, inv_std: f64, scale: f64) -> f64 {
     if ordinary { 1.0 } else { wanted }
 }
 
+/// The largest power of two below `1/sqrt(v)`, without the root and the division, which small tensors feel.
+#[inline(always)]
+fn power_of_two_below_inverse_root(v: f64) -> f64 {
+    let exponent = v.to_bits() >> 52 & 0x7ff;
+    f64::from_bits((2045 - ((exponent + 1023) >> 1)) << 52)
+}
+
 /// As [`prescale`], for the gradients: deviations are multiplied by g and by inv_std squared, so that lanes leave their
 /// range earlier. They are brought to about x̂, whose products with g are in range, or, where eps outweighs the variance by
 /// far, to where they do not lose bits.
 #[inline(always)]
-fn gradient_prescale<P: Real>(mean: f64, std: f64, inv_std: f64) -> f64 {
-    let ordinary = (std == 0.0) | ((std <= P::SQUARE_LIMIT) & (std >= 1.0 / P::SQUARE_LIMIT));
-    let wanted = power_of_two(inv_std.max(1.0 / (P::LIMIT * std))).min(P::LIMIT / power_of_two(mean.abs().max(std)));
+fn gradient_prescale<P: Real>(mean: f64, var: f64, var_with_eps: f64) -> f64 {
+    let (limit, square_limit) = (P::LIMIT * P::LIMIT, P::SQUARE_LIMIT * P::SQUARE_LIMIT);
+    let ordinary = (var == 0.0) | ((var <= square_limit) & (var >= 1.0 / square_limit));
+    let wanted = power_of_two_below_inverse_root(var_with_eps.min(limit * var));
+    let wanted = wanted.min(P::LIMIT / power_of_two(mean.abs()));
     let wanted = wanted.clamp(1.0 / (P::LIMIT * MARGIN), P::LIMIT * MARGIN);
     if ordinary { 1.0 } else { wanted }
 }
@@ -200,19 +209,20 @@ fn values<P: Real>(from: &[P], n: usize) -> Values<f64> {
 /// A channel as the gradients see it: `x̂ = (v − mean)·factor`, where v is x or, where x is rebuilt, `gamma·x̂ + beta`.
 struct Seen {
     mean: f64,
-    std: f64,
+    var: f64,
+    var_with_eps: f64,
     factor: f64,
 }
 
 impl Seen {
     #[inline(always)]
-    fn given(mean: f64, var: f64, inv_std: f64) -> Self {
-        Self { mean, std: var.sqrt(), factor: inv_std }
+    fn given(mean: f64, var: f64, eps: f64) -> Self {
+        Self { mean, var, var_with_eps: var + eps, factor: inv_std(var, eps) }
     }
 
     #[inline(always)]
     fn rebuilt(gamma: f64, beta: f64) -> Self {
-        Self { mean: beta, std: gamma.abs(), factor: 1.0 / gamma }
+        Self { mean: beta, var: gamma * gamma, var_with_eps: gamma * gamma, factor: 1.0 / gamma }
     }
 }
 
@@ -259,7 +269,7 @@ impl<P: Real> Channels<'_, P> {
         if self.rebuild {
             Seen::rebuilt(self.gamma(c), self.beta.map_or(0.0, |beta| beta[c].to_f64()))
         } else {
-            Seen::given(self.mean[c], self.var[c], self.inv_std(c))
+            Seen::given(self.mean[c], self.var[c], self.eps)
         }
     }
 }
@@ -315,7 +325,7 @@ impl<P: Real> Kernel for Center<'_, P> {
         let [prescale, hi, lo] = self.out;
         for c in 0..self.channels.mean.len() {
             let seen = self.channels.seen(c);
-            let a = gradient_prescale::<P>(seen.mean, seen.std, seen.factor.abs());
+            let a = gradient_prescale::<P>(seen.mean, seen.var, seen.var_with_eps);
             prescale[c] = P::from_f64(a);
             (hi[c], lo[c]) = split(seen.mean * a);
         }
@@ -381,9 +391,9 @@ impl<P: Real> Kernel for Backward<'_, P> {
                 let seen = if rebuild {
                     Seen::rebuilt(of.gamma[i], of.beta[i])
                 } else {
-                    Seen::given(of.mean[i], of.var[i], inv_std)
+                    Seen::given(of.mean[i], of.var[i], of.eps)
                 };
-                let a = gradient_prescale::<P>(seen.mean, seen.std, seen.factor.abs());
+                let a = gradient_prescale::<P>(seen.mean, seen.var, seen.var_with_eps);
                 prescales[i] = P::from_f64(a);
                 (hi[i], lo[i]) = split(seen.mean * a);
                 mean_g[i] = P::from_f64(g[i] / count);
@@ -443,7 +453,7 @@ impl<P: Real> Channels<'_, P> {
         let [g, gx, v, vx, gv] = of.sums.map(|sum| sum / m);
         let (h, p) = (gx * s, vx * s);
         let a = gv - p * h;
-        let prescale = gradient_prescale::<P>(self.mean[c], self.var[c].sqrt(), s);
+        let prescale = gradient_prescale::<P>(self.mean[c], self.var[c], self.var[c] + self.eps);
         let (hi, lo) = split(self.mean[c] * prescale);
         let coefs = |k_x: f64, k_v: f64, k_g: f64, k: f64| {
             let [prescale, k_x, v, k_v, g, k_g, k] = [prescale, k_x / prescale, v, k_v, g, k_g, k].map(P::from_f64);
