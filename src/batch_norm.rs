@@ -498,8 +498,8 @@ impl BatchNorm {
     ///
     /// # Errors
     /// See [`BatchNorm`]; [`Error::Activation`] where the activation has no inverse; [`Error::NotInvertible`] for a
-    /// channel with |beta| > 64·|gamma| or a gamma so small or large that y may leave the normal range of its type, or
-    /// 2^±500 for f64. x is then as it was.
+    /// channel with |beta| > 64·|gamma|, or a gamma or slope so small or large that y may leave the normal range of its
+    /// type, or 2^±500 for f64. x is then as it was.
     ///
     /// ```
     /// use batchnorm::{Activation, Affine, BatchNorm, Gradients, Shape, Statistics};
@@ -621,7 +621,7 @@ impl BatchNorm {
                 return Err(Error::Activation { pass, expected, actual });
             }
         };
-        let [largest, smallest] = E::RANGE;
+        let range @ [smallest, largest] = E::RANGE;
         // |x̂| is less than the root of the number of values.
         let root = (self.shape.values_per_channel() as f64).sqrt();
         for channel in 0..self.shape.channels() {
@@ -630,7 +630,7 @@ impl BatchNorm {
             let (g, b) = (gamma.abs(), beta.abs());
             let well_conditioned = b <= LARGEST_SHIFT * g;
             if !(well_conditioned && g * slope.min(1.0) >= smallest && (g * root + b) * slope.max(1.0) <= largest) {
-                return Err(Error::NotInvertible { channel, gamma, beta });
+                return Err(Error::NotInvertible { channel, gamma, beta, slope, range });
             }
         }
         Ok(())

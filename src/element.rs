@@ -20,7 +20,7 @@ pub trait Element: sealed::Sealed + Copy + std::fmt::Debug + Send + Sync + 'stat
     /// Whether differences of values can leave the range of `Native`, and not that of `Redo`.
     #[doc(hidden)]
     const HAS_REDO: bool;
-    /// What y must stay in where x̂ is rebuilt from it: the largest finite value and the smallest normal one. For f64 those
+    /// What y must stay in where x̂ is rebuilt from it: the smallest normal value and the largest finite one. For f64 those
     /// with which gamma·inv_std, an f64 too, is normal.
     #[doc(hidden)]
     const RANGE: [f64; 2];
@@ -34,7 +34,7 @@ impl Element for f32 {
     type Native<S: Simd> = Same<S::F32>;
     type Redo<S: Simd> = Widened<S, Same<S::F32>>;
     const HAS_REDO: bool = true;
-    const RANGE: [f64; 2] = [f32::MAX as f64, f32::MIN_POSITIVE as f64];
+    const RANGE: [f64; 2] = [f32::MIN_POSITIVE as f64, f32::MAX as f64];
     type Passes = Compiled;
 }
 
@@ -43,7 +43,7 @@ impl Element for f64 {
     type Native<S: Simd> = Same<S::F64>;
     type Redo<S: Simd> = Same<S::F64>;
     const HAS_REDO: bool = false;
-    const RANGE: [f64; 2] = [f64::LIMIT, 1.0 / f64::LIMIT];
+    const RANGE: [f64; 2] = [1.0 / f64::LIMIT, f64::LIMIT];
     type Passes = Compiled;
 }
 

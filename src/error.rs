@@ -60,6 +60,10 @@ pub enum Error {
         gamma: f64,
         /// Its beta.
         beta: f64,
+        /// What the plan's activation multiplies negative values by; 1 for the identity.
+        slope: f64,
+        /// The least that |y| may be at |x̂| = 1, and the most at the largest x̂ of so many values.
+        range: [f64; 2],
     },
     /// An exponential momentum must lie in [0, 1].
     Momentum(f64),
@@ -118,10 +122,10 @@ impl fmt::Display for Error {
             Self::Activation { pass, expected, actual } => {
                 write!(f, "{pass} does not go with the plan's activation: expected {expected}, got {actual:?}")
             }
-            Self::NotInvertible { channel, gamma, beta } => write!(
+            Self::NotInvertible { channel, gamma, beta, slope, range: [least, most] } => write!(
                 f,
-                "channel {channel} cannot be rebuilt from its output: expected |beta| <= 64*|gamma|, and gamma neither \
-                 too small nor too large for the element type, got gamma {gamma} and beta {beta}"
+                "channel {channel} cannot be rebuilt from its output: expected |beta| <= 64*|gamma|, and outputs of \
+                 {least:e} to {most:e}, got gamma {gamma:?}, beta {beta:?} and slope {slope:?}"
             ),
             Self::Momentum(m) => write!(f, "momentum is out of range: expected a number in [0, 1], got {m}"),
             Self::TooFewValues { count } => write!(

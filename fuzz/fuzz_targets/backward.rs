@@ -4,7 +4,7 @@
 
 use arbitrary::Arbitrary;
 use batchnorm::{BatchNorm, GradientSums, Gradients, RunningStatistics, Source, Statistics, reference};
-use batchnorm_fuzz::{Case, Channel, Data, Float, Place, baseline, channels, same, widen, within};
+use batchnorm_fuzz::{Case, Channel, Data, Float, Place, Value, baseline, channels, same, widen, within};
 use libfuzzer_sys::fuzz_target;
 
 #[derive(Arbitrary, Debug)]
@@ -14,6 +14,8 @@ struct Input {
     frozen: bool,
     /// Which gradients to ask for: dx, dgamma, dbeta.
     ask: [bool; 3],
+    /// Mean and variance that are not those of x.
+    given: Option<[(Value, Value); 3]>,
 }
 
 fuzz_target!(|input: Input| if input.case.double { run::<f64>(&input) } else { run::<f32>(&input) });
@@ -26,13 +28,18 @@ fn run<E: Float>(input: &Input) {
     let plan = baseline(data.shape, data.eps);
     let mut batch = Statistics::new(data.shape.channels());
     plan.statistics(&data.x, &mut batch).expect("valid arguments");
+    if let Some(given) = input.given {
+        let each = |v: fn((Value, Value)) -> f64| (0..data.shape.channels()).map(|c| v(given[c % 3])).collect();
+        let [mean, var] = [each(|given| given.0.finite::<f64>()), each(|given| given.1.finite::<f64>().abs())];
+        batch = Statistics::from_parts(batch.count(), mean, var).expect("equal lengths");
+    }
     // Running averages refuse a NaN.
     let known = |v: &[f64]| v.iter().map(|&v| if v.is_nan() { 1.0 } else { v }).collect::<Vec<_>>();
     let running = RunningStatistics::from_parts(known(batch.mean()), known(batch.var()), 1).expect("equal lengths");
     let source: Source = if input.frozen { (&running).into() } else { (&batch).into() };
 
     let expected = gradients(&plan, &data, source);
-    check(&data, source, &expected);
+    check(&data, source, input.given.is_some(), &expected);
 
     input.place.each_isa(&plan, |plan, isa| {
         let (x, mut dy) = (input.place.buffer(&data.x), input.place.buffer(&data.dy));
@@ -92,7 +99,7 @@ fn gradients<E: Float>(plan: &BatchNorm, data: &Data<E>, source: Source<'_>) -> 
 }
 
 /// Against the reference with the same statistics: what is wrong in those is not counted here.
-fn check<E: Float>(data: &Data<E>, source: Source<'_>, [dx, dgamma, dbeta]: &All<E>) {
+fn check<E: Float>(data: &Data<E>, source: Source<'_>, given: bool, [dx, dgamma, dbeta]: &All<E>) {
     let (x, dy, (gamma, _)) = (widen(&data.x), widen(&data.dy), data.params());
     let (shape, eps) = (data.shape, data.eps);
     let (statistics, expected) = match &source {
@@ -106,8 +113,9 @@ fn check<E: Float>(data: &Data<E>, source: Source<'_>, [dx, dgamma, dbeta]: &All
         }
     };
     for (c, channel) in channels::<E>(data.shape, &x).iter().enumerate() {
-        let inv_std = reference::inv_std(statistics.1[c], data.eps);
-        let Some(terms) = Terms::new(data, c, statistics.0[c], inv_std, gamma[c]).filter(|_| channel.promised) else {
+        let (mean, var) = (statistics.0[c], statistics.1[c]);
+        let channel = &if given { channel.given::<E>(mean, var, eps) } else { Channel { mean, var, ..*channel } };
+        let Some(terms) = Terms::new(data, c, channel, gamma[c], given).filter(|_| channel.promised) else {
             continue;
         };
         let sums = terms.sums::<E>(channel);
@@ -128,6 +136,9 @@ struct Terms {
     mean: f64,
     inv_std: f64,
     gamma: f64,
+    /// By what deviations from a given mean may be multiplied in lanes. Those of the batch's own mean and variance stay
+    /// in range.
+    prescale: f64,
     /// Σ|g| and Σ|g·x̂|.
     g: f64,
     gx: f64,
@@ -135,31 +146,33 @@ struct Terms {
 
 impl Terms {
     /// Nothing where a sum, a product or a coefficient leaves the range of the element type.
-    fn new<E: Float>(data: &Data<E>, c: usize, mean: f64, inv_std: f64, gamma: f64) -> Option<Self> {
+    fn new<E: Float>(data: &Data<E>, c: usize, channel: &Channel, gamma: f64, given: bool) -> Option<Self> {
+        let (mean, inv_std) = (channel.mean, reference::inv_std(channel.var, data.eps));
+        let tiny = if channel.var > 0.0 { 1.0 / (E::LIMIT * channel.var.sqrt()) } else { 0.0 };
+        let prescale = if given { inv_std.max(tiny) } else { 0.0 };
         let (mut g_sum, mut gx_sum, mut largest) = (0.0, 0.0, 0.0f64);
         for k in reference::indices(data.shape, c) {
             let (g, d) = (data.dy[k].f64(), data.x[k].f64() - mean);
             g_sum += g.abs();
             gx_sum += (g * d * inv_std).abs();
-            largest += g.abs().max((g * d).abs());
+            largest += g.abs().max((g * d).abs()).max((d * prescale).abs()).max((g * d * prescale).abs());
         }
         let scale = (gamma * inv_std).abs();
         let fits = largest <= E::MAX
             && gx_sum <= E::MAX
             && (mean * inv_std).is_finite()
             && (scale == 0.0 || (E::MIN_NORMAL..=E::LARGEST_SCALE).contains(&scale));
-        fits.then_some(Self { mean, inv_std, gamma, g: g_sum, gx: gx_sum })
+        fits.then_some(Self { mean, inv_std, gamma, prescale, g: g_sum, gx: gx_sum })
     }
 
-    /// Error of the sum of |g·x̂| that is not relative to its terms: of the mean, which the kernels hold as two lanes,
-    /// and of products that are subnormal.
+    /// Error of the sum of |g·x̂| that is not relative to its terms: of deviations, and of products that are subnormal.
     fn gx_floor<E: Float>(&self, channel: &Channel) -> f64 {
         self.center::<E>() * self.g + channel.values * E::SUBNORMAL * (self.inv_std + 2.0)
     }
 
-    /// Error of x̂ by that of the mean.
+    /// Error of x̂ by that of the mean, which the kernels hold as two lanes, and of subnormal deviations.
     fn center<E: Float>(&self) -> f64 {
-        E::U * E::U * self.mean.abs() * self.inv_std
+        E::U * E::U * self.mean.abs() * self.inv_std + E::SUBNORMAL * (1.0 + self.inv_std)
     }
 
     /// Errors of dbeta and dgamma.
@@ -189,7 +202,7 @@ impl Terms {
         let normalized = distance * self.inv_std;
         let [g_mean, gx_mean, gx_floor] = [self.g, self.gx, self.gx_floor::<E>(channel)].map(|v| v / channel.values);
         let terms = relative * (g.abs() + g_mean + normalized * gx_mean);
-        let subnormal = E::SUBNORMAL * (1.0 + distance + 2.0 * normalized);
+        let subnormal = E::SUBNORMAL * (1.0 + distance * (1.0 + self.prescale) + 2.0 * normalized);
         scale * (terms + self.center::<E>() * gx_mean + normalized * gx_floor + subnormal) + subnormals
     }
 }

@@ -33,15 +33,8 @@ fn run<E: Float>(input: &Input) {
     let var: Vec<f64> = var.iter().map(|v| v.abs()).collect();
     let running = RunningStatistics::from_parts(mean.clone(), var.clone(), 1).expect("equal lengths");
     let inferred = normalize(&plan, &data, &running);
-    // What is promised of y holds for given statistics too, where x̂ can be told from the two terms of the mean.
-    let given: Vec<Channel> = exact
-        .iter()
-        .zip(mean.iter().zip(&var))
-        .map(|(c, (&mean, &var))| {
-            let kappa = (1.0 + mean * mean / (var + data.eps)).sqrt();
-            Channel { mean, var, kappa, finite: true, promised: kappa <= 1e6, ..*c }
-        })
-        .collect();
+    let given: Vec<Channel> =
+        exact.iter().zip(mean.iter().zip(&var)).map(|(c, (&mean, &var))| c.given::<E>(mean, var, data.eps)).collect();
     check_y(&data, &x, &given, (&mean, &var), &inferred);
 
     input.place.each_isa(&plan, |plan, isa| {
@@ -110,9 +103,7 @@ fn check_y<E: Float>(data: &Data<E>, x: &[f64], channels: &[Channel], (mean, var
         // Coefficients are worked out in f64, where they must be normal, and applied as two factors in lanes.
         let scale = (gamma * inv_std).abs();
         let held = gamma == 0.0 || inv_std == 0.0 || (scale >= f64::MIN_POSITIVE && scale <= E::LARGEST_SCALE);
-        // Statistics that no data of the element type have are taken as they are.
-        let possible = mean[c].abs().max(var[c].sqrt()) <= E::MAX;
-        let promised = channel.promised && held && possible;
+        let promised = channel.promised && held;
         for k in reference::indices(data.shape, c) {
             let (normalized, y) = ((x[k] - mean[c]) * inv_std, y[k].f64());
             let bound = channel.y_bound::<E>(gamma, beta, normalized);

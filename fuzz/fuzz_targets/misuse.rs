@@ -334,7 +334,8 @@ impl<E: Float> Arguments<E> {
         };
         let (gamma, beta) = (self.gamma.as_ref().map_or(1.0, |_| 0.125), self.beta.as_ref().map_or(0.0, |_| 0.125));
         let largest = gamma * (shape.values_per_channel() as f64).sqrt() + beta;
-        let fits = gamma * slope.min(1.0) >= E::MIN_NORMAL && largest * slope.max(1.0) <= E::MAX;
+        let [least, most] = E::INVERTIBLE;
+        let fits = gamma * slope.min(1.0) >= least && largest * slope.max(1.0) <= most;
         slope > 0.0 && (fits || shape.channels() == 0)
     }
 

@@ -47,6 +47,14 @@ pub fn channels<E: Float>(shape: Shape, x: &[f64]) -> Vec<Channel> {
 }
 
 impl Channel {
+    /// The channel with statistics that are not those of its values. What is promised holds for them too where x̂ can be
+    /// told from the two terms of the mean, and where data of the element type may have them.
+    pub fn given<E: Float>(&self, mean: f64, var: f64, eps: f64) -> Self {
+        let kappa = (1.0 + mean * mean / (var + eps)).sqrt();
+        let promised = kappa <= 1e6 && mean.abs().max(var.sqrt()) <= E::MAX;
+        Self { mean, var, kappa, finite: true, promised, ..*self }
+    }
+
     /// What is promised, and what the reference may be off: a few sums over all values, and a rounding of the mean.
     pub fn relative<E: Float>(&self) -> f64 {
         E::relative(self.kappa) + self.reference()

@@ -23,6 +23,10 @@ pub trait Float: Element<Param = Self> + PartialEq + Debug {
     /// The largest finite value and the smallest normal one.
     const MAX: f64;
     const MIN_NORMAL: f64;
+    /// By how much, over 1/std, deviations may be multiplied in lanes.
+    const LIMIT: f64;
+    /// What y must stay in where x is rebuilt from it.
+    const INVERTIBLE: [f64; 2];
     /// What a subnormal result may be off, and the reference's with it: the smallest positive value of each.
     const SUBNORMAL: f64;
     /// The largest gamma·inv_std that can be applied: 2^120 in one factor, the rest in another.
@@ -48,6 +52,8 @@ impl Float for f32 {
     const U: f64 = f32::EPSILON as f64 / 2.0;
     const MAX: f64 = f32::MAX as f64;
     const MIN_NORMAL: f64 = f32::MIN_POSITIVE as f64;
+    const LIMIT: f64 = (1u128 << 100) as f64;
+    const INVERTIBLE: [f64; 2] = [<Self as Float>::MIN_NORMAL, <Self as Float>::MAX];
     const SUBNORMAL: f64 = f32::from_bits(1) as f64 + f64::from_bits(1);
     const LARGEST_SCALE: f64 = f32::MAX as f64 * (1u128 << 120) as f64;
     const SQUARES_FIT: bool = true;
@@ -70,6 +76,9 @@ impl Float for f64 {
     const U: f64 = f64::EPSILON / 2.0;
     const MAX: f64 = f64::MAX;
     const MIN_NORMAL: f64 = f64::MIN_POSITIVE;
+    /// 2^500.
+    const LIMIT: f64 = f64::from_bits((1023 + 500) << 52);
+    const INVERTIBLE: [f64; 2] = [1.0 / Self::LIMIT, Self::LIMIT];
     const SUBNORMAL: f64 = 2.0 * f64::from_bits(1);
     const LARGEST_SCALE: f64 = f64::MAX;
     const SQUARES_FIT: bool = false;

@@ -14,9 +14,9 @@ impl Element for bf16 {
     type Native<S: Simd> = Bf16<S>;
     type Redo<S: Simd> = Widened<S, Bf16<S>>;
     const HAS_REDO: bool = true;
-    // 2^128 · (1 − 2^-8), and that of f32.
+    // That of f32, and 2^128 · (1 − 2^-8).
     const RANGE: [f64; 2] =
-        [f32::MAX as f64 / (2.0 - f32::EPSILON as f64) * (2.0 - 1.0 / 128.0), f32::MIN_POSITIVE as f64];
+        [f32::MIN_POSITIVE as f64, f32::MAX as f64 / (2.0 - f32::EPSILON as f64) * (2.0 - 1.0 / 128.0)];
     type Passes = Compiled;
 }
 
@@ -25,7 +25,7 @@ impl Element for f16 {
     type Native<S: Simd> = F16<S>;
     type Redo<S: Simd> = Widened<S, F16<S>>;
     const HAS_REDO: bool = false;
-    const RANGE: [f64; 2] = [65504.0, 1.0 / 16384.0];
+    const RANGE: [f64; 2] = [1.0 / 16384.0, 65504.0];
     type Passes = Compiled;
 }
 

@@ -251,6 +251,15 @@ fn refused<T: Number>(plan: &BatchNorm, gamma: [f64; 3], beta: [f64; 3]) -> Stri
     error.to_string()
 }
 
+/// What is said of a channel with this gamma, beta and slope.
+fn message<T: Number>([gamma, beta, slope]: [f64; 3], channel: usize) -> String {
+    let [least, most] = range::<T>();
+    format!(
+        "channel {channel} cannot be rebuilt from its output: expected |beta| <= 64*|gamma|, and outputs of {least:e} to \
+         {most:e}, got gamma {gamma:?}, beta {beta:?} and slope {slope:?}"
+    )
+}
+
 fn accepted<T: Number>(plan: &BatchNorm, gamma: f64, beta: f64) {
     let [gamma, beta] = [gamma, beta].map(|v| [<T::Param as Value>::of(v); 3]);
     let mut y = [1, 2, 3, 4, 5, 7].map(|v| T::of(v.into()));
@@ -269,6 +278,13 @@ fn refusals<T: Number>() {
                  positive slope, got {activation:?}"
             )
         );
+    }
+    // The same of the slope, where it is smaller than 1 or larger.
+    let [smallest, largest] = range::<T>();
+    for (limit, past) in [(smallest, 0.5 * smallest), (largest / 2.0, 2.0 * largest)] {
+        accepted::<T>(&plan(Activation::LeakyRelu(limit)), 1.0, 0.0);
+        let refused = refused::<T>(&plan(Activation::LeakyRelu(past)), [1.0; 3], [0.0; 3]);
+        assert_eq!(refused, message::<T>([1.0, 0.0, past], 0));
     }
     for (activation, slope) in
         [(Activation::Identity, 1.0f64), (Activation::LeakyRelu(0.25), 0.25), (Activation::LeakyRelu(4.0), 4.0)]
@@ -300,13 +316,7 @@ fn refusals<T: Number>() {
             for channel in 0..3 {
                 let (mut gammas, mut betas) = ([1.0; 3], [0.5; 3]);
                 (gammas[channel], betas[channel]) = (gamma, beta);
-                assert_eq!(
-                    refused::<T>(&plan, gammas, betas),
-                    format!(
-                        "channel {channel} cannot be rebuilt from its output: expected |beta| <= 64*|gamma|, and gamma \
-                         neither too small nor too large for the element type, got gamma {gamma} and beta {beta}"
-                    )
-                );
+                assert_eq!(refused::<T>(&plan, gammas, betas), message::<T>([gamma, beta, slope], channel));
             }
         }
     }
