@@ -21,7 +21,7 @@ pub trait Element: sealed::Sealed + Copy + std::fmt::Debug + Send + Sync + 'stat
     #[doc(hidden)]
     const HAS_REDO: bool;
     /// What y must stay in where x̂ is rebuilt from it: the smallest normal value and the largest finite one. For f64 those
-    /// with which gamma·inv_std, an f64 too, is normal.
+    /// whose squares are such values, with room for what they are multiplied by.
     #[doc(hidden)]
     const RANGE: [f64; 2];
     /// The passes, compiled for this type.

@@ -98,7 +98,7 @@ pub fn weighted_backward(
         }
         for (k, w) in existing {
             let through = dbeta[c] + (x[k] - mean[c]) * s * dgamma[c];
-            dx[k] = gamma[c] * s * (dy[k] - w / total * through);
+            dx[k] = gamma[c] * (s * (dy[k] - w / total * through));
         }
     }
     (dx, dgamma, dbeta)
@@ -120,7 +120,7 @@ pub fn backward_frozen(
         for k in indices(shape, c) {
             dbeta[c] += dy[k];
             dgamma[c] += dy[k] * ((x[k] - mean[c]) * s);
-            dx[k] = gamma[c] * s * dy[k];
+            dx[k] = gamma[c] * (s * dy[k]);
         }
     }
     (dx, dgamma, dbeta)

@@ -158,10 +158,7 @@ impl Terms {
             largest += g.abs().max((g * d).abs()).max((d * prescale).abs()).max((g * d * prescale).abs());
         }
         let scale = (gamma * inv_std).abs();
-        let fits = largest <= E::MAX
-            && gx_sum <= E::MAX
-            && (mean * inv_std).is_finite()
-            && (scale == 0.0 || (E::MIN_NORMAL..=E::LARGEST_SCALE).contains(&scale));
+        let fits = largest <= E::MAX && gx_sum <= E::MAX && (mean * inv_std).is_finite() && scale <= E::LARGEST_SCALE;
         fits.then_some(Self { mean, inv_std, gamma, prescale, g: g_sum, gx: gx_sum })
     }
 
@@ -192,17 +189,22 @@ impl Terms {
     /// Error of dx at a value. The means of g and g·x̂ carry the errors of their sums. The first, and the slope of
     /// x − mean, are held in lanes, where they may be subnormals.
     fn dx_bound<E: Float>(&self, channel: &Channel, x: f64, g: f64, frozen: bool) -> f64 {
-        let (scale, relative) = ((self.gamma * self.inv_std).abs(), 2.0 * channel.relative::<E>());
-        // The result, and a product before it.
-        let subnormals = 2.0 * E::SUBNORMAL;
+        // The product of the two factors may be out of the range of f64 where the result is not.
+        let scaled = |error: f64| self.gamma.abs() * (self.inv_std * error);
+        let relative = 2.0 * channel.relative::<E>();
+        // The result, and a product that the reference makes before it.
+        let subnormals = |size: f64| {
+            let tiny = self.gamma.abs() < E::MIN_NORMAL / self.inv_std * E::LEAST_FACTOR;
+            E::SUBNORMAL * if tiny { 1.0 + size * E::LEAST_FACTOR } else { 1.0 } + self.gamma.abs() * f64::from_bits(1)
+        };
         if frozen {
-            return relative * scale * g.abs() + subnormals;
+            return scaled(relative * g.abs()) + subnormals(g.abs());
         }
         let distance = (x - self.mean).abs();
         let normalized = distance * self.inv_std;
         let [g_mean, gx_mean, gx_floor] = [self.g, self.gx, self.gx_floor::<E>(channel)].map(|v| v / channel.values);
-        let terms = relative * (g.abs() + g_mean + normalized * gx_mean);
+        let size = g.abs() + g_mean + normalized * gx_mean;
         let subnormal = E::SUBNORMAL * (1.0 + distance * (1.0 + self.prescale) + 2.0 * normalized);
-        scale * (terms + self.center::<E>() * gx_mean + normalized * gx_floor + subnormal) + subnormals
+        scaled(relative * size + self.center::<E>() * gx_mean + normalized * gx_floor + subnormal) + subnormals(size)
     }
 }

@@ -100,9 +100,8 @@ fn check_y<E: Float>(data: &Data<E>, x: &[f64], channels: &[Channel], (mean, var
     for (c, channel) in channels.iter().enumerate() {
         let (gamma, beta) = (gamma[c], beta[c]);
         let inv_std = reference::inv_std(var[c], data.eps);
-        // Coefficients are worked out in f64, where they must be normal, and applied as two factors in lanes.
-        let scale = (gamma * inv_std).abs();
-        let held = gamma == 0.0 || inv_std == 0.0 || (scale >= f64::MIN_POSITIVE && scale <= E::LARGEST_SCALE);
+        // A scale is two factors in lanes.
+        let held = (gamma * inv_std).abs() <= E::LARGEST_SCALE;
         let promised = channel.promised && held;
         for k in reference::indices(data.shape, c) {
             let (normalized, y) = ((x[k] - mean[c]) * inv_std, y[k].f64());

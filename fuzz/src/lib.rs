@@ -25,6 +25,8 @@ pub trait Float: Element<Param = Self> + PartialEq + Debug {
     const MIN_NORMAL: f64;
     /// By how much, over 1/std, deviations may be multiplied in lanes.
     const LIMIT: f64;
+    /// The smallest of two factors that a scale is applied as; the other may be subnormal.
+    const LEAST_FACTOR: f64 = 1.0 / (Self::LIMIT * (1u32 << 26) as f64);
     /// What y must stay in where x is rebuilt from it.
     const INVERTIBLE: [f64; 2];
     /// What a subnormal result may be off, and the reference's with it: the smallest positive value of each.
@@ -80,7 +82,7 @@ impl Float for f64 {
     const LIMIT: f64 = f64::from_bits((1023 + 500) << 52);
     const INVERTIBLE: [f64; 2] = [1.0 / Self::LIMIT, Self::LIMIT];
     const SUBNORMAL: f64 = 2.0 * f64::from_bits(1);
-    const LARGEST_SCALE: f64 = f64::MAX;
+    const LARGEST_SCALE: f64 = f64::INFINITY;
     const SQUARES_FIT: bool = false;
 
     fn of(v: f64) -> Self {

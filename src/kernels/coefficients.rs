@@ -13,6 +13,21 @@ pub(crate) fn inv_std(var: f64, eps: f64) -> f64 {
     if v == 0.0 { 0.0 } else { 1.0 / v.sqrt() }
 }
 
+/// gamma·inv_std, to find factors for it: where f64 does not hold the product it is 0 only if a factor is.
+#[inline(always)]
+fn size_of_scale(gamma: f64, inv_std: f64) -> f64 {
+    let scale = gamma * inv_std;
+    if (scale == 0.0) & (gamma != 0.0) & (inv_std != 0.0) { f64::MIN_POSITIVE } else { scale }
+}
+
+/// What is left of gamma·inv_std beside a factor: divided first, as f64 may hold this and not the product. Beyond the
+/// range gamma is 0.
+#[inline(always)]
+fn beside(factor: f64, gamma: f64, inv_std: f64) -> f64 {
+    let rest = inv_std / factor;
+    gamma * if rest > f64::MAX { f64::MAX } else { rest }
+}
+
 /// The power of two at or below a positive normal number.
 #[inline(always)]
 fn power_of_two(v: f64) -> f64 {
@@ -297,13 +312,12 @@ impl<P: Real> Kernel for Forward<'_, P> {
             let [mut prescales, mut hi, mut lo, mut scale, mut shift] = [[P::from_f64(0.0); BLOCK]; 5];
             for i in 0..of.n {
                 let inv_std = of.inv_std(i);
-                let s = of.gamma[i] * inv_std;
-                let a = prescale::<P>(of.mean[i], of.var[i], inv_std, s);
+                let a = prescale::<P>(of.mean[i], of.var[i], inv_std, size_of_scale(of.gamma[i], inv_std));
                 prescales[i] = P::from_f64(a);
                 (hi[i], lo[i]) = split(of.mean[i] * a);
                 // Finite where gamma is, so that x = mean gives beta even where eps lets inv_std leave the range of lanes.
                 let largest = if of.gamma[i].is_finite() { P::MAX } else { f64::INFINITY };
-                let rest = s / a;
+                let rest = beside(a, of.gamma[i], inv_std);
                 let rest = if rest > largest { largest } else { rest };
                 scale[i] = P::from_f64(if rest < -largest { -largest } else { rest });
                 shift[i] = P::from_f64(of.beta[i]);
@@ -384,10 +398,9 @@ impl<P: Real> Kernel for Backward<'_, P> {
                 [[P::from_f64(0.0); BLOCK]; 7];
             for i in 0..of.n {
                 let inv_std = of.inv_std(i);
-                let s = of.gamma[i] * inv_std;
                 // One factor may be beyond the range of lanes where the product is not.
-                let b = prescale::<P>(0.0, 0.0, 0.0, s);
-                (scale[i], boost[i]) = (P::from_f64(s / b), P::from_f64(b));
+                let b = prescale::<P>(0.0, 0.0, 0.0, size_of_scale(of.gamma[i], inv_std));
+                (boost[i], scale[i]) = (P::from_f64(b), P::from_f64(beside(b, of.gamma[i], inv_std)));
                 let seen = if rebuild {
                     Seen::rebuilt(of.gamma[i], of.beta[i])
                 } else {
@@ -420,10 +433,10 @@ impl<P: Real> Kernel for Frozen<'_, P> {
             let of = self.channels.block(c);
             let [mut prescales, mut scale, zeros] = [[P::from_f64(0.0); BLOCK]; 3];
             for i in 0..of.n {
-                let s = of.gamma[i] * of.inv_std(i);
+                let inv_std = of.inv_std(i);
                 // In two factors, as above.
-                let a = prescale::<P>(0.0, 0.0, 0.0, s);
-                (prescales[i], scale[i]) = (P::from_f64(a), P::from_f64(s / a));
+                let a = prescale::<P>(0.0, 0.0, 0.0, size_of_scale(of.gamma[i], inv_std));
+                (prescales[i], scale[i]) = (P::from_f64(a), P::from_f64(beside(a, of.gamma[i], inv_std)));
             }
             put(&mut out, c, of.n, &[prescales, zeros, zeros, scale, zeros]);
         }

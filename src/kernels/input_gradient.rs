@@ -1,8 +1,8 @@
 //! `dx = (g − mean(g) + (x − mean)·slope)·scale`, where `slope = −inv_std²·mean(g·(x − mean))` and `g = dy·act'`.
 //!
-//! The scale comes last and in two factors, the second a power of two: a subnormal channel with eps = 0 has scales beyond
-//! the range of lanes where dx is not. A weight multiplies what comes through the statistics, on which the position
-//! has that much influence.
+//! The scale comes last and in two factors, the first a power of two, which rounds nothing that matters: a subnormal
+//! channel with eps = 0 has scales beyond the range of lanes where dx is not. A weight multiplies what comes through the
+//! statistics, on which the position has that much influence.
 
 use super::activation::{gradient, inverse};
 use super::map::{MAX_COEFS, Map};
@@ -28,7 +28,7 @@ impl<const FUSED: bool> Map for InputGradient<FUSED> {
         let [prescale, mean_hi, mean_lo, scale, mean_g, slope, boost, forward @ ..] = coefs;
         let [dy, x, ..] = operands.inputs;
         if !FUSED {
-            return [dy.sub(mean_g).add(center(x, prescale, mean_hi, mean_lo).mul(slope)).mul(scale).mul(boost); 2];
+            return [dy.sub(mean_g).add(center(x, prescale, mean_hi, mean_lo).mul(slope)).mul(boost).mul(scale); 2];
         }
         let (g, x) = upstream(forward, &operands, fused);
         let w = operands.weight;
@@ -38,7 +38,7 @@ impl<const FUSED: bool> Map for InputGradient<FUSED> {
             let through = center(x, prescale, mean_hi, mean_lo).mul(slope).mul(w);
             g.sub(mean_g.mul(w)).add(through)
         };
-        [existing(fused, w, inner.mul(scale).mul(boost)), g]
+        [existing(fused, w, inner.mul(boost).mul(scale)), g]
     }
 }
 

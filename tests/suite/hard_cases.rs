@@ -335,6 +335,93 @@ fn the_largest_dy_where_eps_outweighs_the_variance() {
     }
 }
 
+/// What dx is made of is subnormal here, and rounded once before a scale beyond the range of lanes makes it large.
+#[test]
+fn the_smallest_dy_with_the_largest_gamma() {
+    for shape in walks() {
+        for step in 1..200 {
+            let x = |i| [1e3, -1e3].get(i).map_or((i * step) as f64 * 1e-4, |&x| x);
+            let mut p = Problem::<f32> { eps: 0.0, ..with_channel(shape, x) };
+            p.gamma.as_mut().unwrap()[2] = -2e38;
+            for (i, k) in reference::indices(shape, 2).enumerate() {
+                p.dy[k] = if i == 0 { 1e-40 + step as f32 * 1e-42 } else { 0.0 };
+            }
+            every_isa(|isa| {
+                let out = train(&p.plan().isa(isa).unwrap(), &p, Way::Fused, 0);
+                let (mean, var) = (out.statistics.mean(), out.statistics.var());
+                let (x, dy) = (to_f64(&p.x), to_f64(&p.dy));
+                let (dx, _, _) = reference::backward(shape, &x, &dy, (mean, var), p.eps, &p.gamma_f64());
+                let inv_std = reference::inv_std(var[2], p.eps);
+                for k in reference::indices(shape, 2) {
+                    // Half a smallest subnormal each for the mean of dy and the product, and for the slope of x − mean.
+                    let subnormals = 1.0 + 0.5 * (x[k] - mean[2]).abs();
+                    let bound = 2e38 * inv_std * subnormals * f64::from(f32::from_bits(1)) + 1e-6 * dx[k].abs();
+                    let error = (f64::from(out.dx[k]) - dx[k]).abs();
+                    assert!(
+                        error <= bound,
+                        "dx[{k}] of {step} on {isa:?}: off by {error:e}, {:.2} of the bound",
+                        error / bound
+                    );
+                }
+            });
+        }
+    }
+}
+
+/// gamma·inv_std is in the range of no f64 here, and y and dx are.
+#[test]
+fn scales_beyond_f64() {
+    for shape in walks() {
+        for (std, gamma, dy) in
+            [(1e140, -1e-300, 1e160), (1e100, 4e-324, 1e120), (1e-140, 1e300, 1e-160), (1e-100, -1e308, 1e-120)]
+        {
+            let mut p = Problem::<f64> { eps: 0.0, ..with_channel(shape, |i| std * (0.5 + (i % 5) as f64)) };
+            p.gamma.as_mut().unwrap()[2] = gamma;
+            p.beta.as_mut().unwrap()[2] = 0.0;
+            p.dy.iter_mut().for_each(|v| *v *= dy);
+            every_isa(|isa| {
+                let plan = p.plan().isa(isa).unwrap();
+                let out = train(&plan, &p, Way::Fused, 0);
+                let statistics = (out.statistics.mean(), out.statistics.var());
+                let running = RunningStatistics::from_parts(statistics.0.to_vec(), statistics.1.to_vec(), 1).unwrap();
+                let frozen = train_frozen(&plan, &p, &running, Way::Fused, 0);
+                let y = reference::normalize(shape, &p.x, statistics, p.eps, &p.gamma_f64(), &p.beta_f64());
+                let dx = reference::backward(shape, &p.x, &p.dy, statistics, p.eps, &p.gamma_f64()).0;
+                let frozen_dx = reference::backward_frozen(shape, &p.x, &p.dy, statistics, p.eps, &p.gamma_f64()).0;
+                let results = [(&out.y, &y), (&frozen.y, &y), (&out.dx, &dx), (&frozen.dx, &frozen_dx)];
+                for (name, (actual, expected)) in ["y", "y at test time", "dx", "frozen dx"].iter().zip(results) {
+                    let size = channel(shape, 2, expected).iter().fold(0.0f64, |size, v| size.max(v.abs()));
+                    assert!(size > 0.0 && size.is_finite(), "{name} of gamma {gamma:e} tells nothing");
+                    for (actual, expected) in channel(shape, 2, actual).iter().zip(channel(shape, 2, expected)) {
+                        let near = (actual - expected).abs() <= 1e-12 * size + 5e-324;
+                        assert!(near, "{name} of gamma {gamma:e} on {isa:?}: {actual:e} for {expected:e}");
+                    }
+                }
+            });
+        }
+    }
+}
+
+fn no_gamma_beside_the_smallest_eps<T: Float>() {
+    for shape in walks() {
+        let mut p = Problem::<T> { eps: f64::from_bits(1), ..with_channel(shape, |_| 3.0) };
+        p.gamma.as_mut().unwrap()[2] = T::of(0.0);
+        every_isa(|isa| {
+            let out = train(&p.plan().isa(isa).unwrap(), &p, Way::Fused, 0);
+            let beta = p.beta.as_ref().unwrap()[2];
+            assert!(channel(shape, 2, &out.y).iter().all(|&y| y == beta), "{isa:?}: {:?}", out.y);
+            assert!(channel(shape, 2, &out.dx).iter().all(|dx| dx.to_f64() == 0.0), "{isa:?}: {:?}", out.dx);
+        });
+    }
+}
+
+/// inv_std is as large as it gets, and nothing of it is left.
+#[test]
+fn gamma_zero_and_the_smallest_eps() {
+    no_gamma_beside_the_smallest_eps::<f32>();
+    no_gamma_beside_the_smallest_eps::<f64>();
+}
+
 /// y is what the formula says, nothing of x̂ where gamma is 0, however far given statistics are from the data.
 #[test]
 fn statistics_far_from_the_data() {

@@ -251,12 +251,12 @@ type Hashes = [[u64; 2]; 2];
 /// Shape, and the hash of a training step and of one with constant statistics, for f32 and for f64.
 const GOLDEN: [(Extents, Hashes); 8] = [
     ((1, 1, 1), [[0xfb5e_ee0b_d723_732a, 0x9f52_292e_ab8c_1d90], [0x1139_cc6b_8b66_21af, 0x3ddd_baeb_5f86_13f6]]),
-    ((3, 7, 37), [[0xc70e_d58d_5e47_f769, 0x7cc6_846b_841f_1512], [0xe4e4_9c79_7719_b8f4, 0x40b9_b7e4_d40c_2c2d]]),
-    ((2, 5, 1031), [[0x2fc7_2243_20a1_b2a9, 0xa70e_9185_38f4_e720], [0xff6d_d278_40a5_bb8e, 0x7b17_b0a5_4e9f_da8c]]),
+    ((3, 7, 37), [[0xba75_97f5_3cb1_ef72, 0x7cc6_846b_841f_1512], [0xe4e4_9c79_7719_b8f4, 0x40b9_b7e4_d40c_2c2d]]),
+    ((2, 5, 1031), [[0x38c9_111f_c898_c193, 0xa70e_9185_38f4_e720], [0xff6d_d278_40a5_bb8e, 0x7b17_b0a5_4e9f_da8c]]),
     ((2, 2, 16_400), [[0x60dd_2a66_d818_d870, 0x1fef_f511_0abb_cd78], [0xcf16_a2aa_fd59_74aa, 0x55d6_49e2_7667_5c89]]),
-    ((17, 7, 1), [[0x42c2_cd7b_bd33_44c8, 0xe4e3_70e2_ccb0_4a5b], [0x0676_7060_336e_73f2, 0x84d8_4af4_e122_17cf]]),
-    ((131, 37, 1), [[0x3070_1372_5336_30cc, 0x3900_5139_0321_c296], [0xf0a8_4a29_be53_9478, 0xd7a3_df6b_429c_e5f6]]),
-    ((1031, 5, 1), [[0x1b4b_18d0_11eb_f012, 0x2aeb_0329_d29f_df36], [0xc07b_d683_3d82_5d66, 0xcc22_dffa_113a_f0af]]),
+    ((17, 7, 1), [[0xb557_e4ab_4481_257c, 0xe4e3_70e2_ccb0_4a5b], [0x0676_7060_336e_73f2, 0x84d8_4af4_e122_17cf]]),
+    ((131, 37, 1), [[0x2461_c20e_aee2_1e08, 0x3900_5139_0321_c296], [0xf0a8_4a29_be53_9478, 0xd7a3_df6b_429c_e5f6]]),
+    ((1031, 5, 1), [[0x29ca_2fba_c784_2fa1, 0x2aeb_0329_d29f_df36], [0xc07b_d683_3d82_5d66, 0xcc22_dffa_113a_f0af]]),
     ((1, 67, 1), [[0x38e6_4ee5_71cd_dfee, 0x1682_3c69_6250_b69a], [0x545c_fcf3_08ce_b613, 0x8d10_f2c9_c11f_053b]]),
 ];
 
