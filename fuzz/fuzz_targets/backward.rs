@@ -149,7 +149,7 @@ impl Terms {
     fn new<E: Float>(data: &Data<E>, c: usize, channel: &Channel, gamma: f64, given: bool) -> Option<Self> {
         let (mean, inv_std) = (channel.mean, reference::inv_std(channel.var, data.eps));
         let tiny = if channel.var > 0.0 { 1.0 / (E::LIMIT * channel.var.sqrt()) } else { 0.0 };
-        let prescale = if given { inv_std.max(tiny) } else { 0.0 };
+        let prescale = if given { inv_std.max(tiny).max(1.0) } else { 0.0 };
         let (mut g_sum, mut gx_sum, mut largest) = (0.0, 0.0, 0.0f64);
         for k in reference::indices(data.shape, c) {
             let (g, d) = (data.dy[k].f64(), data.x[k].f64() - mean);
@@ -190,7 +190,7 @@ impl Terms {
     /// x − mean, are held in lanes, where they may be subnormals.
     fn dx_bound<E: Float>(&self, channel: &Channel, x: f64, g: f64, frozen: bool) -> f64 {
         // The product of the two factors may be out of the range of f64 where the result is not.
-        let scaled = |error: f64| self.gamma.abs() * (self.inv_std * error);
+        let scaled = |v: f64| self.gamma.abs() * (self.inv_std * v);
         let relative = 2.0 * channel.relative::<E>();
         // The result, and a product that the reference makes before it.
         let subnormals = |size: f64| {
@@ -198,13 +198,15 @@ impl Terms {
             E::SUBNORMAL * if tiny { 1.0 + size * E::LEAST_FACTOR } else { 1.0 } + self.gamma.abs() * f64::from_bits(1)
         };
         if frozen {
-            return scaled(relative * g.abs()) + subnormals(g.abs());
+            return relative * scaled(g.abs()) + subnormals(g.abs());
         }
         let distance = (x - self.mean).abs();
         let normalized = distance * self.inv_std;
         let [g_mean, gx_mean, gx_floor] = [self.g, self.gx, self.gx_floor::<E>(channel)].map(|v| v / channel.values);
         let size = g.abs() + g_mean + normalized * gx_mean;
         let subnormal = E::SUBNORMAL * (1.0 + distance * (1.0 + self.prescale) + 2.0 * normalized);
-        scaled(relative * size + self.center::<E>() * gx_mean + normalized * gx_floor + subnormal) + subnormals(size)
+        relative * scaled(size)
+            + scaled(self.center::<E>() * gx_mean + normalized * gx_floor + subnormal)
+            + subnormals(size)
     }
 }
