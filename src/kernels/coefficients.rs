@@ -13,17 +13,27 @@ pub(crate) fn inv_std(var: f64, eps: f64) -> f64 {
     if v == 0.0 { 0.0 } else { 1.0 / v.sqrt() }
 }
 
-/// gamma·inv_std, to find factors for it: where f64 does not hold the product it is 0 only if a factor is.
+/// Whether f64 holds gamma·inv_std wherever lanes hold gamma: what f64 needs beyond that, small tensors of f32 would feel.
 #[inline(always)]
-fn size_of_scale(gamma: f64, inv_std: f64) -> f64 {
-    let scale = gamma * inv_std;
-    if (scale == 0.0) & (gamma != 0.0) & (inv_std != 0.0) { f64::MIN_POSITIVE } else { scale }
+fn holds_scale<P: Real>() -> bool {
+    P::MAX < f64::MAX
 }
 
-/// What is left of gamma·inv_std beside a factor: divided first, as f64 may hold this and not the product. Beyond the
-/// range gamma is 0.
+/// gamma·inv_std, to find factors for it: 0 only if one of the two is.
 #[inline(always)]
-fn beside(factor: f64, gamma: f64, inv_std: f64) -> f64 {
+fn size_of_scale<P: Real>(gamma: f64, inv_std: f64) -> f64 {
+    let scale = gamma * inv_std;
+    let lost = !holds_scale::<P>() & (scale == 0.0) & (gamma != 0.0) & (inv_std != 0.0);
+    if lost { f64::MIN_POSITIVE } else { scale }
+}
+
+/// What is left of gamma·inv_std beside a factor of it.
+#[inline(always)]
+fn beside<P: Real>(factor: f64, gamma: f64, inv_std: f64) -> f64 {
+    if holds_scale::<P>() {
+        return gamma * inv_std / factor;
+    }
+    // Beyond the range only where gamma is 0.
     let rest = inv_std / factor;
     gamma * if rest > f64::MAX { f64::MAX } else { rest }
 }
@@ -312,12 +322,12 @@ impl<P: Real> Kernel for Forward<'_, P> {
             let [mut prescales, mut hi, mut lo, mut scale, mut shift] = [[P::from_f64(0.0); BLOCK]; 5];
             for i in 0..of.n {
                 let inv_std = of.inv_std(i);
-                let a = prescale::<P>(of.mean[i], of.var[i], inv_std, size_of_scale(of.gamma[i], inv_std));
+                let a = prescale::<P>(of.mean[i], of.var[i], inv_std, size_of_scale::<P>(of.gamma[i], inv_std));
                 prescales[i] = P::from_f64(a);
                 (hi[i], lo[i]) = split(of.mean[i] * a);
                 // Finite where gamma is, so that x = mean gives beta even where eps lets inv_std leave the range of lanes.
                 let largest = if of.gamma[i].is_finite() { P::MAX } else { f64::INFINITY };
-                let rest = beside(a, of.gamma[i], inv_std);
+                let rest = beside::<P>(a, of.gamma[i], inv_std);
                 let rest = if rest > largest { largest } else { rest };
                 scale[i] = P::from_f64(if rest < -largest { -largest } else { rest });
                 shift[i] = P::from_f64(of.beta[i]);
@@ -399,8 +409,8 @@ impl<P: Real> Kernel for Backward<'_, P> {
             for i in 0..of.n {
                 let inv_std = of.inv_std(i);
                 // One factor may be beyond the range of lanes where the product is not.
-                let b = prescale::<P>(0.0, 0.0, 0.0, size_of_scale(of.gamma[i], inv_std));
-                (boost[i], scale[i]) = (P::from_f64(b), P::from_f64(beside(b, of.gamma[i], inv_std)));
+                let b = prescale::<P>(0.0, 0.0, 0.0, size_of_scale::<P>(of.gamma[i], inv_std));
+                (boost[i], scale[i]) = (P::from_f64(b), P::from_f64(beside::<P>(b, of.gamma[i], inv_std)));
                 let seen = if rebuild {
                     Seen::rebuilt(of.gamma[i], of.beta[i])
                 } else {
@@ -435,8 +445,8 @@ impl<P: Real> Kernel for Frozen<'_, P> {
             for i in 0..of.n {
                 let inv_std = of.inv_std(i);
                 // In two factors, as above.
-                let a = prescale::<P>(0.0, 0.0, 0.0, size_of_scale(of.gamma[i], inv_std));
-                (prescales[i], scale[i]) = (P::from_f64(a), P::from_f64(beside(a, of.gamma[i], inv_std)));
+                let a = prescale::<P>(0.0, 0.0, 0.0, size_of_scale::<P>(of.gamma[i], inv_std));
+                (prescales[i], scale[i]) = (P::from_f64(a), P::from_f64(beside::<P>(a, of.gamma[i], inv_std)));
             }
             put(&mut out, c, of.n, &[prescales, zeros, zeros, scale, zeros]);
         }
