@@ -226,9 +226,9 @@ pub(crate) fn check_y<T: Float>(
 }
 
 /// Checks dbeta and dgamma against the exact gradients for the given statistics, and dx against the exact one for these
-/// and `out.sums`: what a pass is given counts as exact. The result and a product before it may be subnormal, and so may
-/// the means of dy and of dy·x̂, whose roundings count once for each unit of what these are multiplied by. `batch` is the number of values per channel where gradients flow through the statistics, and `None` where these are
-/// constants.
+/// and `out.sums`: what a pass is given counts as exact. The result may be subnormal, and so may the means of dy and of
+/// dy·x̂, whose roundings count once for each unit of what these are multiplied by. `batch` is the number of values per
+/// channel where gradients flow through the statistics, and `None` where these are constants.
 pub(crate) fn check_gradients<T: Float>(
     ledger: &mut Ledger,
     p: &Problem<T>,
@@ -278,7 +278,7 @@ pub(crate) fn check_gradients<T: Float>(
             ledger.note::<T>(
                 "dx",
                 error,
-                f.dx * s_abs * size + tiny * (2.0 + s_abs * (1.0 + x_hat.0.abs())),
+                f.dx * s_abs * size + tiny * (1.0 + s_abs * (1.0 + x_hat.0.abs())),
                 &(context, k),
             );
         }
