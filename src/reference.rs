@@ -133,7 +133,7 @@ pub fn activate(activation: Activation, z: f64) -> f64 {
         Activation::Relu if z <= 0.0 => 0.0,
         Activation::LeakyRelu(slope) if z <= 0.0 => slope * z,
         Activation::Relu | Activation::LeakyRelu(_) => z,
-        Activation::Silu => z / (1.0 + (-z).exp()),
+        Activation::Silu => z * logistic(z)[0],
     }
 }
 
@@ -145,8 +145,15 @@ pub fn activation_gradient(activation: Activation, z: f64, dy: f64) -> f64 {
         Activation::LeakyRelu(slope) if z <= 0.0 => slope * dy,
         Activation::Relu | Activation::LeakyRelu(_) => dy,
         Activation::Silu => {
-            let s = 1.0 / (1.0 + (-z).exp());
-            dy * s * (1.0 + z * (1.0 - s))
+            let [s, rest] = logistic(z);
+            dy * (s * (1.0 + z * rest))
         }
     }
+}
+
+/// `1 / (1 + exp(−z))`, and what it lacks to 1 without the difference, which would cancel.
+fn logistic(z: f64) -> [f64; 2] {
+    let e = (-z.abs()).exp();
+    let [larger, smaller] = [1.0 / (1.0 + e), e / (1.0 + e)];
+    if z > 0.0 { [larger, smaller] } else { [smaller, larger] }
 }

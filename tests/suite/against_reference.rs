@@ -2,7 +2,9 @@
 
 use crate::common::*;
 use crate::oracle::{self, Double, Factors, Ledger};
-use batchnorm::{Affine, BatchNorm, GradientSums, Gradients, Isa, RunningStatistics, Shape, Statistics, reference};
+use batchnorm::{
+    Activation, Affine, BatchNorm, GradientSums, Gradients, Isa, RunningStatistics, Shape, Statistics, reference,
+};
 use proptest::prelude::*;
 use std::fmt::Debug;
 
@@ -124,6 +126,17 @@ fn the_reference_agrees_with_its_oracle() {
         oracle::check_gradients(&mut ledger, &p, (&mean, &var), Some(m), &out, &shape);
     }
     ledger.close("reference", 1000);
+}
+
+/// 1 − s of a logistic s near 1 lost what it is, and exp(−z) was Inf where SiLU is still above 0.
+#[test]
+fn the_reference_of_silu_far_from_zero() {
+    let z = 36.75;
+    let exact = 1.0 + (z - 1.0) * f64::exp(-z); // and z·exp(−2z)
+    assert!((reference::activation_gradient(Activation::Silu, z, 1.0) - exact).abs() <= f64::EPSILON);
+    let z = -720.0;
+    let exact = z * f64::exp(z);
+    assert!((reference::activate(Activation::Silu, z) - exact).abs() <= -z * f64::SMALLEST_SUBNORMAL);
 }
 
 #[test]

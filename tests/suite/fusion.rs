@@ -282,10 +282,9 @@ pub(crate) fn stored<T: Number>(exact: f64, error: f64) -> f64 {
     }
 }
 
-/// The smallest subnormal of lanes for each operation that may give one, and what the reference's exponential leaves
-/// out beyond the range of f64.
+/// The smallest subnormal of lanes for each operation that may give one.
 fn tiny<T: Number>(z: f64) -> f64 {
-    (1.0 + z.abs()) * (T::Param::SMALLEST_SUBNORMAL + 1.0 / f64::MAX)
+    (1.0 + z.abs()) * T::Param::SMALLEST_SUBNORMAL
 }
 
 /// The activation of z, and its error in lanes by that of z and by its own roundings.
@@ -318,8 +317,8 @@ pub(crate) fn input_gradient<T: Number>(activation: Activation, z: f64, dy: f64,
         Activation::Silu => {
             // act' = s·(1 + z·(1 − s)), whose derivative is below 0.5. s and 1 − s have eight roundings each, as above,
             // and each operation after them one.
-            let s = 1.0 / (1.0 + (-z).exp());
-            let size = s + z.abs() * s * (1.0 - s);
+            let e = (-z.abs()).exp();
+            let size = if z > 0.0 { 1.0 } else { e } / (1.0 + e) + z.abs() * e / (1.0 + e).powi(2);
             (exact, dy.abs() * (0.5 * error + 12.0 * u * size + tiny::<T>(z)))
         }
         _ => unreachable!("{activation:?}"),

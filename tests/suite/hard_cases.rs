@@ -209,7 +209,7 @@ fn check_scale(scales: &[f64], eps: f64, gamma: Option<f64>) {
             });
         }
     }
-    ledger.close("scales", 1000);
+    ledger.close("scales", 500 * scales.len());
 }
 
 #[test]
