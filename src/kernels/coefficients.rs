@@ -19,12 +19,12 @@ fn holds_scale<P: Real>() -> bool {
     P::MAX < f64::MAX
 }
 
-/// gamma·inv_std, to find factors for it: 0 only if one of the two is.
+/// gamma·inv_std, to find factors for it: 0 only if one of the two is, and subnormal where the smallest factor is wanted.
 #[inline(always)]
 fn size_of_scale<P: Real>(gamma: f64, inv_std: f64) -> f64 {
     let scale = gamma * inv_std;
     let lost = !holds_scale::<P>() & (scale == 0.0) & (gamma != 0.0) & (inv_std != 0.0);
-    if lost { f64::MIN_POSITIVE } else { scale }
+    if lost { f64::from_bits(1) } else { scale }
 }
 
 /// What is left of gamma·inv_std beside a factor of it.
@@ -38,7 +38,7 @@ fn beside<P: Real>(factor: f64, gamma: f64, inv_std: f64) -> f64 {
     gamma * if rest > f64::MAX { f64::MAX } else { rest }
 }
 
-/// The power of two at or below a positive normal number.
+/// The power of two at or below a positive normal number, and 0 for subnormal ones.
 #[inline(always)]
 fn power_of_two(v: f64) -> f64 {
     f64::from_bits(v.to_bits() & f64::INFINITY.to_bits())

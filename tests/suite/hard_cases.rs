@@ -402,6 +402,31 @@ fn scales_beyond_f64() {
     }
 }
 
+/// gamma·inv_std is smaller than what two factors hold, and dx is ordinary.
+#[test]
+fn the_largest_dy_with_the_largest_eps_and_the_smallest_gamma() {
+    let least_factor = f64::from_bits((1023 - 526) << 52);
+    for shape in walks() {
+        let mut p = Problem::<f64> { eps: 2.743_597_788_668_523_5e304, ..with_channel(shape, |i| i as f64) };
+        p.gamma.as_mut().unwrap()[2] = 3.5e-323;
+        let at = reference::indices(shape, 2).nth(5).unwrap();
+        p.dy[at] = -5.5e303;
+        every_isa(|isa| {
+            let plan = p.plan().isa(isa).unwrap();
+            let out = train(&plan, &p, Way::Fused, 0);
+            let statistics = (out.statistics.mean(), out.statistics.var());
+            let running = RunningStatistics::from_parts(statistics.0.to_vec(), statistics.1.to_vec(), 1).unwrap();
+            let frozen = train_frozen(&plan, &p, &running, Way::Fused, 0);
+            let dx = reference::backward(shape, &p.x, &p.dy, statistics, p.eps, &p.gamma_f64()).0[at];
+            let frozen_dx = reference::backward_frozen(shape, &p.x, &p.dy, statistics, p.eps, &p.gamma_f64()).0[at];
+            for (actual, expected) in [(out.dx[at], dx), (frozen.dx[at], frozen_dx)] {
+                let bound = p.dy[at].abs() * least_factor * f64::SMALLEST_SUBNORMAL + 1e-13 * expected.abs();
+                assert!((actual - expected).abs() <= bound, "{shape:?} {isa:?}: {actual:e} for {expected:e}");
+            }
+        });
+    }
+}
+
 fn no_gamma_beside_the_smallest_eps<T: Float>() {
     for shape in walks() {
         let mut p = Problem::<T> { eps: f64::from_bits(1), ..with_channel(shape, |_| 3.0) };
