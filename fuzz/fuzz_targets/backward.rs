@@ -157,8 +157,9 @@ impl Terms {
             gx_sum += (g * d * inv_std).abs();
             largest += g.abs().max((g * d).abs()).max((d * prescale).abs()).max((g * d * prescale).abs());
         }
-        let scale = (gamma * inv_std).abs();
-        let fits = largest <= E::MAX && gx_sum <= E::MAX && (mean * inv_std).is_finite() && scale <= E::LARGEST_SCALE;
+        // The product itself may be beyond f64.
+        let scale = gamma.abs() * E::LEAST_FACTOR * inv_std;
+        let fits = largest <= E::MAX && gx_sum <= E::MAX && (mean * inv_std).is_finite() && scale <= E::MAX;
         fits.then_some(Self { mean, inv_std, gamma, prescale, g: g_sum, gx: gx_sum })
     }
 
