@@ -31,7 +31,7 @@ pub trait Float: Element<Param = Self> + PartialEq + Debug {
     const INVERTIBLE: [f64; 2];
     /// What a subnormal result may be off, and the reference's with it: the smallest positive value of each.
     const SUBNORMAL: f64;
-    /// The largest gamma·inv_std that can be applied: 2^120 in one factor, the rest in another.
+    /// The largest gamma·inv_std that y is checked for: 2^120 in one factor, the rest in another. f64 has none.
     const LARGEST_SCALE: f64;
     /// Whether f64 holds the square of every finite value.
     const SQUARES_FIT: bool;

@@ -368,6 +368,19 @@ fn the_smallest_dy_with_the_largest_gamma() {
     }
 }
 
+/// y and dx of a training step, then of one with its statistics as constants, each beside what the reference makes of it.
+fn both_steps(plan: &BatchNorm, p: &Problem<f64>) -> [(&'static str, Vec<f64>, Vec<f64>); 4] {
+    let out = train(plan, p, Way::Fused, 0);
+    let (mean, var) = (out.statistics.mean(), out.statistics.var());
+    let running = RunningStatistics::from_parts(mean.to_vec(), var.to_vec(), 1).unwrap();
+    let frozen = train_frozen(plan, p, &running, Way::Fused, 0);
+    let (statistics, gamma) = ((mean, var), p.gamma_f64());
+    let y = reference::normalize(p.shape, &p.x, statistics, p.eps, &gamma, &p.beta_f64());
+    let dx = reference::backward(p.shape, &p.x, &p.dy, statistics, p.eps, &gamma).0;
+    let frozen_dx = reference::backward_frozen(p.shape, &p.x, &p.dy, statistics, p.eps, &gamma).0;
+    [("y", out.y, y.clone()), ("y at test time", frozen.y, y), ("dx", out.dx, dx), ("frozen dx", frozen.dx, frozen_dx)]
+}
+
 /// gamma·inv_std is in the range of no f64 here, and y and dx are.
 #[test]
 fn scales_beyond_f64() {
@@ -381,18 +394,11 @@ fn scales_beyond_f64() {
             p.dy.iter_mut().for_each(|v| *v *= dy);
             every_isa(|isa| {
                 let plan = p.plan().isa(isa).unwrap();
-                let out = train(&plan, &p, Way::Fused, 0);
-                let statistics = (out.statistics.mean(), out.statistics.var());
-                let running = RunningStatistics::from_parts(statistics.0.to_vec(), statistics.1.to_vec(), 1).unwrap();
-                let frozen = train_frozen(&plan, &p, &running, Way::Fused, 0);
-                let y = reference::normalize(shape, &p.x, statistics, p.eps, &p.gamma_f64(), &p.beta_f64());
-                let dx = reference::backward(shape, &p.x, &p.dy, statistics, p.eps, &p.gamma_f64()).0;
-                let frozen_dx = reference::backward_frozen(shape, &p.x, &p.dy, statistics, p.eps, &p.gamma_f64()).0;
-                let results = [(&out.y, &y), (&frozen.y, &y), (&out.dx, &dx), (&frozen.dx, &frozen_dx)];
-                for (name, (actual, expected)) in ["y", "y at test time", "dx", "frozen dx"].iter().zip(results) {
-                    let size = channel(shape, 2, expected).iter().fold(0.0f64, |size, v| size.max(v.abs()));
+                for (name, actual, expected) in both_steps(&plan, &p) {
+                    let (actual, expected) = (channel(shape, 2, &actual), channel(shape, 2, &expected));
+                    let size = expected.iter().fold(0.0f64, |size, v| size.max(v.abs()));
                     assert!(size > 0.0 && size.is_finite(), "{name} of gamma {gamma:e} tells nothing");
-                    for (actual, expected) in channel(shape, 2, actual).iter().zip(channel(shape, 2, expected)) {
+                    for (actual, expected) in actual.iter().zip(expected) {
                         let near = (actual - expected).abs() <= 1e-12 * size + 5e-324;
                         assert!(near, "{name} of gamma {gamma:e} on {isa:?}: {actual:e} for {expected:e}");
                     }
@@ -413,15 +419,10 @@ fn the_largest_dy_with_the_largest_eps_and_the_smallest_gamma() {
         p.dy[at] = -5.5e303;
         every_isa(|isa| {
             let plan = p.plan().isa(isa).unwrap();
-            let out = train(&plan, &p, Way::Fused, 0);
-            let statistics = (out.statistics.mean(), out.statistics.var());
-            let running = RunningStatistics::from_parts(statistics.0.to_vec(), statistics.1.to_vec(), 1).unwrap();
-            let frozen = train_frozen(&plan, &p, &running, Way::Fused, 0);
-            let dx = reference::backward(shape, &p.x, &p.dy, statistics, p.eps, &p.gamma_f64()).0[at];
-            let frozen_dx = reference::backward_frozen(shape, &p.x, &p.dy, statistics, p.eps, &p.gamma_f64()).0[at];
-            for (actual, expected) in [(out.dx[at], dx), (frozen.dx[at], frozen_dx)] {
+            for (name, actual, expected) in both_steps(&plan, &p).into_iter().skip(2) {
+                let (actual, expected) = (actual[at], expected[at]);
                 let bound = p.dy[at].abs() * least_factor * f64::SMALLEST_SUBNORMAL + 1e-13 * expected.abs();
-                assert!((actual - expected).abs() <= bound, "{shape:?} {isa:?}: {actual:e} for {expected:e}");
+                assert!((actual - expected).abs() <= bound, "{name} on {isa:?}: {actual:e} for {expected:e}");
             }
         });
     }
