@@ -1,11 +1,12 @@
 //! What can be wrong with a call: one enum for the whole crate.
 
-use crate::{Activation, Isa};
+use crate::activation::Activation;
+use crate::simd::Isa;
 use std::fmt;
 
-/// What was wrong with the arguments of a call, what was expected and what came.
+/// What is wrong with the arguments of a call: the expected and the actual value.
 ///
-/// Every function finds its errors before it writes anything: after an `Err` all outputs are as they were.
+/// Every function checks its arguments before it writes anything: after an `Err` all outputs are unchanged.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Error {
@@ -13,23 +14,23 @@ pub enum Error {
     Length {
         /// The argument.
         argument: &'static str,
-        /// Elements expected.
+        /// Expected number of elements.
         expected: usize,
-        /// Elements that came.
+        /// Actual number of elements.
         actual: usize,
     },
-    /// Weights are not whole rows or blocks, or there are none.
+    /// The weights of a layer are not a whole number of rows or blocks, or there are none.
     Multiple {
         /// The argument.
         argument: &'static str,
-        /// Elements of which a multiple was expected.
+        /// A multiple of this number of elements was expected.
         of: usize,
-        /// Elements that came.
+        /// Actual number of elements.
         actual: usize,
     },
-    /// The product of a shape's extents, times 8 bytes, passes `isize::MAX`.
+    /// A buffer of the shape, at 8 bytes per element, would exceed `isize::MAX` bytes.
     ShapeOverflow {
-        /// The extents that came.
+        /// The actual extents.
         dims: Vec<usize>,
     },
     /// eps must be finite and not negative.
@@ -40,16 +41,16 @@ pub enum Error {
     Weight {
         /// Its position `o * inner + i`.
         position: usize,
-        /// What came.
+        /// Actual value.
         value: f64,
     },
-    /// The plan's activation does not allow what was asked for.
+    /// The plan's activation does not allow the pass.
     Activation {
-        /// What was asked for.
+        /// The pass.
         pass: &'static str,
         /// The activations that allow it.
         expected: &'static str,
-        /// The plan's.
+        /// That of the plan.
         actual: Activation,
     },
     /// x cannot be rebuilt from y within the stated bound.
@@ -60,41 +61,41 @@ pub enum Error {
         gamma: f64,
         /// Its beta.
         beta: f64,
-        /// What the plan's activation multiplies negative values by; 1 for the identity.
+        /// The factor by which the plan's activation multiplies negative values; 1 for the identity.
         slope: f64,
-        /// The least that |y| may be at |x̂| = 1, and the most at the largest x̂ of so many values.
+        /// The smallest |y| that is allowed at |x̂| = 1, and the largest at the largest possible |x̂|.
         range: [f64; 2],
     },
     /// An exponential momentum must lie in [0, 1].
     Momentum(f64),
     /// An unbiased variance needs more than one value per channel.
     TooFewValues {
-        /// Values per channel that came.
+        /// Actual number of values per channel.
         count: f64,
     },
-    /// Statistics over no values cannot normalize anything.
+    /// Statistics over no values cannot normalize a batch that has some.
     EmptyStatistics,
     /// A count of values must be finite and not negative.
     Count(f64),
-    /// A variance that is negative, or NaN where it must be a number.
+    /// A variance is negative, or NaN where a number is required.
     Variance {
         /// The first channel concerned.
         channel: usize,
         /// Its variance.
         value: f64,
     },
-    /// Memory given for scratch is not enough for one pass.
+    /// The scratch memory is too small for one pass.
     Scratch {
-        /// Bytes that are enough wherever they start.
+        /// Bytes that are enough at any alignment.
         expected: usize,
-        /// Bytes that came.
+        /// Actual number of bytes.
         actual: usize,
     },
-    /// This machine's CPU lacks the instruction set asked for.
+    /// This CPU does not have the requested instruction set.
     UnsupportedIsa {
-        /// What was asked for.
+        /// The requested one.
         isa: Isa,
-        /// The best that this CPU has.
+        /// The fastest that this CPU has.
         best: Isa,
     },
 }
@@ -112,7 +113,7 @@ impl fmt::Display for Error {
                 )
             }
             Self::ShapeOverflow { dims } => {
-                write!(f, "shape {dims:?} is too large: expected at most isize::MAX bytes at 8 bytes an element")
+                write!(f, "shape {dims:?} is too large: expected at most isize::MAX bytes at 8 bytes per element")
             }
             Self::Eps(eps) => write!(f, "eps is out of range: expected a finite number >= 0, got {eps}"),
             Self::Slope(slope) => write!(f, "slope is out of range: expected a finite number >= 0, got {slope}"),
@@ -120,11 +121,11 @@ impl fmt::Display for Error {
                 write!(f, "weight of position {position} is invalid: expected a finite number >= 0, got {value}")
             }
             Self::Activation { pass, expected, actual } => {
-                write!(f, "{pass} does not go with the plan's activation: expected {expected}, got {actual:?}")
+                write!(f, "{pass} does not support the plan's activation: expected {expected}, got {actual:?}")
             }
             Self::NotInvertible { channel, gamma, beta, slope, range: [least, most] } => write!(
                 f,
-                "channel {channel} cannot be rebuilt from its output: expected |beta| <= 64*|gamma|, and outputs of \
+                "channel {channel} cannot be rebuilt from its output: expected |beta| <= 64*|gamma| and |output| from \
                  {least:e} to {most:e}, got gamma {gamma:?}, beta {beta:?} and slope {slope:?}"
             ),
             Self::Momentum(m) => write!(f, "momentum is out of range: expected a number in [0, 1], got {m}"),
@@ -143,7 +144,10 @@ impl fmt::Display for Error {
                 write!(f, "scratch memory is too small: expected at least {expected} bytes, got {actual}")
             }
             Self::UnsupportedIsa { isa, best } => {
-                write!(f, "this CPU does not support {isa:?}: expected at most {best:?}")
+                write!(
+                    f,
+                    "this CPU does not support {isa:?}: expected an instruction set that it has, such as {best:?}, its fastest"
+                )
             }
         }
     }
@@ -151,7 +155,7 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// `Ok` where `actual` is what the argument should have.
+/// `Ok` if `actual` is the expected length of the argument.
 pub(crate) fn check_len(argument: &'static str, expected: usize, actual: usize) -> Result<(), Error> {
     if expected == actual { Ok(()) } else { Err(Error::Length { argument, expected, actual }) }
 }

@@ -1,35 +1,35 @@
-//! Normalization with constant statistics as a scale and a shift, and these as a part of the layer before or after.
+//! Normalization with constant statistics as a scale and a shift, folded into an adjacent layer.
 
-use crate::batch_norm::{Affine, BatchNorm};
+use crate::arguments::{Affine, to_f64};
 use crate::element::Element;
 use crate::error::{Error, check_len};
-use crate::kernels::coefficients::inv_std;
+use crate::kernels::scale::inv_std;
 use crate::simd::Real;
 use crate::statistics::{Source, Values, ValuesMut};
 
-/// One scale and one shift a channel, in f64: `y = scale·x + shift`, which is what [`normalize`](BatchNorm::normalize)
-/// is once its statistics are constants.
+/// One scale and one shift per channel, in f64: `y = scale·x + shift`, to which
+/// [`normalize`](crate::BatchNorm::normalize) amounts once its statistics are constants.
 ///
 /// ```text
 /// scale = gamma / sqrt(var + eps)     shift = beta − mean·scale
 /// ```
 ///
-/// A linear or convolution layer next to it can take both into its weights and bias, and the normalization costs nothing
-/// at test time. In training it cannot be folded; but the layer before it needs no bias then: the batch's mean contains
-/// that bias, x − mean does not, so its gradient is 0 and beta does its work. [`Fold::apply_to_preceding`] makes one.
+/// Both can be folded into the weights and bias of an adjacent linear or convolution layer; the normalization then costs
+/// nothing in inference. In training it cannot be folded, but the layer before it needs no bias: the batch's mean contains
+/// that bias and x − mean does not, so its gradient is 0, and beta replaces it. [`Fold::apply_to_preceding`] makes a bias.
 ///
 /// # What it costs in precision
-/// `(x − mean)·scale + beta`, as passes compute it, has an error free of the data's offset. `scale·x + shift` has not:
-/// where |mean| is much larger than the standard deviation, two large numbers nearly cancel. A folded layer that sums K
-/// products in f32 is off by at most
+/// `(x − mean)·scale + beta`, as passes compute it, has an error that does not grow with the data's offset. The error of
+/// `scale·x + shift` does: if |mean| is much larger than the standard deviation, two large numbers nearly cancel. A folded
+/// layer that sums K products in f32 is off by at most
 ///
 /// ```text
 /// (K + 2)·u·(Σ|w·x| + |b|)     u = 2⁻²⁴     |b| ≈ |gamma|·κ     κ = sqrt(1 + mean²/var)
 /// ```
 ///
-/// with its folded weights w and bias b: one rounding of each, one of a product, K of the sum. Where x is a layer's output
-/// in f32, its rounding alone costs uκ already, and little is lost; where x is exact, such as the input of a network,
-/// it is a reason to normalize instead.
+/// with its folded weights w and bias b: one rounding of each, one of a product, K of the sum. If x is the output of a layer
+/// in f32, its rounding alone already costs uκ, and little is lost. If x is exact, such as the input of a network, this is a
+/// reason to normalize instead.
 ///
 /// ```
 /// use batchnorm::{Affine, BatchNorm, Fold, RunningStatistics, Shape};
@@ -60,48 +60,48 @@ impl Fold {
 }
 
 impl<V: Values> Fold<V> {
-    /// A scale and a shift that were computed elsewhere, or memory for them, one of each a channel.
+    /// A scale and a shift that were computed elsewhere, or memory for them, one of each per channel.
     ///
     /// # Errors
-    /// [`Error::Length`] where the lengths differ.
+    /// [`Error::Length`] if the lengths differ.
     pub fn from_parts(scale: V, shift: V) -> Result<Self, Error> {
         check_len("shift", scale.as_ref().len(), shift.as_ref().len())?;
         Ok(Self { scale, shift })
     }
 
-    /// What x is multiplied by.
+    /// The factor of x.
     pub fn scale(&self) -> &[f64] {
         self.scale.as_ref()
     }
 
-    /// What is added then.
+    /// The shift, added after scaling.
     pub fn shift(&self) -> &[f64] {
         self.shift.as_ref()
     }
 
-    /// How many channels there are.
+    /// The number of channels.
     pub fn channels(&self) -> usize {
         self.scale().len()
     }
 
     /// Folds into the linear or convolution layer whose output is normalized: `w ← scale·w`, `b ← scale·b + shift`.
     ///
-    /// `weight` is `[channels, k]`, a row for each output of the layer with all that is summed for it: for a convolution
+    /// `weight` is `[channels, k]`, a row for each output of the layer with all weights of its sum: for a convolution
     /// `[channels, inputs, height, width]`, for a grouped one `[channels, inputs / groups, ..]`, for a depthwise one
-    /// `[channels, 1, ..]`. `bias` has one value a channel; for a layer without, pass zeros, for it has one now.
+    /// `[channels, 1, ..]`. `bias` has one value per channel; for a layer without a bias pass zeros, and give it this one.
     ///
     /// # Errors
-    /// [`Error::Length`] for a bias that does not fit, [`Error::Multiple`] for weights that are not whole rows. Nothing is
-    /// written then.
+    /// [`Error::Length`] for a bias that does not fit, [`Error::Multiple`] for weights that are not whole rows. Nothing is then
+    /// written.
     pub fn apply_to_preceding<P: Element<Param = P>>(&self, weight: &mut [P], bias: &mut [P]) -> Result<(), Error> {
         check_len("bias", self.channels(), bias.len())?;
         let row = check_multiple("weight", self.channels(), weight.len())?;
         let channels = self.scale().iter().zip(self.shift());
         for ((weight, bias), (scale, shift)) in weight.chunks_exact_mut(row).zip(bias).zip(channels) {
             for weight in weight {
-                *weight = narrow::<P>(scale * widen::<P>(*weight));
+                *weight = from_f64::<P>(scale * to_f64::<P>(*weight));
             }
-            *bias = narrow::<P>(scale * widen::<P>(*bias) + shift);
+            *bias = from_f64::<P>(scale * to_f64::<P>(*bias) + shift);
         }
         Ok(())
     }
@@ -109,74 +109,54 @@ impl<V: Values> Fold<V> {
     /// Folds into the linear or convolution layer whose input is normalized: `w ← scale·w`, `b ← b + Σ w·shift`.
     ///
     /// `weight` is `[outputs, channels, k]`, for a convolution `[outputs, channels, height, width]`; `bias` has one value
-    /// an output, zeros for a layer without. A grouped convolution is several layers: fold each with its channels' part
-    /// of the scale and the shift.
+    /// per output, zeros for a layer without a bias. A grouped convolution is several layers: fold each with its channels'
+    /// part of the scale and the shift.
     ///
-    /// A convolution must not pad its input with zeros, unless shift is 0: these zeros stand for values that have been
-    /// normalized, and the folded layer would add the shift to them. It may pad channel c with `−shift/scale`, for
-    /// which `scale·x + shift` is 0.
+    /// A convolution must not pad its input with zeros, unless shift is 0: these zeros stand for normalized values, and the
+    /// folded layer would add the shift to them. It may pad channel c with `−shift/scale`, for which `scale·x + shift`
+    /// is 0.
     ///
     /// # Errors
-    /// [`Error::Multiple`] for weights that are not whole blocks of `[outputs, channels]`. Nothing is written then.
+    /// [`Error::Multiple`] for weights that are not whole blocks of `[outputs, channels]`. Nothing is then written.
     pub fn apply_to_following<P: Element<Param = P>>(&self, weight: &mut [P], bias: &mut [P]) -> Result<(), Error> {
         let blocks = self.channels().saturating_mul(bias.len());
         let k = check_multiple("weight", blocks, weight.len())?;
         for (weight, bias) in weight.chunks_exact_mut(k * self.channels().max(1)).zip(bias) {
-            let mut sum = widen::<P>(*bias);
+            let mut sum = to_f64::<P>(*bias);
             for ((weight, scale), shift) in weight.chunks_exact_mut(k).zip(self.scale()).zip(self.shift()) {
                 for weight in weight {
-                    sum += widen::<P>(*weight) * shift;
-                    *weight = narrow::<P>(scale * widen::<P>(*weight));
+                    sum += to_f64::<P>(*weight) * shift;
+                    *weight = from_f64::<P>(scale * to_f64::<P>(*weight));
                 }
             }
-            *bias = narrow::<P>(sum);
+            *bias = from_f64::<P>(sum);
         }
         Ok(())
     }
 }
 
-/// Exact. (Of an element's parameter the compiler knows that it is a [`Real`]; of one that is its own parameter it does
-/// not.)
-fn widen<E: Element>(v: E::Param) -> f64 {
-    v.to_f64()
+impl<V: ValuesMut> Fold<V> {
+    /// Sets scale and shift from checked statistics and parameters.
+    pub(crate) fn set<P: Element<Param = P>>(&mut self, source: Source<'_>, affine: Affine<'_, P>, eps: f64) {
+        let scale = self.scale.as_mut().iter_mut();
+        for (c, (scale, shift)) in scale.zip(self.shift.as_mut()).enumerate() {
+            let inv_std = inv_std(source.var()[c], eps);
+            *scale = affine.gamma.map_or(inv_std, |gamma| to_f64::<P>(gamma[c]) * inv_std);
+            *shift = affine.beta.map_or(0.0, |beta| to_f64::<P>(beta[c])) - source.mean()[c] * *scale;
+        }
+    }
 }
 
-/// To the nearest.
-fn narrow<E: Element>(v: f64) -> E::Param {
+/// Rounds to nearest.
+fn from_f64<E: Element>(v: f64) -> E::Param {
     E::Param::from_f64(v)
 }
 
-/// How many times the elements of an argument are `of`, at least once.
+/// The length of an argument as a multiple of `of`, which is at least 1.
 fn check_multiple(argument: &'static str, of: usize, actual: usize) -> Result<usize, Error> {
     match actual.checked_div(of) {
         Some(times) if times > 0 && times * of == actual => Ok(times),
         None if actual == 0 => Ok(1),
         _ => Err(Error::Multiple { argument, of, actual }),
-    }
-}
-
-impl BatchNorm {
-    /// The scale and the shift that [`normalize`](Self::normalize) with these statistics is, before the plan's activation
-    /// and a residual, which stay after the folded layer. A channel without variance has scale 0 where eps is 0.
-    ///
-    /// # Errors
-    /// As [`normalize`](Self::normalize); [`Error::Length`] where `fold` has another number of channels.
-    pub fn fold<'s, P: Element<Param = P>>(
-        &self,
-        source: impl Into<Source<'s>>,
-        affine: Affine<'_, P>,
-        fold: &mut Fold<impl ValuesMut>,
-    ) -> Result<(), Error> {
-        let (source, channels) = (source.into(), self.shape.channels());
-        source.check(channels, false)?;
-        affine.check(channels)?;
-        check_len("fold", channels, fold.channels())?;
-        let scale = fold.scale.as_mut().iter_mut();
-        for (c, (scale, shift)) in scale.zip(fold.shift.as_mut()).enumerate() {
-            let inv_std = inv_std(source.var()[c], self.eps);
-            *scale = affine.gamma.map_or(inv_std, |gamma| widen::<P>(gamma[c]) * inv_std);
-            *shift = affine.beta.map_or(0.0, |beta| widen::<P>(beta[c])) - source.mean()[c] * *scale;
-        }
-        Ok(())
     }
 }

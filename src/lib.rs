@@ -10,10 +10,10 @@
 //! dx = gamma / sqrt(var + eps) · (g − dbeta/M − x̂·dgamma/M)
 //! ```
 //!
-//! The residual and act, the [`Activation`], are absent unless asked for: then y = z and g = dy. gamma and beta are also
-//! known as weight and bias, or scale and shift. With a weight w for each position `(1/M) Σ` is `(1/Σw) Σ w`, and `/M` in
-//! dx is `·w/Σw`. At test time mean and var come from running averages kept during training, so one example can be
-//! normalized alone.
+//! The residual and act, the [`Activation`], are optional; without them y = z and g = dy. gamma and beta are also known as
+//! weight and bias, or scale and shift. With a weight w for each position, `(1/M) Σ` becomes `(1/Σw) Σ w`, and `/M` in dx
+//! becomes `·w/Σw`. In inference mean and var come from running averages kept during training, so a single example can
+//! be normalized.
 //!
 //! ```
 //! use batchnorm::{Affine, BatchNorm, Gradients, Momentum, RunningStatistics, Shape, Statistics};
@@ -23,56 +23,60 @@
 //! let (gamma, beta) = ([2.0, 2.0], [0.5, 0.5]);
 //! let affine = Affine::new(&gamma, &beta);
 //!
-//! // Training: normalize with the batch's own statistics, and remember them.
+//! // Training: normalize with the batch's own statistics, and update the averages.
 //! let (mut y, mut batch, mut running) = ([0.0; 8], Statistics::new(2), RunningStatistics::new(2));
 //! plan.forward_training(&x, affine, &mut y, &mut batch)?;
 //! running.update(&batch, Momentum::Exponential(0.1))?;
 //! assert_eq!(batch.mean(), [2.5, 25.0]);
 //!
-//! // Backward: ask for the gradients that are needed.
+//! // Backward: request the gradients that are needed.
 //! let dy = [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0];
 //! let (mut dx, mut dgamma, mut dbeta) = ([0.0; 8], [0.0; 2], [0.0; 2]);
 //! let gradients = Gradients { dx: Some(&mut dx), dgamma: Some(&mut dgamma), dbeta: Some(&mut dbeta), ..Gradients::default() };
 //! plan.backward(&x, &dy, &batch, affine, gradients)?;
 //! assert_eq!(dbeta, [1.0, 1.0]);
 //!
-//! // Test time: one example, with the running statistics.
+//! // Inference: one example, with the running statistics.
 //! let one = BatchNorm::new(Shape::nc(1, 2)?);
 //! one.normalize(&x[..2], &running, affine, &mut y[..2])?;
 //! # Ok::<(), batchnorm::Error>(())
 //! ```
 //!
 //! - [`Shape`] maps every usual layout onto three integers; an [`Element`] is f32, f64, bf16 or f16.
-//! - [`BatchNorm`] is the plan; its methods are the passes, fused or in halves. [`Affine`] is gamma and beta,
+//! - [`BatchNorm`] is the plan; its methods are the passes, fused or split in two halves. [`Affine`] is gamma and beta,
 //!   [`Gradients`] are the outputs of the backward pass.
-//! - [`Activation`] is a plan's; [`Extras`] are a residual, the output or weights, which the passes of [`With`] take.
-//! - [`Statistics`] and [`GradientSums`] are the seam between the halves; parts of a batch merge. A [`Source`] is either
-//!   a batch's statistics or running ones; all of these live in [`Values`] or [`ValuesMut`].
-//! - [`RunningStatistics`] with a [`Momentum`] are the averages for test time; [`Fold`] takes them into the weights of a
-//!   layer.
-//! - [`Cotangents`] and [`SecondGradients`] are what second derivatives start from and make.
-//! - [`Isa`] and [`Threads`], or an [`Executor`], choose speed. They never change a bit of a result.
+//! - The [`Activation`] is set on the plan; [`Extras`] are a residual, the output, or weights, with which [`With`] runs a
+//!   pass.
+//! - [`Statistics`] and [`GradientSums`] are what the first half of a pass hands to the second; those of parts of a batch
+//!   can be merged. A [`Source`] is either the statistics of a batch or running ones. Their arrays can be any [`Values`] or
+//!   [`ValuesMut`].
+//! - [`RunningStatistics`], updated with a [`Momentum`], are the averages for inference; [`Fold`] folds them into an
+//!   adjacent layer's weights.
+//! - [`Cotangents`] and [`SecondGradients`] are the inputs and outputs of second derivatives.
+//! - [`Isa`] and [`Threads`], or an [`Executor`], affect speed only: results are bit-identical.
 //! - [`mod@reference`] is the specification, short and slow.
 //!
-//! Nothing panics: a wrong argument is an [`Error`], found before anything is written.
+//! Nothing panics: a wrong argument is an [`Error`], raised before anything is written.
 
 mod activation;
+mod arguments;
 mod batch_norm;
 mod element;
 mod error;
 mod fold;
-mod grid;
 mod kernels;
+mod lanes;
 mod parallel;
 mod passes;
 pub mod reference;
-mod scratch;
 mod shape;
 mod simd;
 mod statistics;
+mod with;
 
 pub use activation::Activation;
-pub use batch_norm::{Affine, BatchNorm, Cotangents, Extras, Gradients, SecondGradients, With};
+pub use arguments::{Affine, Cotangents, Extras, Gradients, SecondGradients};
+pub use batch_norm::BatchNorm;
 pub use element::Element;
 pub use error::Error;
 pub use fold::Fold;
@@ -80,6 +84,7 @@ pub use parallel::{Executor, Threads};
 pub use shape::Shape;
 pub use simd::Isa;
 pub use statistics::{GradientSums, Momentum, RunningStatistics, Source, Statistics, Values, ValuesMut};
+pub use with::With;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

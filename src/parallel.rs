@@ -160,8 +160,15 @@ impl Shares {
 }
 
 /// A pointer that tasks share, each to write a part of its own.
-#[derive(Clone, Copy)]
 pub(crate) struct Shared<T>(*mut T);
+
+impl<T> Clone for Shared<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Shared<T> {}
 
 // SAFETY: the pointer is only dereferenced through `slice`, whose caller promises that parts are disjoint.
 unsafe impl<T: Send> Send for Shared<T> {}
@@ -169,7 +176,7 @@ unsafe impl<T: Send> Send for Shared<T> {}
 unsafe impl<T: Send> Sync for Shared<T> {}
 
 impl<T> Shared<T> {
-    pub(crate) fn new(p: *mut T) -> Self {
+    pub(crate) const fn new(p: *mut T) -> Self {
         Self(p)
     }
 

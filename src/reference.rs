@@ -14,7 +14,8 @@
 //!
 //! Ioffe, Szegedy, "Batch Normalization" (2015).
 
-use crate::{Activation, Shape};
+use crate::activation::Activation;
+use crate::shape::Shape;
 
 /// Where the values of channel `c` live.
 pub fn indices(shape: Shape, c: usize) -> impl Iterator<Item = usize> + Clone {

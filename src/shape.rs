@@ -1,6 +1,6 @@
 //! Where an element lives: three integers that describe every layout.
 
-use crate::Error;
+use crate::error::Error;
 
 /// The extent of an activation: element `(o, c, i)` lives at `(o * channels + c) * inner + i`.
 ///
@@ -34,7 +34,7 @@ impl Shape {
     /// A shape from its three extents.
     ///
     /// # Errors
-    /// [`Error::ShapeOverflow`] where a buffer of the largest element type (8 bytes) would pass `isize::MAX` bytes.
+    /// [`Error::ShapeOverflow`] if a buffer of the largest element type (8 bytes) would exceed `isize::MAX` bytes.
     pub fn new(outer: usize, channels: usize, inner: usize) -> Result<Self, Error> {
         Self::from_dims(&[outer], channels, &[inner])
     }
@@ -42,7 +42,7 @@ impl Shape {
     /// `n` examples of `c` features: fully connected layers.
     ///
     /// # Errors
-    /// As [`Shape::new`].
+    /// Same as [`Shape::new`].
     pub fn nc(n: usize, c: usize) -> Result<Self, Error> {
         Self::from_dims(&[n], c, &[])
     }
@@ -50,7 +50,7 @@ impl Shape {
     /// `n` sequences of `c` channels of length `l`, channels first.
     ///
     /// # Errors
-    /// As [`Shape::new`].
+    /// Same as [`Shape::new`].
     pub fn ncl(n: usize, c: usize, l: usize) -> Result<Self, Error> {
         Self::from_dims(&[n], c, &[l])
     }
@@ -58,7 +58,7 @@ impl Shape {
     /// `n` images of `c` channels of `h` × `w`, channels first.
     ///
     /// # Errors
-    /// As [`Shape::new`].
+    /// Same as [`Shape::new`].
     pub fn nchw(n: usize, c: usize, h: usize, w: usize) -> Result<Self, Error> {
         Self::from_dims(&[n], c, &[h, w])
     }
@@ -66,7 +66,7 @@ impl Shape {
     /// `n` volumes of `c` channels of `d` × `h` × `w`, channels first.
     ///
     /// # Errors
-    /// As [`Shape::new`].
+    /// Same as [`Shape::new`].
     pub fn ncdhw(n: usize, c: usize, d: usize, h: usize, w: usize) -> Result<Self, Error> {
         Self::from_dims(&[n], c, &[d, h, w])
     }
@@ -74,7 +74,7 @@ impl Shape {
     /// `n` images of `h` × `w`, channels last.
     ///
     /// # Errors
-    /// As [`Shape::new`].
+    /// Same as [`Shape::new`].
     pub fn nhwc(n: usize, h: usize, w: usize, c: usize) -> Result<Self, Error> {
         Self::from_dims(&[n, h, w], c, &[])
     }
@@ -82,7 +82,7 @@ impl Shape {
     /// `n` volumes of `d` × `h` × `w`, channels last.
     ///
     /// # Errors
-    /// As [`Shape::new`].
+    /// Same as [`Shape::new`].
     pub fn ndhwc(n: usize, d: usize, h: usize, w: usize, c: usize) -> Result<Self, Error> {
         Self::from_dims(&[n, d, h, w], c, &[])
     }

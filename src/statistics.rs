@@ -1,9 +1,9 @@
-//! What passes learn about a batch, how parts of a batch are put together, and the averages kept for test time.
+//! What passes learn about a batch, how those of parts are merged, and the averages kept for inference.
 
 use crate::error::{Error, check_len};
-use crate::kernels::moments;
+use crate::kernels::merge::ChanFactors;
 
-/// Memory for one value a channel: `Vec<f64>`, `&[f64]` or `&mut [f64]`.
+/// Memory for one value per channel: `Vec<f64>`, `&[f64]` or `&mut [f64]`.
 pub trait Values: sealed::Sealed + AsRef<[f64]> {}
 /// [`Values`] that can be written.
 pub trait ValuesMut: Values + AsMut<[f64]> {}
@@ -23,11 +23,11 @@ mod sealed {
 
 /// Mean and biased variance of each channel over `count` values, in f64.
 ///
-/// They own their memory or, made by [`from_parts`](Self::from_parts) of slices, use that of someone else; so do the
-/// other types of this kind.
+/// They own their memory or, if made by [`from_parts`](Self::from_parts) of slices, borrow it; so do the other types of
+/// this kind.
 ///
-/// Parts of a batch have statistics of their own; [`merge`](Self::merge) makes those of the whole. An empty
-/// `Statistics` is where merging starts.
+/// [`merge`](Self::merge) makes the statistics of a whole batch from those of its parts. An empty `Statistics` is where
+/// merging starts.
 ///
 /// ```
 /// use batchnorm::{BatchNorm, Shape, Statistics};
@@ -43,8 +43,8 @@ mod sealed {
 /// # Ok::<(), batchnorm::Error>(())
 /// ```
 ///
-/// Over a stream of mini-batches this gives the statistics of the whole population, where [`RunningStatistics`] give
-/// averages of what the weights were on the way. Networks whose weights are final can be measured again with it:
+/// Over a stream of mini-batches this gives the statistics of the whole population, whereas [`RunningStatistics`] are
+/// averages over weights that changed during training. Use it to re-estimate statistics once the weights are final:
 ///
 /// ```
 /// use batchnorm::{Affine, BatchNorm, RunningStatistics, Shape, Statistics};
@@ -58,7 +58,7 @@ mod sealed {
 /// }
 /// assert_eq!((population.count(), population.mean(), population.var()), (8.0, &[4.5][..], &[5.25][..]));
 ///
-/// // For test time, as constants. The variance is the biased one; times count/(count − 1) it is the unbiased one.
+/// // For inference, as constants. The variance is the biased one; times count/(count − 1) it is the unbiased one.
 /// let constants = RunningStatistics::from_parts(population.mean(), population.var(), 3)?;
 /// let mut y = [0.0];
 /// BatchNorm::new(Shape::nc(1, 1)?).normalize(&[4.5f32], &constants, Affine::default(), &mut y)?;
@@ -72,7 +72,7 @@ pub struct Statistics<V = Vec<f64>> {
     pub(crate) var: V,
 }
 
-/// Finds a variance that is negative, or NaN where `nan` is not allowed.
+/// Finds a variance that is negative, or NaN unless `nan` is allowed.
 fn check_var(var: &[f64], nan: bool) -> Result<(), Error> {
     match var.iter().position(|&v| v < 0.0 || (v.is_nan() && !nan)) {
         Some(channel) => Err(Error::Variance { channel, value: var[channel] }),
@@ -92,12 +92,12 @@ impl Statistics {
 }
 
 impl<V: Values> Statistics<V> {
-    /// Statistics that were computed elsewhere: `count` values per channel, a mean and a biased variance a channel.
-    /// NaN is allowed in both: it is what a channel with NaN or Inf in its data has.
+    /// Statistics that were computed elsewhere: `count` values per channel, one mean and one biased variance per channel.
+    /// Both may be NaN, as they are for a channel with NaN or Inf in its data.
     ///
     /// # Errors
-    /// [`Error::Count`] where `count` is negative or not finite, [`Error::Length`] where the lengths differ,
-    /// [`Error::Variance`] where a variance is negative.
+    /// [`Error::Count`] if `count` is negative or not finite, [`Error::Length`] if the lengths differ,
+    /// [`Error::Variance`] if a variance is negative.
     pub fn from_parts(count: f64, mean: V, var: V) -> Result<Self, Error> {
         check_count(count)?;
         check_len("var", mean.as_ref().len(), var.as_ref().len())?;
@@ -105,10 +105,10 @@ impl<V: Values> Statistics<V> {
         Ok(Self { count, mean, var })
     }
 
-    /// Statistics over no values, with memory for a pass to write others to: what it holds does not count.
+    /// Statistics over no values, with memory into which a pass writes others; its contents are ignored.
     ///
     /// # Errors
-    /// [`Error::Length`] where the lengths differ.
+    /// [`Error::Length`] if the lengths differ.
     pub fn empty(mean: V, var: V) -> Result<Self, Error> {
         check_len("var", mean.as_ref().len(), var.as_ref().len())?;
         Ok(Self { count: 0.0, mean, var })
@@ -129,27 +129,31 @@ impl<V: Values> Statistics<V> {
         self.var.as_ref()
     }
 
-    /// How many channels there are.
+    /// The number of channels.
     pub fn channels(&self) -> usize {
         self.mean().len()
     }
 }
 
+impl<V: Values> Statistics<V> {
+    pub(crate) fn view(&self) -> Statistics<&[f64]> {
+        Statistics { count: self.count, mean: self.mean(), var: self.var() }
+    }
+}
+
 impl<V: ValuesMut> Statistics<V> {
-    /// Has `write` write them.
-    pub(crate) fn lend(&mut self, write: impl FnOnce(&mut Statistics<&mut [f64]>)) {
-        let mut lent = Statistics { count: self.count, mean: self.mean.as_mut(), var: self.var.as_mut() };
-        write(&mut lent);
-        self.count = lent.count;
+    /// Count, means and variances, for a pass to write.
+    pub(crate) fn parts_mut(&mut self) -> (&mut f64, &mut [f64], &mut [f64]) {
+        (&mut self.count, self.mean.as_mut(), self.var.as_mut())
     }
 
-    /// Makes this the statistics of its values and those of `other` together.
+    /// Makes these the statistics of their values and those of `other` together.
     ///
     /// Chan, Golub, LeVeque, "Algorithms for computing the sample variance" (1983), formula 1.5.
     ///
     /// # Errors
-    /// [`Error::Length`] where the numbers of channels differ, [`Error::Count`] where the counts add up to more than an
-    /// f64 holds.
+    /// [`Error::Length`] if the numbers of channels differ, [`Error::Count`] if the sum of the counts exceeds the range of
+    /// f64.
     pub fn merge(&mut self, other: &Statistics<impl Values>) -> Result<(), Error> {
         check_len("other", self.channels(), other.channels())?;
         if other.count == 0.0 {
@@ -164,25 +168,20 @@ impl<V: ValuesMut> Statistics<V> {
         }
         let n = self.count + other.count;
         check_count(n)?;
-        for (c, var) in var.iter_mut().enumerate() {
-            let mut m2 = *var * self.count;
-            let other_m2 = other.var()[c] * other.count;
-            moments::merge(
-                self.count,
-                [&mut mean[c..=c], std::slice::from_mut(&mut m2)],
-                other.count,
-                [&other.mean()[c..=c], &[other_m2]],
-            );
-            *var = m2 / n;
+        let factors = ChanFactors::new(self.count, other.count);
+        for (c, (mean, var)) in mean.iter_mut().zip(var).enumerate() {
+            let (m2, other_m2) = (*var * self.count, other.var()[c] * other.count);
+            let [merged, m2] = factors.merge([*mean, m2], [other.mean()[c], other_m2]);
+            (*mean, *var) = (merged, m2 / n);
         }
         self.count = n;
         Ok(())
     }
 }
 
-/// Σg and Σg·(x − mean) of each channel, in f64: what the backward pass needs to know of the whole batch.
+/// Σg and Σg·(x − mean) of each channel, in f64: what the backward pass needs to know about the whole batch.
 ///
-/// Sums of parts of a batch, about the same mean, add up by [`merge`](Self::merge).
+/// [`merge`](Self::merge) adds the sums of parts of a batch, about the same mean.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GradientSums<V = Vec<f64>> {
     pub(crate) g: V,
@@ -197,10 +196,10 @@ impl GradientSums {
 }
 
 impl<V: Values> GradientSums<V> {
-    /// Sums that were computed elsewhere, or memory for them: Σg and Σg·(x − mean), one of each a channel.
+    /// Sums that were computed elsewhere, or memory for them: Σg and Σg·(x − mean), one of each per channel.
     ///
     /// # Errors
-    /// [`Error::Length`] where the lengths differ.
+    /// [`Error::Length`] if the lengths differ.
     pub fn from_parts(g: V, gx: V) -> Result<Self, Error> {
         check_len("gx", g.as_ref().len(), gx.as_ref().len())?;
         Ok(Self { g, gx })
@@ -216,7 +215,7 @@ impl<V: Values> GradientSums<V> {
         self.gx.as_ref()
     }
 
-    /// How many channels there are.
+    /// The number of channels.
     pub fn channels(&self) -> usize {
         self.g().len()
     }
@@ -234,7 +233,7 @@ impl<V: ValuesMut> GradientSums<V> {
     /// Makes these the sums over the values of both.
     ///
     /// # Errors
-    /// [`Error::Length`] where the numbers of channels differ.
+    /// [`Error::Length`] if the numbers of channels differ.
     pub fn merge(&mut self, other: &GradientSums<impl Values>) -> Result<(), Error> {
         check_len("other", self.channels(), other.channels())?;
         let (g, gx) = (self.g.as_mut(), self.gx.as_mut());
@@ -245,7 +244,7 @@ impl<V: ValuesMut> GradientSums<V> {
     }
 }
 
-/// How much a new batch counts in [`RunningStatistics`].
+/// The weight of a new batch in [`RunningStatistics`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Momentum {
     /// `running = (1 − m)·running + m·new`: an exponentially weighted average. m weighs the *new* value, PyTorch's
@@ -263,8 +262,8 @@ impl Momentum {
     }
 }
 
-/// Averages of mean and variance over the batches seen in training, to normalize with at test time, when one example
-/// may come alone.
+/// Averages of mean and variance over the batches seen in training, with which inference normalizes, even a single
+/// example.
 ///
 /// ```
 /// use batchnorm::{Momentum, RunningStatistics, Statistics};
@@ -293,17 +292,17 @@ impl RunningStatistics {
 }
 
 impl<V: Values> RunningStatistics<V> {
-    /// Averages kept elsewhere. They are taken as they are; what cannot be used is found when it is used.
+    /// Averages kept elsewhere. They are taken as they are; invalid values are reported on use.
     ///
     /// # Errors
-    /// [`Error::Length`] where the lengths differ.
+    /// [`Error::Length`] if the lengths differ.
     pub fn from_parts(mean: V, var: V, batches: u64) -> Result<Self, Error> {
         check_len("var", mean.as_ref().len(), var.as_ref().len())?;
         Ok(Self { mean, var, batches, biased: false })
     }
 
-    /// Whether variances are averaged as they normalize the batch (over M, biased) instead of as estimates of the
-    /// population's (over M − 1, unbiased, the default).
+    /// Sets whether variances are averaged as they normalize the batch (over M, biased), or as estimates of the variance of
+    /// the population (over M − 1, unbiased, the default).
     #[must_use]
     pub fn biased(mut self, biased: bool) -> Self {
         self.biased = biased;
@@ -320,29 +319,29 @@ impl<V: Values> RunningStatistics<V> {
         self.var.as_ref()
     }
 
-    /// How many batches were averaged.
+    /// The number of batches that were averaged.
     pub fn batches(&self) -> u64 {
         self.batches
     }
 
-    /// How many channels there are.
+    /// The number of channels.
     pub fn channels(&self) -> usize {
         self.mean().len()
     }
 }
 
 impl<V: ValuesMut> RunningStatistics<V> {
-    /// Takes a batch into the averages. An empty batch changes nothing.
+    /// Updates the averages with a batch. An empty batch changes nothing.
     ///
-    /// A batch counts as one, however many values it has; its count n matters for the unbiased variance alone, which is
-    /// the biased one times n/(n − 1). Weights count as numbers of values do: n is their sum, so that weights 0 and 1
-    /// give what the batch without the values of weight 0 gives. Weights that say how much a value matters, and not how
-    /// often it was seen, have no such n: use [`biased`](Self::biased) variances with them.
+    /// Every batch counts the same, however many values it has; its count n matters only for the unbiased variance, which
+    /// is the biased one times n/(n − 1). With weights n is their sum, so that weights 0 and 1 give what the batch without
+    /// the values of weight 0 gives. Weights that say how much a value matters, and not how often it was seen, have no such
+    /// n: use [`biased`](Self::biased) variances with them.
     ///
     /// # Errors
-    /// [`Error::Momentum`] where the momentum is outside [0, 1] or NaN, [`Error::Length`] where the numbers of
-    /// channels differ, [`Error::TooFewValues`] where an unbiased variance is to be had from one value per channel or
-    /// less, or from weights whose sum is not above 1.
+    /// [`Error::Momentum`] if the momentum is outside [0, 1] or NaN, [`Error::Length`] if the numbers of channels
+    /// differ, [`Error::TooFewValues`] if an unbiased variance is requested from at most one value per channel, or from
+    /// weights whose sum is at most 1.
     pub fn update(&mut self, batch: &Statistics<impl Values>, momentum: Momentum) -> Result<(), Error> {
         if let Momentum::Exponential(m) = momentum
             && !(0.0..=1.0).contains(&m)
@@ -361,7 +360,7 @@ impl<V: ValuesMut> RunningStatistics<V> {
             Momentum::Exponential(m) => m,
             Momentum::Cumulative => 1.0 / self.batches as f64,
         };
-        // At the ends the other value must not count at all, not even where it is NaN.
+        // At the ends the other value must not count at all, not even if it is NaN.
         let average = |old: f64, new: f64| match m {
             0.0 => old,
             1.0 => new,
@@ -393,7 +392,7 @@ pub enum Source<'a> {
 
 impl<'a, V: Values> From<&'a Statistics<V>> for Source<'a> {
     fn from(statistics: &'a Statistics<V>) -> Self {
-        Self::Batch(Statistics { count: statistics.count, mean: statistics.mean(), var: statistics.var() })
+        Self::Batch(statistics.view())
     }
 }
 
@@ -419,7 +418,7 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Whether it can normalize a batch of `channels` channels that has values or, where `empty`, has none.
+    /// Checks that it can normalize a batch of `channels` channels, which has no values if `empty`.
     pub(crate) fn check(self, channels: usize, empty: bool) -> Result<(), Error> {
         match self {
             Self::Batch(s) => {

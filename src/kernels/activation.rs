@@ -1,7 +1,7 @@
-//! Activations in lanes. Which one it is was decided before the loop, so the branches on it are always foreseen: they
-//! cost a loop that is bound by memory nothing, and no loop is compiled for each.
+//! Activations in lanes. The activation is chosen before the loop, so the branches on it are always predicted: they cost
+//! nothing in a loop that is bound by memory, and no loop is compiled for each.
 
-use crate::Activation;
+use crate::activation::Activation;
 use crate::simd::{Real, Vector};
 
 #[inline(always)]
@@ -20,7 +20,7 @@ pub(crate) fn activate<V: Vector>(activation: Activation, z: V) -> V {
     }
 }
 
-/// dy·act'(z). Where act is piecewise linear z may be anything of the same sign, such as y.
+/// dy·act'(z). If act is piecewise linear, z may be anything of the same sign, such as y.
 #[inline(always)]
 pub(crate) fn gradient<V: Vector>(activation: Activation, z: V, dy: V) -> V {
     match activation {
@@ -34,7 +34,7 @@ pub(crate) fn gradient<V: Vector>(activation: Activation, z: V, dy: V) -> V {
     }
 }
 
-/// The z that gave this y; of activations that have an inverse.
+/// The z that gave this y, for activations that have an inverse.
 #[inline(always)]
 pub(crate) fn inverse<V: Vector>(activation: Activation, y: V) -> V {
     match activation {
@@ -43,8 +43,8 @@ pub(crate) fn inverse<V: Vector>(activation: Activation, y: V) -> V {
     }
 }
 
-/// `1 / (1 + exp(−z))`, and what it lacks to 1: both from exp(−|z|), which does not overflow, and without a difference,
-/// which would cancel.
+/// `1 / (1 + exp(−z))` and 1 minus it: both from exp(−|z|), which does not overflow, and without a difference, which would
+/// cancel.
 #[inline(always)]
 fn logistic<V: Vector>(z: V) -> [V; 2] {
     let one = splat::<V>(1.0);

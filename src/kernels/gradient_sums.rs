@@ -2,19 +2,19 @@
 
 use super::input_gradient::upstream;
 use super::normalize::{self, center};
-use super::operands::{Fused, Lanes, Native, Operands, Sources, existing};
+use super::operands::{Lanes, Native, Operands, Sources, Variant, masked};
 use super::reduce::{self, MAX_COEFS, Reduce, Rows};
-use super::{MAX_GROUP, Runs, Tile, start};
-use crate::Shape;
-use crate::element::Element;
-use crate::simd::{Kernel, Real, Simd, Vector};
+use super::tile::{MAX_GROUP, Runs, Tile, start};
+use crate::lanes::Storage;
+use crate::shape::Shape;
+use crate::simd::{Kernel, MAX_LANES, Real, Simd, Vector};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// How many coefficients this needs: prescale, mean_hi, mean_lo.
 pub(crate) const COEFS: usize = 3;
 
-/// The terms g and g·(x − mean), the second times the channel's prescale. Where anything is fused the coefficients of
+/// The terms g and g·(x − mean), the second times the prescale of the channel. If anything is fused, the coefficients of
 /// the forward pass come after its own.
 struct Terms<const FUSED: bool>;
 
@@ -25,95 +25,118 @@ impl<const FUSED: bool> Reduce for Terms<FUSED> {
     const FUSED: bool = FUSED;
     const SQUARES: bool = false;
     #[inline(always)]
-    fn terms<V: Vector>(coefs: [V; MAX_COEFS], operands: Operands<V>, fused: &Fused) -> [V; 2] {
-        let [prescale, mean_hi, mean_lo, forward @ ..] = coefs;
+    fn terms<V: Vector>(coefs: &[V; MAX_COEFS], operands: &Operands<V>, variant: &Variant) -> [V; 2] {
+        let [prescale, mean_hi, mean_lo, forward @ ..] = *coefs;
         if !FUSED {
             let [g, x, ..] = operands.inputs;
             return [g, g.mul(center(x, prescale, mean_hi, mean_lo))];
         }
-        let (g, x) = upstream(forward, &operands, fused);
-        [g, existing(fused, operands.weight, g.mul(center(x, prescale, mean_hi, mean_lo)))]
+        let (g, x) = upstream(&forward, operands, variant);
+        [g, masked(variant, operands.weight, g.mul(center(x, prescale, mean_hi, mean_lo)))]
     }
 }
 
-/// The pass over one tile: both sums of each of its channels at the tile's positions.
-pub(crate) struct GradientTerms<E: Element, const FUSED: bool> {
+/// The pass over one tile: both sums of each of its channels at the positions of the tile.
+pub(crate) struct GradientSumsTask<E: Storage> {
     pub(crate) shape: Shape,
     pub(crate) tile: Tile,
     /// dy and x.
     pub(crate) x: Sources<E>,
-    pub(crate) fused: Fused,
-    /// Arrays of the channels' coefficients, so many values apart.
-    pub(crate) coefs: *const E::Param,
-    pub(crate) apart: usize,
+    pub(crate) variant: Variant,
+    /// Arrays of coefficients per channel, a stride apart.
+    pub(crate) coefs: *const E::Scalar,
+    pub(crate) coefs_stride: usize,
     /// Σg and Σg·(x − mean)·prescale by channel, each `padded(channels)` long.
     pub(crate) out: [*mut f64; 2],
 }
 
-impl<E: Element, const FUSED: bool> Kernel for GradientTerms<E, FUSED> {
+/// The kernel of this pass.
+pub(crate) struct GradientSumsKernel<E: Storage, const FUSED: bool>(GradientSumsTask<E>);
+
+impl<E: Storage, const FUSED: bool> GradientSumsKernel<E, FUSED> {
+    /// # Safety
+    /// dy, x and what the variant names cover the shape, and nothing else uses the channels of the tile in `out` while the
+    /// kernel runs. There are as many arrays of coefficients as the body needs. A tile of planes has at most
+    /// [`MAX_GROUP`] channels.
+    pub(crate) unsafe fn new(task: GradientSumsTask<E>) -> Self {
+        Self(task)
+    }
+}
+
+impl<E: Storage, const FUSED: bool> Kernel for GradientSumsKernel<E, FUSED> {
     #[inline(always)]
     fn run<S: Simd>(self) {
-        // SAFETY: whoever makes a `GradientTerms` promises that its pointers cover the shape.
+        // SAFETY: who made the kernel promised that its pointers cover the shape.
         unsafe {
-            if self.shape.inner() == 1 {
-                self.rows::<Native<E, S>>();
+            if self.0.shape.inner() == 1 {
+                self.0.rows::<Native<E, S>, FUSED>();
             } else {
-                self.planes::<Native<E, S>>();
+                self.0.planes::<Native<E, S>, FUSED>();
             }
         }
     }
 }
 
-impl<E: Element, const FUSED: bool> GradientTerms<E, FUSED> {
+impl<E: Storage> GradientSumsTask<E> {
     /// # Safety
     /// The pointers cover the shape.
     #[inline(always)]
-    unsafe fn planes<L: Lanes<E = E, V: Vector<Scalar = E::Param>>>(&self) {
+    unsafe fn planes<L: Lanes<E = E, V: Vector<Scalar = E::Scalar>>, const FUSED: bool>(&self) {
         let (channels, inner) = (self.shape.channels(), self.shape.inner());
         let mut slots = [const { MaybeUninit::uninit() }; MAX_GROUP];
-        let sums = start(&mut slots, self.tile.channels.len(), [L::V::wide_zero(); 2]);
+        let Range { start: first, end } = self.tile.channels;
+        let sums = start(&mut slots, end - first, [L::V::wide_zero(); 2]);
         for (o, i, len) in Runs::new(self.shape, &self.tile.positions) {
-            for (acc, c) in sums.iter_mut().zip(self.tile.channels.clone()) {
+            let mut c = first;
+            while c < end {
                 let x = self.x.advance((o * channels + c) * inner + i, o * inner + i);
+                let mut coefs = [L::V::splat(Real::from_f64(0.0)); MAX_COEFS];
                 // SAFETY: the run lies within the buffers, by the definition of the shape; `c` is a channel.
                 unsafe {
-                    let mut coefs = [L::V::splat(Real::from_f64(0.0)); MAX_COEFS];
-                    for (k, v) in coefs.iter_mut().enumerate().take(Terms::<FUSED>::COEFS) {
-                        *v = L::V::splat(*self.coefs.add(k * self.apart + c));
+                    let mut k = 0;
+                    while k < Terms::<FUSED>::COEFS {
+                        coefs[k] = L::V::splat(*self.coefs.add(k * self.coefs_stride + c));
+                        k += 1;
                     }
                     reduce::prefetch_plane::<L::V, E>(x.inputs[0].wrapping_add(channels * inner), len);
                     reduce::prefetch_plane::<L::V, E>(x.inputs[1].wrapping_add(channels * inner), len);
-                    *acc = reduce::run::<Terms<FUSED>, L, _>(coefs, x, &self.fused, len, *acc, &mut ());
+                    let acc = &mut sums[c - first];
+                    *acc = reduce::run::<Terms<FUSED>, L, _>(&coefs, &x, &self.variant, len, *acc, &mut ());
                 }
+                c += 1;
             }
         }
-        for (acc, c) in sums.iter().zip(self.tile.channels.clone()) {
+        let mut c = first;
+        while c < end {
+            let acc = sums[c - first];
             // SAFETY: `c` is below the number of channels.
             unsafe {
                 *self.out[0].add(c) = L::V::wide_sum(acc[0]);
                 *self.out[1].add(c) = L::V::wide_sum(acc[1]);
             }
+            c += 1;
         }
     }
 
     /// # Safety
     /// The pointers cover the shape.
     #[inline(always)]
-    unsafe fn rows<L: Lanes<E = E, V: Vector<Scalar = E::Param>>>(&self) {
-        let stride = self.shape.channels();
+    unsafe fn rows<L: Lanes<E = E, V: Vector<Scalar = E::Scalar>>, const FUSED: bool>(&self) {
+        let row_stride = self.shape.channels();
         let Range { start, end } = self.tile.channels;
         let columns = end - start;
         let first = self.tile.positions.start;
-        let x = self.x.advance(first * stride + start, first);
-        // SAFETY: tiles start at whole vectors, and the arrays are padded to such: what is written past the tile's own
-        // columns is padding. The rows lie within the buffers.
+        let x = self.x.advance(first * row_stride + start, first);
+        // SAFETY: tiles start at whole vectors, and the arrays are padded to such: what is written past the columns of the
+        // tile is padding. The rows lie within the buffers.
         unsafe {
-            let sums = self.out.map(|p| p.add(start));
+            let sums = [self.out[0].add(start), self.out[1].add(start)];
             for p in sums {
-                p.write_bytes(0, columns.next_multiple_of(16));
+                p.write_bytes(0, columns.next_multiple_of(MAX_LANES));
             }
-            let r = Rows { coefs: self.coefs.add(start), sums, apart: self.apart, columns, stride };
-            reduce::rows::<Terms<FUSED>, L>(&r, x, &self.fused, self.tile.positions.len());
+            let coefs = self.coefs.add(start);
+            let r = Rows { coefs, coefs_stride: self.coefs_stride, sums, columns, row_stride };
+            reduce::rows::<Terms<FUSED>, L>(&r, &x, &self.variant, self.tile.positions.len());
         }
     }
 }

@@ -1,188 +1,51 @@
-//! The walks of passes that sum: two sums a channel, in lanes, then in f64.
+//! The walks of passes that sum: two sums per channel, in lanes, then in f64.
 //!
-//! A chunk of [`CHUNK`] vectors is summed pairwise in lanes of the element's type (three roundings), then added to
-//! f64 accumulators; squares of f32, which f64 holds, are added to these at once. In planes the vectors of a chunk
-//! follow each other; in rows they are a stride apart, one a row, and each lane is a channel. Chunks are counted from
+//! A chunk of [`CHUNK`] vectors is summed pairwise in lanes of the scalar type (three roundings), then added to f64
+//! accumulators; squares of f32, which fit in f64 exactly, are added to these at once. In planes the vectors of a chunk
+//! follow each other; in rows they are a stride apart, one per row, and each lane is a channel. Chunks are counted from
 //! the start of the run or block of rows, so the order of all additions follows from the shape alone.
 
-use super::operands::{Fused, INPUTS, Lanes, Operands, Sources, load};
-use crate::simd::{Real, Simd, Vector};
+use super::operands::{INPUTS, Lanes, Operands, Sources, Variant, load};
+use crate::simd::{Real, Vector};
 
-/// Vectors that are summed in the element's precision before they are added to f64 accumulators. 8 keeps widening
-/// at a fifth of the arithmetic; 16 would cost a fourth rounding.
+/// Vectors that are summed in the scalar type before they are added to f64 accumulators. 8 keeps widening at a fifth of
+/// the arithmetic; 16 would cost a fourth rounding.
 pub(crate) const CHUNK: usize = 8;
 
-/// The most coefficients a channel may have.
+/// The most coefficients of a channel.
 pub(crate) const MAX_COEFS: usize = 8;
 
-/// The body of a summing pass: two terms an element, from the inputs and the channel's coefficients.
+/// The body of a summing pass: two terms per element, from the inputs and the coefficients of the channel.
 pub(crate) trait Reduce {
     /// How many inputs are read.
     const INPUTS: usize;
-    /// How many coefficients a channel has, and how many of them are only needed where the activation's argument is
-    /// computed again.
+    /// How many coefficients a channel has, and how many of them, the last, serve only to recompute the argument of the
+    /// activation.
     const COEFS: usize;
     const RECOMPUTE_COEFS: usize = 0;
     /// Whether anything is fused.
     const FUSED: bool;
     /// Whether the second term is the square of the first.
     const SQUARES: bool;
-    fn terms<V: Vector>(coefs: [V; MAX_COEFS], x: Operands<V>, fused: &Fused) -> [V; 2];
+    fn terms<V: Vector>(coefs: &[V; MAX_COEFS], x: &Operands<V>, variant: &Variant) -> [V; 2];
 }
 
-/// A sum over planes, that a map may be beside.
-pub(crate) trait PlaneSums {
-    /// # Safety
-    /// The pointers cover the shape.
-    unsafe fn planes<S: Simd, B: Beside>(&self, beside: &mut B);
-}
-
-/// Bytes of a cache line.
-const LINE: usize = 64;
-
-#[inline(always)]
-fn add<V: Vector>(a: [V; 2], b: [V; 2]) -> [V; 2] {
-    [a[0].add(b[0]), a[1].add(b[1])]
-}
-
-/// The terms of one vector; of its first `n` lanes, zero in the others, where `PARTIAL`.
+/// What a reduction over planes does between its chunks: the map of planes that were reduced before.
 ///
-/// # Safety
-/// The lanes can be read in every input used.
-#[inline(always)]
-unsafe fn terms<R: Reduce, L: Lanes, const ROWS: bool, const PARTIAL: bool>(
-    coefs: [L::V; MAX_COEFS],
-    x: Sources<L::E>,
-    fused: &Fused,
-    n: usize,
-) -> [L::V; 2] {
-    // SAFETY: the caller's promise.
-    let operands = unsafe { load::<L, ROWS, PARTIAL>(x, R::INPUTS, R::FUSED, fused, n) };
-    let t = R::terms(coefs, operands, fused);
-    if PARTIAL { [t[0].first(n), t[1].first(n)] } else { t }
-}
-
-/// A step from one vector of a chunk to the next: elements and positions.
-type Step = (usize, usize);
-
-/// The sums of four vectors, pairwise.
-///
-/// # Safety
-/// Their lanes can be read in every input used.
-#[inline(always)]
-unsafe fn four<R: Reduce, L: Lanes, const ROWS: bool, const PARTIAL: bool>(
-    coefs: [L::V; MAX_COEFS],
-    x: Sources<L::E>,
-    fused: &Fused,
-    (elements, positions): Step,
-    n: usize,
-) -> [L::V; 2] {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let second = x.advance(elements, positions);
-        let third = x.advance(2 * elements, 2 * positions);
-        let fourth = x.advance(3 * elements, 3 * positions);
-        let a = add(
-            terms::<R, L, ROWS, PARTIAL>(coefs, x, fused, n),
-            terms::<R, L, ROWS, PARTIAL>(coefs, second, fused, n),
-        );
-        let b = add(
-            terms::<R, L, ROWS, PARTIAL>(coefs, third, fused, n),
-            terms::<R, L, ROWS, PARTIAL>(coefs, fourth, fused, n),
-        );
-        add(a, b)
-    }
-}
-
-/// The sums of `count` vectors, 1 to `CHUNK`.
-///
-/// # Safety
-/// Their lanes can be read in every input used.
-#[inline(always)]
-unsafe fn chunk<R: Reduce, L: Lanes, const ROWS: bool, const PARTIAL: bool>(
-    coefs: [L::V; MAX_COEFS],
-    x: Sources<L::E>,
-    fused: &Fused,
-    step: Step,
-    count: usize,
-    n: usize,
-) -> [L::V; 2] {
-    let (elements, positions) = step;
-    // SAFETY: the caller's promise.
-    unsafe {
-        if R::FUSED {
-            // The same sums from a loop, since the terms are much code.
-            let mut t = [[L::V::splat(Real::from_f64(0.0)); 2]; CHUNK];
-            for (j, t) in t.iter_mut().enumerate().take(count) {
-                *t = terms::<R, L, ROWS, PARTIAL>(coefs, x.advance(j * elements, j * positions), fused, n);
-            }
-            return if count == CHUNK {
-                add(add(add(t[0], t[1]), add(t[2], t[3])), add(add(t[4], t[5]), add(t[6], t[7])))
-            } else {
-                t[1..count].iter().fold(t[0], |sums, t| add(sums, *t))
-            };
-        }
-        if count == CHUNK {
-            let a = four::<R, L, ROWS, PARTIAL>(coefs, x, fused, step, n);
-            let rest = x.advance(4 * elements, 4 * positions);
-            return add(a, four::<R, L, ROWS, PARTIAL>(coefs, rest, fused, step, n));
-        }
-        let mut sums = terms::<R, L, ROWS, PARTIAL>(coefs, x, fused, n);
-        for j in 1..count {
-            let x = x.advance(j * elements, j * positions);
-            sums = add(sums, terms::<R, L, ROWS, PARTIAL>(coefs, x, fused, n));
-        }
-        sums
-    }
-}
-
-/// The accumulators of two sums.
-pub(crate) type Wide<V> = [<V as Vector>::Wide; 2];
-
-/// Adds the terms of `count` vectors, 1 to `CHUNK`, to the accumulators, those of squares without a rounding in lanes.
-/// It takes a quarter longer where x is in L2, and nothing where it comes from memory.
-///
-/// # Safety
-/// As [`chunk`].
-#[inline(always)]
-unsafe fn add_chunk<R: Reduce, L: Lanes, const ROWS: bool, const PARTIAL: bool>(
-    coefs: [L::V; MAX_COEFS],
-    x: Sources<L::E>,
-    fused: &Fused,
-    step: Step,
-    (count, n): (usize, usize),
-    mut acc: Wide<L::V>,
-) -> Wide<L::V> {
-    // SAFETY: the caller's promise.
-    unsafe {
-        if R::SQUARES && L::V::EXACT_SQUARES {
-            for j in 0..count {
-                let x = x.advance(j * step.0, j * step.1);
-                acc = terms::<R, L, ROWS, PARTIAL>(coefs, x, fused, n)[0].accumulate_squares(acc);
-            }
-            return acc;
-        }
-        let t = chunk::<R, L, ROWS, PARTIAL>(coefs, x, fused, step, count, n);
-        [t[0].accumulate(acc[0]), t[1].accumulate(acc[1])]
-    }
-}
-
-/// What a sum over planes does between its chunks: a map of planes that were summed before. Memory is busy then while
-/// terms are added up.
-pub(crate) trait Beside {
-    /// The sum is about to walk `len` elements of the `k`-th channel of its tile, from `(o, i)` on.
-    ///
-    /// # Safety (of all functions)
-    /// Runs are those of the map's tile, of which whoever made this promised that they may be mapped; each is begun, goes on
-    /// by chunks, and is ended.
+/// # Safety (of all functions)
+/// Runs belong to the tile of the map, and whoever made this promised that they may be mapped. Each run begins, goes on by
+/// chunks, and ends.
+pub(crate) trait Interleave {
+    /// The reduction is about to walk `len` elements of the `k`-th channel of its tile, from `(o, i)` on.
     unsafe fn begin(&mut self, k: usize, o: usize, i: usize, len: usize);
     /// A chunk has been summed.
     unsafe fn chunk(&mut self);
-    /// The run has been.
+    /// The run has been summed.
     unsafe fn end(&mut self);
 }
 
-impl Beside for () {
+/// Nothing is mapped.
+impl Interleave for () {
     #[inline(always)]
     unsafe fn begin(&mut self, _: usize, _: usize, _: usize, _: usize) {}
     #[inline(always)]
@@ -191,54 +54,218 @@ impl Beside for () {
     unsafe fn end(&mut self) {}
 }
 
+/// The accumulators of two sums.
+pub(crate) type Accumulators<V> = [<V as Vector>::Wide; 2];
+
+/// The step from one vector of a chunk to the next.
+#[derive(Clone, Copy)]
+struct Step {
+    elements: usize,
+    positions: usize,
+}
+
+#[inline(always)]
+fn add<V: Vector>(a: [V; 2], b: [V; 2]) -> [V; 2] {
+    [a[0].add(b[0]), a[1].add(b[1])]
+}
+
+#[inline(always)]
+fn zeros<V: Vector>() -> [V; 2] {
+    [V::splat(Real::from_f64(0.0)); 2]
+}
+
+/// The terms of the first `n` lanes of a vector, of all if `WHOLE`; zero in the others.
+///
+/// # Safety
+/// The lanes can be read in every input used.
+#[inline(always)]
+unsafe fn terms<R: Reduce, L: Lanes, const WHOLE: bool>(
+    coefs: &[L::V; MAX_COEFS],
+    x: &Sources<L::E>,
+    variant: &Variant,
+    n: usize,
+) -> [L::V; 2] {
+    // SAFETY: the caller's promise.
+    let operands = unsafe { load::<L, WHOLE>(x, R::INPUTS, R::FUSED, variant, n) };
+    let [a, b] = R::terms(coefs, &operands, variant);
+    if WHOLE || n == L::V::LANES { [a, b] } else { [a.first(n), b.first(n)] }
+}
+
+/// The terms of `count` vectors, at most [`CHUNK`].
+///
+/// # Safety
+/// As [`terms`].
+#[inline(always)]
+unsafe fn terms_of<R: Reduce, L: Lanes, const WHOLE: bool>(
+    coefs: &[L::V; MAX_COEFS],
+    x: &Sources<L::E>,
+    variant: &Variant,
+    step: Step,
+    count: usize,
+    n: usize,
+) -> [[L::V; 2]; CHUNK] {
+    let mut t = [zeros(); CHUNK];
+    let mut j = 0;
+    while j < count {
+        let x = x.advance(j * step.elements, j * step.positions);
+        // SAFETY: the caller's promise.
+        t[j] = unsafe { terms::<R, L, WHOLE>(coefs, &x, variant, n) };
+        j += 1;
+    }
+    t
+}
+
+/// The sum of a chunk's terms, pairwise.
+#[inline(always)]
+fn pairwise<V: Vector>(t: &[[V; 2]; CHUNK]) -> [V; 2] {
+    add(add(add(t[0], t[1]), add(t[2], t[3])), add(add(t[4], t[5]), add(t[6], t[7])))
+}
+
+/// Adds the terms of a chunk to the accumulators, or of its first `n` lanes unless `WHOLE`. Squares are added without a
+/// rounding in lanes, which costs 25 % when x is in L2, nothing when it comes from memory.
+///
+/// # Safety
+/// As [`terms`].
+#[inline(always)]
+unsafe fn add_chunk<R: Reduce, L: Lanes, const WHOLE: bool>(
+    coefs: &[L::V; MAX_COEFS],
+    x: &Sources<L::E>,
+    variant: &Variant,
+    step: Step,
+    n: usize,
+    acc: Accumulators<L::V>,
+) -> Accumulators<L::V> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if R::SQUARES && L::V::EXACT_SQUARES {
+            return add_squares::<R, L, WHOLE>(coefs, x, variant, step, CHUNK, n, acc);
+        }
+        let [a, b] = pairwise(&terms_of::<R, L, WHOLE>(coefs, x, variant, step, CHUNK, n));
+        [a.accumulate(acc[0]), b.accumulate(acc[1])]
+    }
+}
+
+/// Adds the terms of `count` vectors, 1 to [`CHUNK`], to the accumulators, or of their first `n` lanes. Compiled once, as a
+/// loop, where terms are much code.
+///
+/// # Safety
+/// As [`terms`].
+#[inline(always)]
+unsafe fn add_few<R: Reduce, L: Lanes>(
+    coefs: &[L::V; MAX_COEFS],
+    x: &Sources<L::E>,
+    variant: &Variant,
+    step: Step,
+    count: usize,
+    n: usize,
+    acc: Accumulators<L::V>,
+) -> Accumulators<L::V> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if R::SQUARES && L::V::EXACT_SQUARES {
+            return add_squares::<R, L, false>(coefs, x, variant, step, count, n, acc);
+        }
+        let mut sums = zeros();
+        if R::FUSED {
+            let t = terms_of::<R, L, false>(coefs, x, variant, step, count, n);
+            if count == CHUNK {
+                sums = pairwise(&t);
+            } else {
+                let mut j = 0;
+                while j < count {
+                    sums = add(sums, t[j]);
+                    j += 1;
+                }
+            }
+        } else {
+            let mut j = 0;
+            while j < count {
+                let x = x.advance(j * step.elements, j * step.positions);
+                sums = add(sums, terms::<R, L, false>(coefs, &x, variant, n));
+                j += 1;
+            }
+        }
+        [sums[0].accumulate(acc[0]), sums[1].accumulate(acc[1])]
+    }
+}
+
+/// Adds the first terms of `count` vectors and their squares to the accumulators.
+///
+/// # Safety
+/// As [`terms`].
+#[inline(always)]
+unsafe fn add_squares<R: Reduce, L: Lanes, const WHOLE: bool>(
+    coefs: &[L::V; MAX_COEFS],
+    x: &Sources<L::E>,
+    variant: &Variant,
+    step: Step,
+    count: usize,
+    n: usize,
+    mut acc: Accumulators<L::V>,
+) -> Accumulators<L::V> {
+    let mut j = 0;
+    while j < count {
+        let x = x.advance(j * step.elements, j * step.positions);
+        // SAFETY: the caller's promise.
+        acc = unsafe { terms::<R, L, WHOLE>(coefs, &x, variant, n)[0].accumulate_squares(acc) };
+        j += 1;
+    }
+    acc
+}
+
 /// Adds the terms of `len` contiguous elements of one channel to its accumulators.
 ///
 /// # Safety
-/// `len` elements can be read in every input used; a run of what is beside has begun.
+/// `len` elements can be read in every input used; a run of what is interleaved has begun.
 #[inline(always)]
-pub(crate) unsafe fn run<R: Reduce, L: Lanes, B: Beside>(
-    coefs: [L::V; MAX_COEFS],
-    x: Sources<L::E>,
-    fused: &Fused,
+pub(crate) unsafe fn run<R: Reduce, L: Lanes, I: Interleave>(
+    coefs: &[L::V; MAX_COEFS],
+    x: &Sources<L::E>,
+    variant: &Variant,
     len: usize,
-    mut acc: Wide<L::V>,
-    beside: &mut B,
-) -> Wide<L::V> {
+    mut acc: Accumulators<L::V>,
+    interleaved: &mut I,
+) -> Accumulators<L::V> {
     let lanes = L::V::LANES;
-    let step = (lanes, lanes);
+    let step = Step { elements: lanes, positions: lanes };
     let mut at = 0;
     // SAFETY: every chunk lies within `len`; the caller's promise.
     unsafe {
-        while len - at >= CHUNK * lanes {
-            acc = add_chunk::<R, L, false, false>(coefs, x.advance(at, at), fused, step, (CHUNK, lanes), acc);
-            beside.chunk();
-            at += CHUNK * lanes;
+        if !R::FUSED {
+            while len - at >= CHUNK * lanes {
+                acc = add_chunk::<R, L, true>(coefs, &x.advance(at, at), variant, step, lanes, acc);
+                interleaved.chunk();
+                at += CHUNK * lanes;
+            }
         }
-        let count = (len - at) / lanes;
-        if count > 0 {
-            acc = add_chunk::<R, L, false, false>(coefs, x.advance(at, at), fused, step, (count, lanes), acc);
-            at += count * lanes;
-        }
-        if at < len {
-            acc = add_chunk::<R, L, false, true>(coefs, x.advance(at, at), fused, step, (1, len - at), acc);
+        while at < len {
+            let whole = (len - at) / lanes;
+            let (count, n) = if whole > 0 { (whole.min(CHUNK), lanes) } else { (1, len - at) };
+            acc = add_few::<R, L>(coefs, &x.advance(at, at), variant, step, count, n, acc);
+            at += (count * lanes).min(len - at);
         }
     }
     acc
 }
 
-/// Asks for the cache lines of `n` elements.
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// Prefetches the cache lines of `n` elements.
 #[inline(always)]
 fn prefetch<V: Vector, E>(p: *const E, n: usize) {
-    for line in 0..(n * size_of::<E>()).div_ceil(LINE) {
-        V::prefetch::<false>(p.cast::<u8>().wrapping_add(line * LINE));
+    let (bytes, mut at) = (n * size_of::<E>(), 0);
+    while at < bytes {
+        V::prefetch::<false>(p.cast::<u8>().wrapping_add(at));
+        at += LINE;
     }
 }
 
-/// Bytes of a plane so short that the hardware does not foresee the next one, a jump away, in time. Asking for the next
-/// of longer planes takes up to 1.5 times as long as leaving it to the hardware.
+/// Bytes of a plane so short that the hardware prefetcher is late for the next one, a jump away. To prefetch the next of
+/// longer planes takes up to 1.5 times as long as to leave it to the hardware.
 const SHORT_PLANE: usize = 4096;
 
-/// Asks for a channel's next plane, where planes are short: sums of 7×7 ones take 0.7 of the time then.
+/// Prefetches the next plane of a channel if planes are short: sums of 7×7 ones then take 70 % of the time.
 #[inline(always)]
 pub(crate) fn prefetch_plane<V: Vector, E>(p: *const E, n: usize) {
     if n * size_of::<E>() <= SHORT_PLANE {
@@ -246,24 +273,24 @@ pub(crate) fn prefetch_plane<V: Vector, E>(p: *const E, n: usize) {
     }
 }
 
-/// The sums of a block of rows, one pair a column, with the columns' coefficients.
+/// The sums of a block of rows, one pair per column, with the coefficients of the columns.
 pub(crate) struct Rows<S> {
-    /// `COEFS` arrays of coefficients, so many values apart.
+    /// `COEFS` arrays of coefficients, a stride apart.
     pub(crate) coefs: *const S,
-    pub(crate) apart: usize,
+    pub(crate) coefs_stride: usize,
     /// Two arrays of sums. All arrays are padded to whole vectors.
     pub(crate) sums: [*mut f64; 2],
     /// Columns to sum.
     pub(crate) columns: usize,
     /// Elements from one row to the next.
-    pub(crate) stride: usize,
+    pub(crate) row_stride: usize,
 }
 
-/// Bytes of an input that are walked panel by panel before going on: large enough to keep a column's accumulators in
-/// registers for a while, small enough for L1 to have all of it before the second panel.
+/// Bytes of an input that are walked panel by panel before going on: large enough to keep the accumulators of a column
+/// in registers for a while, small enough for L1 to have all of it before the second panel.
 const BLOCK_BYTES: usize = 8192;
 
-/// Adds the terms of `rows` rows to their columns' sums.
+/// Adds the terms of `rows` rows to the sums of their columns.
 ///
 /// # Safety
 /// `rows` rows of `columns` elements, a stride apart, can be read in every input used; coefficients and sums have the
@@ -271,75 +298,77 @@ const BLOCK_BYTES: usize = 8192;
 #[inline(always)]
 pub(crate) unsafe fn rows<R: Reduce, L: Lanes>(
     r: &Rows<<L::V as Vector>::Scalar>,
-    x: Sources<L::E>,
-    fused: &Fused,
+    x: &Sources<L::E>,
+    variant: &Variant,
     rows: usize,
 ) {
-    let row_bytes = r.stride * size_of::<L::E>();
+    let row_bytes = r.row_stride * size_of::<L::E>();
     // While the accumulators of a column are in registers, as many chunks of rows as fit are added to them.
     let block = (BLOCK_BYTES / row_bytes.max(1)).next_multiple_of(CHUNK).clamp(CHUNK, 8 * CHUNK);
     let mut row = 0;
     while row < rows {
         let block_rows = block.min(rows - row);
-        let x = x.advance(row * r.stride, row);
-        // The block after this is asked for in the order of memory, whatever the order of the panels.
-        let mut next = x.advance(block_rows * r.stride, 0);
+        let x = x.advance(row * r.row_stride, row);
+        // The next block is prefetched in the order of memory, whatever the order of the panels.
+        let mut next = x.advance(block_rows * r.row_stride, 0);
         let mut column = 0;
         while column < r.columns {
-            let n = r.columns - column;
-            let x = x.advance(column, 0);
-            // SAFETY: the rows of this block and the lanes below `n` are within the caller's promise.
-            unsafe {
-                if n >= L::V::LANES {
-                    column_panel::<R, L, false>(r, x, fused, column, block_rows, n, &mut next);
-                } else {
-                    column_panel::<R, L, true>(r, x, fused, column, block_rows, n, &mut next);
-                }
-            }
+            // SAFETY: the rows of this block and their columns from this one on are within the caller's promise.
+            unsafe { column_panel::<R, L>(r, &x.advance(column, 0), variant, column, block_rows, &mut next) };
             column += L::V::LANES;
         }
         row += block_rows;
     }
 }
 
-/// Adds one vector's width of a block of rows to its columns' sums.
+/// Adds a vector's width of a block of rows, or what is left of the columns, to the sums of its columns.
 ///
 /// # Safety
-/// As [`rows`], for the first `n` columns from `column` on.
+/// As [`rows`], for the columns from `column` on.
 #[inline(always)]
-unsafe fn column_panel<R: Reduce, L: Lanes, const PARTIAL: bool>(
+unsafe fn column_panel<R: Reduce, L: Lanes>(
     r: &Rows<<L::V as Vector>::Scalar>,
-    x: Sources<L::E>,
-    fused: &Fused,
+    x: &Sources<L::E>,
+    variant: &Variant,
     column: usize,
     rows: usize,
-    n: usize,
     next: &mut Sources<L::E>,
 ) {
+    let lanes = L::V::LANES;
+    let n = lanes.min(r.columns - column);
+    let step = Step { elements: r.row_stride, positions: 1 };
     let mut coefs = [L::V::splat(Real::from_f64(0.0)); MAX_COEFS];
     // SAFETY: `column` plus a vector lies within the padded arrays; rows are the caller's promise.
     unsafe {
-        for (k, v) in coefs.iter_mut().enumerate().take(R::COEFS) {
-            if k < R::COEFS - R::RECOMPUTE_COEFS || fused.recomputes() {
-                *v = L::V::load(r.coefs.add(k * r.apart + column));
+        let mut k = 0;
+        while k < R::COEFS {
+            if k < R::COEFS - R::RECOMPUTE_COEFS || variant.recomputes() {
+                coefs[k] = L::V::load(r.coefs.add(k * r.coefs_stride + column));
             }
+            k += 1;
         }
-        let [s, t] = r.sums.map(|p| p.add(column));
-        let mut acc = [L::V::wide_load(s), L::V::wide_load(t)];
+        let sums = [r.sums[0].add(column), r.sums[1].add(column)];
+        let mut acc = [L::V::wide_load(sums[0]), L::V::wide_load(sums[1])];
         let mut row = 0;
         while row < rows {
             let count = CHUNK.min(rows - row);
             for k in 0..INPUTS {
-                if fused.reads(R::FUSED, k, R::INPUTS) {
-                    prefetch::<L::V, L::E>(next.inputs[k], CHUNK * L::V::LANES);
+                if variant.reads(R::FUSED, k, R::INPUTS) {
+                    prefetch::<L::V, L::E>(next.inputs[k], CHUNK * lanes);
                 }
             }
-            *next = next.advance(CHUNK * L::V::LANES, 0);
-            let x = x.advance(row * r.stride, row);
-            acc = add_chunk::<R, L, true, PARTIAL>(coefs, x, fused, (r.stride, 1), (count, n), acc);
+            *next = next.advance(CHUNK * lanes, 0);
+            let x = x.advance(row * r.row_stride, row);
+            acc = if R::FUSED || count < CHUNK {
+                add_few::<R, L>(&coefs, &x, variant, step, count, n, acc)
+            } else if n == lanes {
+                add_chunk::<R, L, true>(&coefs, &x, variant, step, n, acc)
+            } else {
+                add_chunk::<R, L, false>(&coefs, &x, variant, step, n, acc)
+            };
             row += count;
         }
-        L::V::wide_store(acc[0], s);
-        L::V::wide_store(acc[1], t);
+        L::V::wide_store(acc[0], sums[0]);
+        L::V::wide_store(acc[1], sums[1]);
     }
 }

@@ -1,38 +1,42 @@
 //! AVX2: two registers a vector, sign-bit masks for partial ones.
 //!
 //! SAFETY, for every block here that only says "AVX2": values of these types are made by kernels that run inside
-//! [`enter`], which only `dispatch` calls, after detection; memory operations pass their caller's promise on.
+//! [`Simd::enter`], which asks for a CPU that has AVX2; memory operations pass their caller's promise on.
 
 use super::exp::exp;
-use super::{Kernel, Real, Simd, Vector};
+use super::half::HalfLanes;
+use super::real::Real;
+use super::vector::{Kernel, Simd, Vector};
+#[cfg(feature = "half")]
+use half::{bf16, f16};
 use std::arch::x86_64::*;
 
 pub(super) struct Avx2;
 #[derive(Clone, Copy)]
-pub(super) struct F32(pub(super) __m256, pub(super) __m256);
+pub(super) struct F32(__m256, __m256);
 #[derive(Clone, Copy)]
 pub(super) struct F64(__m256d, __m256d);
-
-/// # Safety
-/// The CPU has AVX2, F16C and FMA.
-#[target_feature(enable = "avx2,f16c,fma")]
-pub(super) unsafe fn enter<K: Kernel>(kernel: K) {
-    kernel.run::<Avx2>();
-}
 
 impl Simd for Avx2 {
     type F32 = F32;
     type F64 = F64;
+    const STREAMS: bool = true;
 
     #[inline(always)]
     fn widen(v: F32) -> F64 {
-        // SAFETY: AVX2.
-        unsafe { F64(_mm256_cvtps_pd(_mm256_castps256_ps128(v.0)), _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(v.0))) }
+        widen(v.0)
     }
     #[inline(always)]
     fn fence() {
         // SAFETY: SSE is part of x86-64.
         unsafe { _mm_sfence() }
+    }
+    /// # Safety
+    /// The CPU has AVX2, F16C and FMA.
+    #[target_feature(enable = "avx2,f16c,fma")]
+    #[inline(never)]
+    unsafe fn enter<K: Kernel>(kernel: K) {
+        kernel.run::<Self>();
     }
 }
 
@@ -135,7 +139,7 @@ impl Vector for F32 {
     }
     #[inline(always)]
     fn exp(self) -> Self {
-        /// Once, not wherever it is used: it is much code.
+        /// Outlined: too much code to inline at every use.
         #[target_feature(enable = "avx2,f16c,fma")]
         #[inline(never)]
         fn outlined(v: F32) -> F32 {
@@ -276,7 +280,7 @@ impl Vector for F64 {
     }
     #[inline(always)]
     fn exp(self) -> Self {
-        /// Once, not wherever it is used: it is much code.
+        /// Outlined: too much code to inline at every use.
         #[target_feature(enable = "avx2,f16c,fma")]
         #[inline(never)]
         fn outlined(v: F64) -> F64 {
@@ -356,3 +360,66 @@ impl Vector for F64 {
         sum(unsafe { _mm256_add_pd(acc.0, acc.1) })
     }
 }
+
+#[cfg(feature = "half")]
+/// # Safety
+/// The CPU has AVX2. 32 bytes can be written at `p`, which is aligned to as many where `STREAM`.
+#[inline(always)]
+pub(super) unsafe fn store256<const STREAM: bool>(p: *mut __m256i, v: __m256i) {
+    // SAFETY: the caller's promise; kernels fence before they return.
+    unsafe { if STREAM { _mm256_stream_si256(p, v) } else { _mm256_storeu_si256(p, v) } }
+}
+
+#[cfg(feature = "half")]
+impl HalfLanes for F32 {
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const bf16) -> Self {
+        #[inline(always)]
+        fn widen(bits: __m128i) -> __m256 {
+            // SAFETY: AVX2.
+            unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(bits))) }
+        }
+        // SAFETY: AVX2; the caller's promise.
+        unsafe { Self(widen(_mm_loadu_si128(p.cast())), widen(_mm_loadu_si128(p.add(8).cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16<const STREAM: bool>(self, p: *mut bf16) {
+        #[inline(always)]
+        fn narrow(v: __m256) -> __m256i {
+            // SAFETY: AVX2.
+            unsafe {
+                let bits = _mm256_castps_si256(v);
+                let high = _mm256_srli_epi32::<16>(bits);
+                let odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
+                let half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+                let rounded = _mm256_srli_epi32::<16>(_mm256_add_epi32(bits, half));
+                let quiet = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
+                let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(v, v));
+                _mm256_blendv_epi8(rounded, quiet, nan)
+            }
+        }
+        // SAFETY: AVX2; the caller's promise.
+        unsafe {
+            // Packing works on 128-bit halves; the permutation puts them in order.
+            let packed = _mm256_packus_epi32(narrow(self.0), narrow(self.1));
+            store256::<STREAM>(p.cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(packed));
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(p: *const f16) -> Self {
+        // SAFETY: F16C, which `enter` has too; the caller's promise.
+        unsafe { Self(_mm256_cvtph_ps(_mm_loadu_si128(p.cast())), _mm256_cvtph_ps(_mm_loadu_si128(p.add(8).cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn store_f16<const STREAM: bool>(self, p: *mut f16) {
+        // SAFETY: F16C, which `enter` has too; the caller's promise.
+        unsafe {
+            let low = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0);
+            let high = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.1);
+            store256::<STREAM>(p.cast(), _mm256_set_m128i(high, low));
+        }
+    }
+}
+
+#[cfg(not(feature = "half"))]
+impl HalfLanes for F32 {}

@@ -1,39 +1,45 @@
 //! AVX-512F: one register a vector, masks for partial ones.
 //!
 //! SAFETY, for every block here that only says "AVX-512F": values of these types are made by kernels that run inside
-//! [`enter`], which only `dispatch` calls, after detection; memory operations pass their caller's promise on.
+//! [`Simd::enter`], which asks for a CPU that has AVX-512F; memory operations pass their caller's promise on.
 
+#[cfg(feature = "half")]
+use super::avx2::store256;
 use super::avx2::sum;
 use super::exp::exp;
-use super::{Kernel, Real, Simd, Vector};
+use super::half::HalfLanes;
+use super::real::Real;
+use super::vector::{Kernel, Simd, Vector};
+#[cfg(feature = "half")]
+use half::{bf16, f16};
 use std::arch::x86_64::*;
 
 pub(super) struct Avx512;
 #[derive(Clone, Copy)]
-pub(super) struct F32(pub(super) __m512);
+pub(super) struct F32(__m512);
 #[derive(Clone, Copy)]
 pub(super) struct F64(__m512d);
-
-/// # Safety
-/// The CPU has AVX-512F.
-#[target_feature(enable = "avx512f")]
-pub(super) unsafe fn enter<K: Kernel>(kernel: K) {
-    kernel.run::<Avx512>();
-}
 
 impl Simd for Avx512 {
     type F32 = F32;
     type F64 = F64;
+    const STREAMS: bool = true;
 
     #[inline(always)]
     fn widen(v: F32) -> F64 {
-        // SAFETY: AVX-512F.
-        unsafe { F64(_mm512_cvtps_pd(_mm512_castps512_ps256(v.0))) }
+        v.widen()[0]
     }
     #[inline(always)]
     fn fence() {
         // SAFETY: SSE is part of x86-64.
         unsafe { _mm_sfence() }
+    }
+    /// # Safety
+    /// The CPU has AVX-512F.
+    #[target_feature(enable = "avx512f")]
+    #[inline(never)]
+    unsafe fn enter<K: Kernel>(kernel: K) {
+        kernel.run::<Self>();
     }
 }
 
@@ -118,7 +124,7 @@ impl Vector for F32 {
     }
     #[inline(always)]
     fn exp(self) -> Self {
-        /// Once, not wherever it is used: it is much code.
+        /// Outlined: too much code to inline at every use.
         #[target_feature(enable = "avx512f")]
         #[inline(never)]
         fn outlined(v: F32) -> F32 {
@@ -245,7 +251,7 @@ impl Vector for F64 {
     }
     #[inline(always)]
     fn exp(self) -> Self {
-        /// Once, not wherever it is used: it is much code.
+        /// Outlined: too much code to inline at every use.
         #[target_feature(enable = "avx512f")]
         #[inline(never)]
         fn outlined(v: F64) -> F64 {
@@ -313,3 +319,42 @@ impl Vector for F64 {
         sum(unsafe { _mm256_add_pd(_mm512_castpd512_pd256(acc.0), _mm512_extractf64x4_pd::<1>(acc.0)) })
     }
 }
+
+#[cfg(feature = "half")]
+impl HalfLanes for F32 {
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const bf16) -> Self {
+        // SAFETY: AVX-512F; the caller's promise.
+        unsafe {
+            let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
+            Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16<const STREAM: bool>(self, p: *mut bf16) {
+        // SAFETY: AVX-512F; the caller's promise. (AVX512-BF16 has an instruction, which flushes subnormals to zero.)
+        unsafe {
+            let bits = _mm512_castps_si512(self.0);
+            let odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(1 << 16));
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(self.0, self.0);
+            let half = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
+            let rounded = _mm512_mask_add_epi32(half, odd, half, _mm512_set1_epi32(1));
+            let quiet = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(1 << 22));
+            let bits = _mm512_srli_epi32::<16>(quiet);
+            store256::<STREAM>(p.cast(), _mm512_cvtepi32_epi16(bits));
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(p: *const f16) -> Self {
+        // SAFETY: AVX-512F; the caller's promise.
+        unsafe { Self(_mm512_cvtph_ps(_mm256_loadu_si256(p.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn store_f16<const STREAM: bool>(self, p: *mut f16) {
+        // SAFETY: AVX-512F; the caller's promise.
+        unsafe { store256::<STREAM>(p.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0)) }
+    }
+}
+
+#[cfg(not(feature = "half"))]
+impl HalfLanes for F32 {}

@@ -1,6 +1,7 @@
 //! The exponential function in lanes.
 
-use super::{Real, Vector};
+use super::real::Real;
+use super::vector::Vector;
 
 #[inline(always)]
 fn splat<V: Vector>(v: f64) -> V {

@@ -1,7 +1,11 @@
 //! The `wide` crate's vectors: SSE2, NEON, wasm simd128 or scalar code, as the crate was compiled.
 
 use super::exp::exp;
-use super::{Real, Simd, Vector};
+use super::half::HalfLanes;
+use super::real::Real;
+use super::vector::{Kernel, Simd, Vector};
+#[cfg(feature = "half")]
+use half::{bf16, f16};
 use wide::{f32x16, f64x8};
 
 pub(super) struct Portable;
@@ -9,14 +13,18 @@ pub(super) struct Portable;
 impl Simd for Portable {
     type F32 = f32x16;
     type F64 = f64x8;
+    const STREAMS: bool = false;
 
     #[inline(always)]
     fn widen(v: f32x16) -> f64x8 {
-        let v = v.to_array();
-        f64x8::new(std::array::from_fn(|i| f64::from(v[i])))
+        widen(v)[0]
     }
     #[inline(always)]
     fn fence() {}
+    #[inline(never)]
+    unsafe fn enter<K: Kernel>(kernel: K) {
+        kernel.run::<Self>();
+    }
 }
 
 macro_rules! portable_vector {
@@ -101,9 +109,11 @@ macro_rules! portable_vector {
 #[inline(always)]
 fn widen(v: f32x16) -> [f64x8; 2] {
     let v = v.to_array();
-    let low = std::array::from_fn(|i| f64::from(v[i]));
-    let high = std::array::from_fn(|i| f64::from(v[i + 8]));
-    [f64x8::new(low), f64x8::new(high)]
+    let mut halves = [[0.0f64; 8]; 2];
+    for i in 0..8 {
+        (halves[0][i], halves[1][i]) = (f64::from(v[i]), f64::from(v[i + 8]));
+    }
+    [f64x8::new(halves[0]), f64x8::new(halves[1])]
 }
 
 impl Vector for f32x16 {
@@ -163,3 +173,30 @@ impl Vector for f64x8 {
         unsafe { Vector::store(acc, p) }
     }
 }
+
+#[cfg(feature = "half")]
+impl HalfLanes for f32x16 {
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const bf16) -> Self {
+        // SAFETY: the caller's promise.
+        Self::new(unsafe { p.cast::<[bf16; 16]>().read_unaligned() }.map(bf16::to_f32))
+    }
+    #[inline(always)]
+    unsafe fn store_bf16<const STREAM: bool>(self, p: *mut bf16) {
+        // SAFETY: the caller's promise.
+        unsafe { p.cast::<[bf16; 16]>().write_unaligned(self.to_array().map(bf16::from_f32)) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(p: *const f16) -> Self {
+        // SAFETY: the caller's promise.
+        Self::new(unsafe { p.cast::<[f16; 16]>().read_unaligned() }.map(f16::to_f32))
+    }
+    #[inline(always)]
+    unsafe fn store_f16<const STREAM: bool>(self, p: *mut f16) {
+        // SAFETY: the caller's promise.
+        unsafe { p.cast::<[f16; 16]>().write_unaligned(self.to_array().map(f16::from_f32)) }
+    }
+}
+
+#[cfg(not(feature = "half"))]
+impl HalfLanes for f32x16 {}

@@ -138,6 +138,6 @@ fn refuses_an_activation_and_wrong_lengths() {
     let error = run(&relu, &[1.0, 2.0]).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "double_backward does not go with the plan's activation: expected Identity, got Relu"
+        "double_backward does not support the plan's activation: expected Identity, got Relu"
     );
 }

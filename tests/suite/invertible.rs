@@ -274,7 +274,7 @@ fn refusals<T: Number>() {
         assert_eq!(
             refused::<T>(&plan(activation), [1.0; 3], [0.0; 3]),
             format!(
-                "rebuilding x from y does not go with the plan's activation: expected Identity or a LeakyRelu with a \
+                "rebuilding x from y does not support the plan's activation: expected Identity or a LeakyRelu with a \
                  positive slope, got {activation:?}"
             )
         );

@@ -1,18 +1,18 @@
-//! Memory that passes need for per-channel arrays, kept for the next pass.
+//! Memory for the per-channel arrays of passes, kept for the next pass.
 
 use std::fmt;
 use std::mem::MaybeUninit;
 use std::sync::{Mutex, PoisonError};
 
-/// Bytes that buffers start at a multiple of: a cache line.
+/// Buffers start at a multiple of so many bytes: a cache line.
 const ALIGN: usize = 64;
 
-/// What the passes of a plan take at most. Lengths are in values of f64, and whole cache lines.
+/// The most memory that one pass of a plan needs. Lengths are in values of f64, and whole cache lines.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sizes {
-    /// By a pass, once.
+    /// Of a pass, once.
     pub(crate) pass: usize,
-    /// By each task of a pass while it runs.
+    /// Of each task of a pass while it runs.
     pub(crate) task: usize,
     /// Tasks that a pass can have.
     pub(crate) tasks: usize,
@@ -23,7 +23,7 @@ impl Sizes {
         threads.min(self.tasks)
     }
 
-    /// Bytes for a pass on so many threads.
+    /// Bytes for a pass on this many threads.
     fn bytes(&self, threads: usize) -> usize {
         self.task.saturating_mul(self.threads(threads)).saturating_add(self.pass).saturating_mul(size_of::<f64>())
     }
@@ -48,22 +48,22 @@ impl Scratch {
         Self { sizes, passes: Pool::default(), tasks: Pool::default() }
     }
 
-    /// A pass's memory, whatever was in it before.
+    /// The memory of a pass, with arbitrary contents.
     pub(crate) fn pass(&self) -> Buffer<'_> {
         self.passes.take(self.sizes.pass)
     }
 
-    /// A task's memory, whatever was in it before.
+    /// The memory of a task, with arbitrary contents.
     pub(crate) fn task(&self) -> Buffer<'_> {
         self.tasks.take(self.sizes.task)
     }
 
-    /// Bytes for `calls` passes at once on so many threads each, wherever they start.
+    /// Bytes for `calls` concurrent passes on this many threads each, whatever their alignment.
     pub(crate) fn bytes(&self, calls: usize, threads: usize) -> usize {
         self.sizes.bytes(threads).saturating_mul(calls.max(1)).saturating_add(ALIGN - 1)
     }
 
-    /// Takes buffers for as many passes as there is room for; false where there is not enough for one.
+    /// Cuts the memory into buffers for as many passes as it has room for; false if it has room for none.
     pub(crate) fn give(&mut self, memory: &'static mut [MaybeUninit<u8>], threads: usize) -> bool {
         let start = memory.as_mut_ptr().align_offset(ALIGN);
         let memory = memory.get_mut(start..).unwrap_or_default();
@@ -87,7 +87,7 @@ impl Scratch {
     }
 }
 
-/// Memory of a pool's length, from a cache line on: its own or, given to the plan, nobody else's.
+/// Memory of the length of a pool, from a cache line on: owned, or given to the plan, which alone uses it.
 struct Memory {
     start: *mut f64,
     _owned: Vec<f64>,
@@ -122,17 +122,17 @@ impl Pool {
     }
 }
 
-/// A buffer on loan; it returns to its pool when dropped.
+/// A borrowed buffer; it returns to its pool when dropped.
 pub(crate) struct Buffer<'a> {
     next: *mut f64,
     left: usize,
-    /// There until it is dropped.
+    /// Present until it is dropped.
     memory: Option<Memory>,
     pool: &'a Pool,
 }
 
 impl Buffer<'_> {
-    /// The next `len` values of it.
+    /// The next `len` values.
     pub(crate) fn take(&mut self, len: usize) -> *mut f64 {
         assert!(len <= self.left, "a pass takes more scratch memory than its sizes say");
         let taken = self.next;

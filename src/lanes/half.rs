@@ -1,32 +1,24 @@
 //! bf16 and f16: widened to f32 when loaded, rounded once, to nearest even, when stored.
 
-use super::{Element, Load, Store, Widened, sealed};
-use crate::passes::Compiled;
-use crate::simd::{HalfLanes, Simd};
+use super::{Load, Storage, Store, Widened};
+use crate::simd::{HalfLanes, MAX_LANES, Simd};
 use half::{bf16, f16};
 use std::marker::PhantomData;
 
-impl sealed::Sealed for bf16 {}
-impl sealed::Sealed for f16 {}
-
-impl Element for bf16 {
-    type Param = f32;
+impl Storage for bf16 {
+    type Scalar = f32;
     type Native<S: Simd> = Bf16<S>;
-    type Redo<S: Simd> = Widened<S, Bf16<S>>;
-    const HAS_REDO: bool = true;
-    // That of f32, and 2^128 · (1 − 2^-8).
-    const RANGE: [f64; 2] =
-        [f32::MIN_POSITIVE as f64, f32::MAX as f64 / (2.0 - f32::EPSILON as f64) * (2.0 - 1.0 / 128.0)];
-    type Passes = Compiled;
+    type Wide<S: Simd> = Widened<S, Bf16<S>>;
+    const OVERFLOWS: bool = true;
+    const INTERLEAVES: bool = false;
 }
 
-impl Element for f16 {
-    type Param = f32;
+impl Storage for f16 {
+    type Scalar = f32;
     type Native<S: Simd> = F16<S>;
-    type Redo<S: Simd> = Widened<S, F16<S>>;
-    const HAS_REDO: bool = false;
-    const RANGE: [f64; 2] = [1.0 / 16384.0, 65504.0];
-    type Passes = Compiled;
+    type Wide<S: Simd> = Widened<S, F16<S>>;
+    const OVERFLOWS: bool = false;
+    const INTERLEAVES: bool = false;
 }
 
 macro_rules! adapter {
@@ -45,10 +37,10 @@ macro_rules! adapter {
             }
             #[inline(always)]
             unsafe fn load_first(p: *const $element, n: usize) -> S::F32 {
-                let mut lanes = [<$element>::ZERO; 16];
+                let mut lanes = [<$element>::ZERO; MAX_LANES];
                 // SAFETY: the caller's promise for `n` values; no more than `lanes` holds are copied.
                 unsafe {
-                    std::ptr::copy_nonoverlapping(p, lanes.as_mut_ptr(), n.min(16));
+                    std::ptr::copy_nonoverlapping(p, lanes.as_mut_ptr(), n.min(MAX_LANES));
                     S::F32::$load(lanes.as_ptr())
                 }
             }
@@ -67,11 +59,11 @@ macro_rules! adapter {
             }
             #[inline(always)]
             unsafe fn store_first(v: S::F32, p: *mut $element, n: usize) {
-                let mut lanes = [<$element>::ZERO; 16];
+                let mut lanes = [<$element>::ZERO; MAX_LANES];
                 // SAFETY: the caller's promise for `n` values; no more than `lanes` holds are copied.
                 unsafe {
                     v.$store::<false>(lanes.as_mut_ptr());
-                    std::ptr::copy_nonoverlapping(lanes.as_ptr(), p, n.min(16));
+                    std::ptr::copy_nonoverlapping(lanes.as_ptr(), p, n.min(MAX_LANES));
                 }
             }
         }

@@ -1,0 +1,86 @@
+//! A reduction over planes and the map of planes that were reduced before, eight vectors of each in turn. On its own the
+//! reduction, with twice the arithmetic of the map, leaves memory bandwidth unused.
+
+use super::map::{Map, MapKernel, Plane, Sinks};
+use super::moments::MomentsKernel;
+use super::reduce::{CHUNK, Interleave};
+use super::sink::{Cached, Line, Streamed, Streaming};
+use crate::lanes::Storage;
+use crate::simd::{Kernel, Simd};
+
+/// The moments of a tile of planes and the map of as many planes at the same positions.
+pub(crate) struct InterleavedKernel<M, E: Storage> {
+    pub(crate) sums: MomentsKernel<E>,
+    pub(crate) map: MapKernel<M, E>,
+}
+
+impl<M: Map, E: Storage> Kernel for InterleavedKernel<M, E> {
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        if !(S::STREAMS && E::INTERLEAVES) {
+            // SAFETY: this code runs in the tier.
+            unsafe {
+                S::enter(self.map);
+                S::enter(self.sums);
+            }
+        } else if M::FUSED {
+            self.walk::<S, bool>(self.map.task.stream);
+        } else if self.map.task.stream {
+            self.walk::<S, Streamed>(Streamed);
+        } else {
+            self.walk::<S, Cached>(Cached);
+        }
+    }
+}
+
+impl<M: Map, E: Storage> InterleavedKernel<M, E> {
+    #[inline(always)]
+    fn walk<S: Simd, T: Streaming>(&self, streaming: T) {
+        let mut lines = [Line::new(), Line::new()];
+        let mut sinks = Sinks::<M, E, E::Native<S>, T>::new(self.map.task.out, &mut lines, streaming);
+        // SAFETY: who made the two kernels promised that their pointers cover the shape.
+        unsafe {
+            self.sums.planes::<S, _>(&mut Plane::<M, E, S, T>::new(&self.map.task, &mut sinks));
+            sinks.flush();
+        }
+        if streaming.on() {
+            S::fence();
+        }
+    }
+}
+
+impl<M: Map, E: Storage, S: Simd, T: Streaming> Interleave for Plane<'_, '_, M, E, S, T> {
+    #[inline(always)]
+    unsafe fn begin(&mut self, k: usize, o: usize, i: usize, len: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let part = self.seek(k, o, i, len);
+            if part > 0 {
+                self.next::<false>(part);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn chunk(&mut self) {
+        if self.len >= CHUNK * Self::LANES {
+            for _ in 0..CHUNK {
+                // SAFETY: so much is left.
+                unsafe { self.next::<true>(Self::LANES) };
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn end(&mut self) {
+        // SAFETY: so much is left.
+        unsafe {
+            while self.len >= Self::LANES {
+                self.next::<true>(Self::LANES);
+            }
+            if self.len > 0 {
+                self.next::<false>(self.len);
+            }
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! How a pass is cut into tiles, and the order in which they are walked.
+//!
+//! Positions are cut into *segments*, whose partial results are merged: the cuts decide bits, so they follow from the
+//! shape alone. Channels are cut into *groups*, which are independent of each other.
+
+use crate::kernels::tile::{MAX_GROUP, Tile};
+use crate::parallel::{Order, Threads};
+use crate::shape::Shape;
+use std::ops::Range;
+
+/// Elements that a tile should have at least, to be worth a task of its own.
+const TILE_ELEMENTS: usize = 1 << 17;
+/// Rows that a segment of rows should have at least: the cost of each channel per segment is that of some tens of values.
+const SMALLEST_ROW_SEGMENT: usize = 256;
+/// Positions of a segment of planes, which may be smaller if there are few channels: enough to keep many cores busy.
+const SMALLEST_PLANE_SEGMENT: usize = 1 << 14;
+/// Tasks that keep the cores of large machines busy.
+const TASKS: usize = 256;
+/// Bytes of a group of planes that is swept twice: the second sweep finds it in L2, as much as prefetching for the next
+/// group leaves there, or in L3. Passes that sweep once take larger groups, as neighbouring planes make longer runs for
+/// the hardware prefetcher.
+const GROUP_BYTES: usize = 1 << 20;
+/// Same, if the next group is reduced while this one is mapped: L2 holds both and the output.
+const INTERLEAVED_GROUP_BYTES: usize = 1 << 18;
+/// Groups of planes that there should be, for threads to share.
+const GROUPS: usize = 32;
+/// Channels whose coefficients are one task, unless the task that uses them computes them.
+const FINISH_CHANNELS: usize = 512;
+
+/// A tile to map.
+pub(super) struct MapTile {
+    pub(super) tile: Tile,
+    /// How many elements after it the same thread's next work lies, if that is near.
+    pub(super) prefetch_distance: Option<usize>,
+}
+
+/// The steps of a pass. `reduce` and `map` work on a tile each; `finish` makes the coefficients of the map from what the
+/// segments of a range of channels were reduced to. A pass that only maps has the last two.
+pub(super) trait Steps: Sync {
+    /// Whether the pass reduces.
+    fn reduces(&self) -> bool {
+        false
+    }
+    /// Whether it maps.
+    fn maps(&self) -> bool {
+        true
+    }
+    /// Whether it can reduce one tile while it maps another of as many channels.
+    fn interleaves(&self) -> bool {
+        false
+    }
+    fn reduce(&self, _segment: usize, _tile: Tile) {}
+    fn reduce_and_map(&self, _segment: usize, _tile: Tile, _map: MapTile) {}
+    fn finish(&self, channels: Range<usize>);
+    fn map(&self, tile: MapTile);
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Grid {
+    channels: usize,
+    inner: usize,
+    /// Positions in total.
+    values: usize,
+    /// Positions in a segment; the last may have fewer.
+    segment: usize,
+    /// Channels in a group; the last may have fewer.
+    group: usize,
+}
+
+impl Grid {
+    /// The cuts of a shape that has elements, for passes that reduce. `read_again` is how many bytes per element the map reads
+    /// a second time; it is interleaved with the reduction of the next group, or runs after that of its own.
+    pub(super) fn new(shape: Shape, read_again: usize, interleaved: bool) -> Self {
+        let (channels, inner, values) = (shape.channels(), shape.inner(), shape.values_per_channel());
+        let (segment, group) = if inner == 1 {
+            let segments = values.div_ceil((TILE_ELEMENTS / channels).max(SMALLEST_ROW_SEGMENT)).min(TASKS);
+            let segment = values.div_ceil(segments).next_multiple_of(8);
+            // Whole rows, unless there are few and they are long.
+            let group = (4 * TILE_ELEMENTS / segment).next_multiple_of(64).max(64);
+            (segment, if group >= channels { channels } else { group })
+        } else {
+            let segments = TASKS.div_ceil(channels).min(values.div_ceil(SMALLEST_PLANE_SEGMENT)).max(1);
+            let segment = values.div_ceil(segments);
+            let segment = segment.next_multiple_of(if inner <= segment { inner } else { 128 });
+            let bytes = if interleaved { INTERLEAVED_GROUP_BYTES } else { GROUP_BYTES };
+            let group = bytes.checked_div(values * read_again).unwrap_or(MAX_GROUP);
+            let group = group.min((channels / GROUPS).max(TILE_ELEMENTS / values));
+            (segment, group.clamp(1, MAX_GROUP))
+        };
+        Self { channels, inner, values, segment, group }
+    }
+
+    /// The cuts for passes that only map: no sums are kept, so a tile may have any number of channels. It is contiguous:
+    /// whole blocks of channels or, if one is too large to be a task, neighbouring planes or a part of a plane.
+    pub(super) fn for_map(shape: Shape) -> Self {
+        let (channels, inner, values) = (shape.channels(), shape.inner(), shape.values_per_channel());
+        let (segment, group) = match TILE_ELEMENTS / (channels * inner) {
+            0 => (inner.min(TILE_ELEMENTS), (TILE_ELEMENTS / inner).clamp(1, channels)),
+            blocks => (blocks * inner, channels),
+        };
+        Self { channels, inner, values, segment, group }
+    }
+
+    pub(super) fn segments(&self) -> usize {
+        self.values.div_ceil(self.segment)
+    }
+
+    pub(super) fn tiles(&self) -> usize {
+        self.groups() * self.segments()
+    }
+
+    fn groups(&self) -> usize {
+        self.channels.div_ceil(self.group)
+    }
+
+    fn channels(&self, group: usize) -> Range<usize> {
+        group * self.group..((group + 1) * self.group).min(self.channels)
+    }
+
+    pub(super) fn positions(&self, segment: usize) -> Range<usize> {
+        segment * self.segment..((segment + 1) * self.segment).min(self.values)
+    }
+
+    fn tile(&self, group: usize, segment: usize) -> Tile {
+        Tile { channels: self.channels(group), positions: self.positions(segment) }
+    }
+
+    /// Runs a pass: reduces every tile, given with the number of its segment, finishes every channel, maps every tile.
+    ///
+    /// If there are enough groups for all threads, a task takes a group through all three, the map in the opposite
+    /// direction, so that it finds in cache what the reduction left there. If the pass interleaves, the task reduces a group
+    /// while it maps the one before. Otherwise each of the three is a parallel step.
+    pub(super) fn walk(&self, threads: &Threads, count: usize, steps: &dyn Steps) {
+        let (groups, segments) = (self.groups(), self.segments());
+        if count == 1 || groups >= count.saturating_mul(4) {
+            // Blocks of neighbours: while one group is mapped, the next is prefetched.
+            let block = (groups / count.saturating_mul(4)).max(1);
+            threads.run(count, groups.div_ceil(block), Order::FirstFirst, &|b| {
+                self.walk_groups(b * block..((b + 1) * block).min(groups), steps);
+            });
+            return;
+        }
+        let tiles = self.tiles();
+        let tile = |t: usize| self.tile(t / segments, t % segments);
+        if steps.reduces() {
+            threads.run(count, tiles, Order::FirstFirst, &|t| steps.reduce(t % segments, tile(t)));
+        }
+        let chunks = self.channels.div_ceil(FINISH_CHANNELS);
+        threads.run(count, chunks, Order::FirstFirst, &|k| {
+            steps.finish(k * FINISH_CHANNELS..((k + 1) * FINISH_CHANNELS).min(self.channels));
+        });
+        if steps.maps() {
+            threads.run(count, tiles, Order::LastFirst, &|t| {
+                steps.map(MapTile { tile: tile(t), prefetch_distance: None });
+            });
+        }
+    }
+
+    /// Takes neighbouring groups through all steps.
+    fn walk_groups(&self, groups: Range<usize>, steps: &dyn Steps) {
+        let segments = self.segments();
+        let last = groups.end - 1;
+        let mut reduced = false;
+        for g in groups {
+            if steps.reduces() && !reduced {
+                (0..segments).for_each(|s| steps.reduce(s, self.tile(g, s)));
+            }
+            steps.finish(self.channels(g));
+            let prefetch_distance = (steps.reduces() && g < last).then_some(self.group * self.inner);
+            let map_tile = |s| MapTile { tile: self.tile(g, s), prefetch_distance };
+            reduced = steps.interleaves() && g < last && self.channels(g).len() == self.channels(g + 1).len();
+            if reduced {
+                (0..segments).for_each(|s| steps.reduce_and_map(s, self.tile(g + 1, s), map_tile(s)));
+            } else if steps.maps() {
+                (0..segments).rev().for_each(|s| steps.map(map_tile(s)));
+            }
+        }
+    }
+}

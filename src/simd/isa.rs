@@ -1,0 +1,69 @@
+//! Instruction sets, and which of them this CPU has.
+
+/// An instruction set that the kernels are compiled for.
+///
+/// The choice affects speed only: results are bit-identical.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Isa {
+    /// The `wide` crate over whatever the crate was compiled for: SSE2, NEON, wasm simd128 or scalar code.
+    Portable,
+    /// 256-bit code for x86-64 with AVX2, F16C and FMA.
+    Avx2,
+    /// 512-bit code for x86-64 with AVX-512F.
+    Avx512,
+}
+
+impl Isa {
+    /// The instruction sets that this CPU can run, slowest first. Never empty.
+    ///
+    /// ```
+    /// use batchnorm::Isa;
+    /// assert_eq!(Isa::available()[0], Isa::Portable);
+    /// assert_eq!(Isa::available().last(), Some(&Isa::best()));
+    /// ```
+    pub fn available() -> &'static [Isa] {
+        match (Isa::Avx2.detect(), Isa::Avx512.detect()) {
+            (None, None) => &[Isa::Portable],
+            (Some(_), None) => &[Isa::Portable, Isa::Avx2],
+            (None, Some(_)) => &[Isa::Portable, Isa::Avx512],
+            (Some(_), Some(_)) => &[Isa::Portable, Isa::Avx2, Isa::Avx512],
+        }
+    }
+
+    /// The fastest instruction set that this CPU can run.
+    pub fn best() -> Isa {
+        Detected::best().isa()
+    }
+
+    /// Proof that this CPU runs this instruction set, if it does.
+    pub(crate) fn detect(self) -> Option<Detected> {
+        let runs = match self {
+            Isa::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => {
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") && is_x86_feature_detected!("fma")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => is_x86_feature_detected!("avx512f"),
+            #[cfg(not(target_arch = "x86_64"))]
+            Isa::Avx2 | Isa::Avx512 => false,
+        };
+        runs.then_some(Detected(self))
+    }
+}
+
+/// Proof that this CPU runs an instruction set: only detection makes one, and dispatch asks for it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Detected(Isa);
+
+impl Detected {
+    /// The fastest that this CPU has.
+    pub(crate) fn best() -> Self {
+        Isa::Avx512.detect().or_else(|| Isa::Avx2.detect()).unwrap_or(Self(Isa::Portable))
+    }
+
+    pub(crate) fn isa(self) -> Isa {
+        self.0
+    }
+}

@@ -1,0 +1,102 @@
+//! What kernels are written over: vectors, and the instruction sets that have them.
+
+use super::half::HalfLanes;
+use super::real::Real;
+
+/// One virtual vector register. Partial loads and stores touch only the memory of the first `n` lanes.
+///
+/// # Safety (of the memory operations)
+/// The caller guarantees that the named lanes can be read or written at `p`. Only `stream` needs alignment.
+pub trait Vector: Copy {
+    type Scalar: Real;
+    /// f64 accumulators, one per lane, in lane order.
+    type Wide: Copy;
+    const LANES: usize;
+
+    fn splat(v: Self::Scalar) -> Self;
+    fn add(self, rhs: Self) -> Self;
+    fn sub(self, rhs: Self) -> Self;
+    fn mul(self, rhs: Self) -> Self;
+    fn div(self, rhs: Self) -> Self;
+    /// `otherwise` in lanes in which `self` is 0 or less, `then` in lanes in which it is positive or NaN.
+    fn if_positive(self, then: Self, otherwise: Self) -> Self;
+    /// 2 to the power of each lane. Lanes are integers, and the result is a normal number.
+    fn exp2(self) -> Self;
+    /// e to the power of each lane, within four roundings.
+    fn exp(self) -> Self;
+    /// The first `n` lanes; zero in the others.
+    fn first(self, n: usize) -> Self;
+
+    unsafe fn load(p: *const Self::Scalar) -> Self;
+    /// Zero in the lanes from `n` on.
+    unsafe fn load_first(p: *const Self::Scalar, n: usize) -> Self;
+    unsafe fn store(self, p: *mut Self::Scalar);
+    unsafe fn store_first(self, p: *mut Self::Scalar, n: usize);
+    /// A non-temporal store, which bypasses the caches, if the tier has one. `p` must be aligned to [`STREAM_ALIGN`].
+    unsafe fn stream(self, p: *mut Self::Scalar);
+
+    /// Prefetches the cache line at `p`, which may be any address, into L1, or into L2 only.
+    fn prefetch<const L1: bool>(p: *const u8);
+
+    fn wide_zero() -> Self::Wide;
+    /// `acc + self`, lane by lane, in f64.
+    fn accumulate(self, acc: Self::Wide) -> Self::Wide;
+    /// Whether the square of a lane fits in an f64 exactly.
+    const EXACT_SQUARES: bool = false;
+    /// Adds `self` to the first accumulators and its square to the second, lane by lane, in f64. The square is rounded
+    /// first unless [`EXACT_SQUARES`](Self::EXACT_SQUARES).
+    #[inline(always)]
+    fn accumulate_squares(self, acc: [Self::Wide; 2]) -> [Self::Wide; 2] {
+        [self.accumulate(acc[0]), self.mul(self).accumulate(acc[1])]
+    }
+    unsafe fn wide_load(p: *const f64) -> Self::Wide;
+    unsafe fn wide_store(acc: Self::Wide, p: *mut f64);
+    /// The sum of the accumulators, in a fixed order: the upper half is added to the lower until one value is left.
+    #[inline(always)]
+    fn wide_sum(acc: Self::Wide) -> f64 {
+        let mut lanes = [0.0f64; MAX_LANES];
+        const { assert!(Self::LANES <= MAX_LANES && Self::LANES.is_power_of_two()) };
+        // SAFETY: `lanes` holds at least as many values as a vector has lanes.
+        unsafe { Self::wide_store(acc, lanes.as_mut_ptr()) };
+        let mut n = Self::LANES;
+        while n > 1 {
+            n /= 2;
+            for i in 0..n {
+                lanes[i] += lanes[i + n];
+            }
+        }
+        lanes[0]
+    }
+}
+
+/// The most lanes that a vector has.
+pub(crate) const MAX_LANES: usize = 16;
+
+/// Bytes to which the address of a streaming store must be aligned.
+pub(crate) const STREAM_ALIGN: usize = 64;
+
+/// One instruction set's vectors.
+pub trait Simd: Sized + 'static {
+    type F32: Vector<Scalar = f32> + HalfLanes;
+    type F64: Vector<Scalar = f64>;
+
+    /// Whether `stream` is more than a store.
+    const STREAMS: bool;
+
+    /// The first 8 lanes as f64.
+    fn widen(v: Self::F32) -> Self::F64;
+    /// Orders streaming stores before everything that follows, as other threads see it.
+    fn fence();
+    /// Calls a kernel, compiled for this instruction set and not inlined: code that several kernels share, or that is
+    /// seldom run, exists once.
+    ///
+    /// # Safety
+    /// The CPU has the instruction set. A kernel that runs in this tier proves it.
+    unsafe fn enter<K: Kernel>(kernel: K);
+}
+
+/// Code to run in the context of an instruction set. `run` and all it calls must be `#[inline(always)]`, except through
+/// [`Simd::enter`]: what is not inlined into the `#[target_feature]` function is compiled without the feature.
+pub trait Kernel {
+    fn run<S: Simd>(self);
+}
