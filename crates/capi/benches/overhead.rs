@@ -2,15 +2,8 @@
 //!
 //!     cargo bench -p batchnorm-capi
 
-#[allow(dead_code, unreachable_pub)]
-#[path = "../src/lib.rs"]
-mod capi;
-
 use batchnorm::{Affine, BatchNorm, Shape, Statistics, Threads};
-use capi::descriptors::*;
-use capi::passes::bn_forward_training;
-use capi::plan::{bn_plan, bn_plan_create, bn_plan_destroy};
-use capi::status::BN_OK;
+use batchnorm_ffi::*;
 use std::hint::black_box;
 use std::ptr::{null, null_mut};
 use std::time::Instant;

@@ -1,6 +1,6 @@
 // batchnorm: SIMD batch normalization kernels for CPUs.
 //
-// Made by cbindgen from crates/capi/src; UPDATE_HEADER=1 cargo test -p batchnorm-capi --test header writes it anew.
+// Made by cbindgen from crates/ffi/src; UPDATE_HEADER=1 cargo test -p batchnorm-capi --test header writes it anew.
 //
 // Conventions
 // - Every call returns a status, BN_OK or a BN_ERROR_ code. Errors are found before anything is written: after one, all

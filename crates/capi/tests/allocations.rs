@@ -1,16 +1,7 @@
 //! Once a plan is made no call but that of second derivatives allocates, be it right or wrong, not even the first, nor as
 //! many at once as there is scratch memory for.
 
-#[allow(dead_code, unreachable_pub)]
-#[path = "../src/lib.rs"]
-mod capi;
-
-use capi::descriptors::*;
-use capi::fold::*;
-use capi::passes::*;
-use capi::plan::*;
-use capi::statistics::*;
-use capi::status::*;
+use batchnorm_ffi::*;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::ffi::c_void;

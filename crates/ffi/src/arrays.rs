@@ -1,9 +1,9 @@
 //! From pointers and lengths to slices: every array of a call is checked on its own, then all of them for overlap, and
 //! only then is one of them made a slice.
 
-use super::descriptors::{bn_doubles, bn_slice, bn_slice_mut};
-use super::plan::bn_plan;
-use super::status::{BN_ERROR_ALIGNMENT, BN_ERROR_LENGTH, BN_ERROR_NULL, BN_ERROR_OVERLAP, Status, fail};
+use crate::plan::bn_plan;
+use crate::status::{BN_ERROR_ALIGNMENT, BN_ERROR_LENGTH, BN_ERROR_NULL, BN_ERROR_OVERLAP, Status, fail};
+use crate::structs::{bn_doubles, bn_slice, bn_slice_mut};
 
 /// Whether a call writes an array.
 #[derive(Clone, Copy, PartialEq)]
@@ -115,7 +115,7 @@ impl Arrays {
         self.add(name, array.data, array.len, len, access)
     }
 
-    /// A struct that a call writes to, which [`read`](super::descriptors::read) has checked.
+    /// A struct that a call writes to, which [`read`](crate::read::read) has checked.
     pub(crate) fn written_struct<T>(&mut self, name: &'static str, p: *mut T) -> Result<(), Status> {
         self.add(name, p, 1, 1, Access::Write).map(|_| ())
     }
@@ -174,4 +174,18 @@ impl Arrays {
         }
         Ok(in_place)
     }
+}
+
+/// # Safety
+/// As [`Array::slice`].
+pub(crate) unsafe fn slice<'a, T>(array: Option<Array<T>>) -> Option<&'a [T]> {
+    // SAFETY: the caller's promise.
+    array.map(|array| unsafe { array.slice() })
+}
+
+/// # Safety
+/// As [`Array::slice_mut`].
+pub(crate) unsafe fn slice_mut<'a, T>(array: Option<Array<T>>) -> Option<&'a mut [T]> {
+    // SAFETY: the caller's promise.
+    array.map(|array| unsafe { array.slice_mut() })
 }

@@ -1,7 +1,9 @@
 //! Where a plan's passes run.
 
-use super::descriptors::{BN_MAX_POOL_THREADS, bn_parallel_for, bn_plan_desc, bn_task, choose};
-use super::status::{BN_ERROR_NULL, BN_ERROR_THREADS, Status, fail};
+use crate::constants::BN_MAX_POOL_THREADS;
+use crate::read::choose;
+use crate::status::{BN_ERROR_NULL, BN_ERROR_THREADS, Status, fail};
+use crate::structs::{bn_parallel_for, bn_plan_desc, bn_task};
 use batchnorm::{Executor, Threads};
 use std::any::Any;
 use std::ffi::c_void;

@@ -1,8 +1,10 @@
 //! The handle.
 
-use super::descriptors::{BN_ISA_PORTABLE, bn_plan_desc, check_pointer, choose, read};
-use super::status::{BN_ERROR_LENGTH, BN_ERROR_NULL, BN_ERROR_OUT_OF_MEMORY, BN_ERROR_SLOPE, Status, fail, guard};
-use super::threads::{Start, threads};
+use crate::constants::BN_ISA_PORTABLE;
+use crate::read::{check_pointer, choose, read};
+use crate::status::{BN_ERROR_LENGTH, BN_ERROR_NULL, BN_ERROR_OUT_OF_MEMORY, BN_ERROR_SLOPE, Status, fail, guard};
+use crate::structs::bn_plan_desc;
+use crate::threads::{Start, threads};
 use batchnorm::{Activation, BatchNorm, Isa, Shape};
 use std::mem::MaybeUninit;
 
@@ -24,6 +26,16 @@ impl bn_plan {
     pub(crate) fn channels(&self) -> usize {
         self.batch_norm.shape().channels()
     }
+}
+
+/// The plan behind a handle.
+///
+/// # Safety
+/// Where it is not NULL and aligned, it came from `bn_plan_create` and was not destroyed; it is not while the result lives.
+pub(crate) unsafe fn plan<'a>(handle: *const bn_plan) -> Result<&'a bn_plan, Status> {
+    check_pointer("plan", handle)?;
+    // SAFETY: the caller's promise.
+    Ok(unsafe { &*handle })
 }
 
 /// What a descriptor says, but for scratch memory.

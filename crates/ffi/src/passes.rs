@@ -1,135 +1,22 @@
 //! The passes: one function generic over the element type each, and the call that chooses the type.
 
-use super::arrays::{Access, Array, Arrays};
-use super::descriptors::{
-    Descriptor, bn_backward_args, bn_backward_from_output_args, bn_double_backward_args, bn_forward_training_args,
+use crate::args::{
+    bn_backward_args, bn_backward_from_output_args, bn_double_backward_args, bn_forward_training_args,
     bn_forward_training_invertible_args, bn_gradient_sums_args, bn_input_gradient_args, bn_normalize_args,
-    bn_parameter_gradients_args, bn_slice, bn_slice_mut, bn_statistics_args, plan, read,
+    bn_parameter_gradients_args, bn_statistics_args,
 };
-use super::plan::{ELEMENTS, bn_plan};
-use super::statistics::{STATISTICS, SUMS, SourceView, StatisticsView, SumsView};
-use super::status::{Status, guard};
-use batchnorm::{Affine, Cotangents, Element, Extras, Gradients, SecondGradients, Shape};
+use crate::arrays::{Access, Arrays, slice, slice_mut};
+use crate::call::{by_element, by_parameter, call};
+use crate::plan::bn_plan;
+use crate::status::Status;
+use crate::structs::bn_slice;
+use crate::views::{AffineView, ExtrasView, ParametersView, STATISTICS, SUMS, SourceView, StatisticsView, SumsView};
+use batchnorm::{Cotangents, Element, Gradients, SecondGradients};
 use half::{bf16, f16};
 use std::ptr::null;
 
-/// # Safety
-/// The arguments' pointers are as the header asks for.
-pub(crate) type Pass<A> = unsafe fn(&bn_plan, A) -> Result<(), Status>;
-
-/// A pass for each of `BN_ELEMENT_`.
-macro_rules! by_element {
-    ($pass:ident) => {
-        [$pass::<f32>, $pass::<f64>, $pass::<bf16>, $pass::<f16>]
-    };
-}
-
-/// What has no activations, for the type of parameters of each of `BN_ELEMENT_`.
-macro_rules! by_parameter {
-    ($pass:ident) => {
-        [$pass::<f32>, $pass::<f64>, $pass::<f32>, $pass::<f32>]
-    };
-}
-pub(crate) use by_parameter;
-
-/// # Safety
-/// As [`Pass`], and as the header asks for the plan.
-pub(crate) unsafe fn call<A: Descriptor>(handle: *const bn_plan, args: *const A, passes: [Pass<A>; ELEMENTS]) -> i32 {
-    // SAFETY: the caller's promise.
-    guard(|| unsafe {
-        let plan = plan(handle)?;
-        passes[plan.element](plan, read("args", args)?)
-    })
-}
-
-/// # Safety
-/// As [`Array::slice`].
-unsafe fn slice<'a, T>(array: Option<Array<T>>) -> Option<&'a [T]> {
-    // SAFETY: the caller's promise.
-    array.map(|array| unsafe { array.slice() })
-}
-
-/// # Safety
-/// As [`Array::slice_mut`].
-unsafe fn slice_mut<'a, T>(array: Option<Array<T>>) -> Option<&'a mut [T]> {
-    // SAFETY: the caller's promise.
-    array.map(|array| unsafe { array.slice_mut() })
-}
-
-/// A caller's gamma and beta, checked.
-pub(crate) struct AffineView<P> {
-    gamma: Option<Array<P>>,
-    beta: Option<Array<P>>,
-}
-
-impl<P> AffineView<P> {
-    pub(crate) fn new(arrays: &mut Arrays, gamma: bn_slice, beta: bn_slice, channels: usize) -> Result<Self, Status> {
-        let gamma = arrays.input_or_absent("gamma", gamma, channels)?;
-        let beta = arrays.input_or_absent("beta", beta, channels)?;
-        Ok(Self { gamma, beta })
-    }
-
-    /// # Safety
-    /// As [`Array::slice`].
-    pub(crate) unsafe fn read<'a>(self) -> Affine<'a, P> {
-        // SAFETY: the caller's promise.
-        unsafe { Affine { gamma: slice(self.gamma), beta: slice(self.beta) } }
-    }
-}
-
 /// What a call has no argument for.
 const ABSENT: bn_slice = bn_slice { data: null(), len: 0 };
-
-/// A caller's residual, output and weights, checked.
-struct ExtrasView<E: Element> {
-    residual: Option<Array<E>>,
-    output: Option<Array<E>>,
-    weights: Option<Array<E::Param>>,
-}
-
-impl<E: Element> ExtrasView<E> {
-    fn new(
-        arrays: &mut Arrays,
-        residual: bn_slice,
-        output: bn_slice,
-        weights: bn_slice,
-        shape: Shape,
-    ) -> Result<Self, Status> {
-        let residual = arrays.input_or_absent("residual", residual, shape.len())?;
-        let output = arrays.input_or_absent("output", output, shape.len())?;
-        let weights = arrays.input_or_absent("weights", weights, shape.values_per_channel())?;
-        Ok(Self { residual, output, weights })
-    }
-
-    /// # Safety
-    /// As [`Array::slice`].
-    unsafe fn read<'a>(self) -> Extras<'a, E> {
-        // SAFETY: the caller's promise.
-        unsafe { Extras { residual: slice(self.residual), output: slice(self.output), weights: slice(self.weights) } }
-    }
-}
-
-/// A caller's places for parameter gradients, checked.
-struct ParametersView<P> {
-    dgamma: Option<Array<P>>,
-    dbeta: Option<Array<P>>,
-}
-
-impl<P> ParametersView<P> {
-    fn new(arrays: &mut Arrays, dgamma: bn_slice_mut, dbeta: bn_slice_mut, channels: usize) -> Result<Self, Status> {
-        let dgamma = arrays.output_or_absent("dgamma", dgamma, channels)?;
-        let dbeta = arrays.output_or_absent("dbeta", dbeta, channels)?;
-        Ok(Self { dgamma, dbeta })
-    }
-
-    /// # Safety
-    /// As [`Array::slice_mut`].
-    unsafe fn write<'a, E: Element<Param = P>>(self) -> Gradients<'a, E> {
-        // SAFETY: the caller's promise.
-        let (dgamma, dbeta) = unsafe { (slice_mut(self.dgamma), slice_mut(self.dbeta)) };
-        Gradients { dgamma, dbeta, ..Gradients::default() }
-    }
-}
 
 unsafe fn compute_statistics<E: Element>(plan: &bn_plan, args: bn_statistics_args) -> Result<(), Status> {
     let (shape, mut arrays) = (plan.batch_norm.shape(), Arrays::new(plan));

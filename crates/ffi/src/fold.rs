@@ -1,35 +1,12 @@
 //! A normalization with constant statistics as a scale and a shift, and these as a part of the layer before or after.
 
-use super::arrays::{Access, Array, Arrays};
-use super::descriptors::{bn_fold_args, bn_fold_layer_args, bn_scale_shift, read};
-use super::passes::{AffineView, by_parameter, call};
-use super::plan::bn_plan;
-use super::statistics::SourceView;
-use super::status::Status;
+use crate::args::{bn_fold_args, bn_fold_layer_args};
+use crate::arrays::{Access, Arrays};
+use crate::call::{by_parameter, call};
+use crate::plan::bn_plan;
+use crate::status::Status;
+use crate::views::{AffineView, FoldView, SourceView};
 use batchnorm::{Element, Error, Fold};
-
-/// A caller's [`bn_scale_shift`], checked.
-struct FoldView {
-    scale: Array<f64>,
-    shift: Array<f64>,
-}
-
-impl FoldView {
-    /// # Safety
-    /// As [`read`]; what `access` says can be done at `p` while the view is used.
-    unsafe fn new(
-        arrays: &mut Arrays,
-        p: *const bn_scale_shift,
-        channels: usize,
-        access: Access,
-    ) -> Result<Self, Status> {
-        // SAFETY: the caller's promise.
-        let bn_scale_shift { scale, shift, .. } = unsafe { read("scale_shift", p)? };
-        let scale = arrays.doubles("scale_shift.scale", scale, channels, access)?;
-        let shift = arrays.doubles("scale_shift.shift", shift, channels, access)?;
-        Ok(Self { scale, shift })
-    }
-}
 
 unsafe fn fold<P: Element<Param = P>>(plan: &bn_plan, args: bn_fold_args) -> Result<(), Status> {
     let (channels, mut arrays) = (plan.channels(), Arrays::new(plan));
@@ -39,8 +16,7 @@ unsafe fn fold<P: Element<Param = P>>(plan: &bn_plan, args: bn_fold_args) -> Res
         let source = SourceView::new(&mut arrays, args.statistics, args.running, channels)?;
         let out = FoldView::new(&mut arrays, args.scale_shift, channels, Access::Write)?;
         arrays.check_overlap(None)?;
-        let mut out = Fold::from_parts(out.scale.slice_mut(), out.shift.slice_mut())?;
-        Ok(plan.batch_norm.fold(source.read()?, affine.read(), &mut out)?)
+        Ok(plan.batch_norm.fold(source.read()?, affine.read(), &mut out.write()?)?)
     }
 }
 
@@ -65,8 +41,7 @@ unsafe fn fold_layer<'a, P>(
     unsafe {
         let fold = FoldView::new(&mut arrays, args.scale_shift, plan.channels(), Access::Read)?;
         arrays.check_overlap(None)?;
-        let fold = Fold::from_parts(fold.scale.slice(), fold.shift.slice())?;
-        Ok(apply(&fold, weight.slice_mut(), bias.slice_mut())?)
+        Ok(apply(&fold.read()?, weight.slice_mut(), bias.slice_mut())?)
     }
 }
 
