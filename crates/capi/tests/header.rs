@@ -1,4 +1,4 @@
-//! The committed header is what the sources say, and has the version of the package.
+//! The committed header is what cbindgen generates from the sources, and has the version of the package.
 
 use batchnorm_ffi::{BN_VERSION_MAJOR, BN_VERSION_MINOR, BN_VERSION_PATCH};
 use std::path::Path;
@@ -17,7 +17,7 @@ fn the_header_is_current() {
     let committed = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(
         committed == made,
-        "include/batchnorm.h is stale: UPDATE_HEADER=1 cargo test -p batchnorm-capi --test header writes it anew"
+        "include/batchnorm.h is out of date; to update it: UPDATE_HEADER=1 cargo test -p batchnorm-capi --test header"
     );
 }
 

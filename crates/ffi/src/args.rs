@@ -1,4 +1,4 @@
-//! The structs of the header that the arguments of a call are in.
+//! The structs of the header that carry the arguments of one call.
 
 use crate::structs::{bn_gradient_sums, bn_running_statistics, bn_scale_shift, bn_slice, bn_slice_mut, bn_statistics};
 
@@ -10,7 +10,8 @@ pub struct bn_statistics_args {
     pub struct_size: usize,
     /// Input.
     pub x: bn_slice,
-    /// A weight for each position, finite and >= 0, or absent for 1. Where it is 0 nothing exists: outputs are 0.
+    /// Input: a weight for each position, finite and >= 0, or absent for 1. A position with weight 0 is ignored, even
+    /// if x is NaN there.
     pub weights: bn_slice,
     /// Output.
     pub statistics: *mut bn_statistics,
@@ -24,17 +25,18 @@ pub struct bn_forward_training_args {
     pub struct_size: usize,
     /// Input.
     pub x: bn_slice,
-    /// Per channel, or absent for 1.
+    /// Input: one value per channel, or absent for 1.
     pub gamma: bn_slice,
-    /// Per channel, or absent for 0.
+    /// Input: one value per channel, or absent for 0.
     pub beta: bn_slice,
-    /// Input: what is added before the activation, or absent.
+    /// Input: added before the activation, or absent.
     pub residual: bn_slice,
-    /// A weight for each position, finite and >= 0, or absent for 1. Where it is 0 nothing exists: outputs are 0.
+    /// Input: a weight for each position, finite and >= 0, or absent for 1. A position with weight 0 is ignored, even
+    /// if x is NaN there, and y is 0 there.
     pub weights: bn_slice,
     /// Output; may replace x.
     pub y: bn_slice_mut,
-    /// Output: those of the batch.
+    /// Output: the statistics of the batch.
     pub statistics: *mut bn_statistics,
 }
 
@@ -46,17 +48,18 @@ pub struct bn_normalize_args {
     pub struct_size: usize,
     /// Input.
     pub x: bn_slice,
-    /// Those of the batch that x is, or is a part of: this or running, the other NULL.
+    /// Input: the statistics of the batch that x is, or is a part of. Either these or running, the other NULL.
     pub statistics: *const bn_statistics,
-    /// Averages from training.
+    /// Input: averages from training.
     pub running: *const bn_running_statistics,
-    /// Per channel, or absent for 1.
+    /// Input: one value per channel, or absent for 1.
     pub gamma: bn_slice,
-    /// Per channel, or absent for 0.
+    /// Input: one value per channel, or absent for 0.
     pub beta: bn_slice,
-    /// Input: what is added before the activation, or absent.
+    /// Input: added before the activation, or absent.
     pub residual: bn_slice,
-    /// A weight for each position, finite and >= 0, or absent for 1. Where it is 0 nothing exists: outputs are 0.
+    /// Input: a weight for each position, finite and >= 0, or absent for 1. A position with weight 0 is ignored, even
+    /// if x is NaN there, and y is 0 there.
     pub weights: bn_slice,
     /// Output; may replace x.
     pub y: bn_slice_mut,
@@ -72,20 +75,20 @@ pub struct bn_gradient_sums_args {
     pub x: bn_slice,
     /// Input: the gradient of y.
     pub dy: bn_slice,
-    /// Those of the batch that x is, or is a part of: this or running, the other NULL.
+    /// Input: the statistics of the batch that x is, or is a part of. Either these or running, the other NULL.
     pub statistics: *const bn_statistics,
-    /// Averages from training.
+    /// Input: averages from training.
     pub running: *const bn_running_statistics,
-    /// Per channel, where the activation's argument is computed again, or absent for 1.
+    /// Input: one value per channel, or absent for 1. Used only if the activation's argument is recomputed.
     pub gamma: bn_slice,
-    /// As gamma, or absent for 0.
+    /// Input: one value per channel, or absent for 0. Used only if the activation's argument is recomputed.
     pub beta: bn_slice,
-    /// That of the forward pass, or absent; read where the activation's argument is computed again.
+    /// Input: the residual of the forward pass, or absent. Used only if the activation's argument is recomputed.
     pub residual: bn_slice,
-    /// y of the forward pass, or absent: ReLU and leaky ReLU take their derivative from its sign. Without it, and for SiLU,
-    /// the activation's argument is computed again, from x, gamma, beta and the residual.
+    /// Input: y of the forward pass, or absent. ReLU and leaky ReLU take their derivative from its sign. Without it,
+    /// and for SiLU, the activation's argument is recomputed from x, gamma, beta and the residual.
     pub output: bn_slice,
-    /// Those of the forward pass, or absent.
+    /// Input: the weights of the forward pass, or absent.
     pub weights: bn_slice,
     /// Output.
     pub sums: *mut bn_gradient_sums,
@@ -101,20 +104,20 @@ pub struct bn_input_gradient_args {
     pub x: bn_slice,
     /// Input: the gradient of y.
     pub dy: bn_slice,
-    /// Those of the whole batch.
+    /// Input: the statistics of the whole batch.
     pub statistics: *const bn_statistics,
-    /// Those of the whole batch.
+    /// Input: the sums of the whole batch.
     pub sums: *const bn_gradient_sums,
-    /// Per channel, or absent for 1.
+    /// Input: one value per channel, or absent for 1.
     pub gamma: bn_slice,
-    /// Per channel, where the activation's argument is computed again, or absent for 0.
+    /// Input: one value per channel, or absent for 0. Used only if the activation's argument is recomputed.
     pub beta: bn_slice,
-    /// That of the forward pass, or absent; read where the activation's argument is computed again.
+    /// Input: the residual of the forward pass, or absent. Used only if the activation's argument is recomputed.
     pub residual: bn_slice,
-    /// y of the forward pass, or absent: ReLU and leaky ReLU take their derivative from its sign. Without it, and for SiLU,
-    /// the activation's argument is computed again, from x, gamma, beta and the residual.
+    /// Input: y of the forward pass, or absent. ReLU and leaky ReLU take their derivative from its sign. Without it,
+    /// and for SiLU, the activation's argument is recomputed from x, gamma, beta and the residual.
     pub output: bn_slice,
-    /// Those of the forward pass, or absent.
+    /// Input: the weights of the forward pass, or absent.
     pub weights: bn_slice,
     /// Output: the gradient of x; may replace dy.
     pub dx: bn_slice_mut,
@@ -128,15 +131,15 @@ pub struct bn_input_gradient_args {
 pub struct bn_parameter_gradients_args {
     /// sizeof(bn_parameter_gradients_args).
     pub struct_size: usize,
-    /// Those that the sums were computed with: this or running, the other NULL.
+    /// Input: the statistics that the sums were computed with. Either these or running, the other NULL.
     pub statistics: *const bn_statistics,
-    /// Averages from training.
+    /// Input: averages from training.
     pub running: *const bn_running_statistics,
     /// Input.
     pub sums: *const bn_gradient_sums,
-    /// Output per channel, or absent.
+    /// Output: one value per channel, or absent.
     pub dgamma: bn_slice_mut,
-    /// Output per channel, or absent.
+    /// Output: one value per channel, or absent.
     pub dbeta: bn_slice_mut,
 }
 
@@ -150,28 +153,28 @@ pub struct bn_backward_args {
     pub x: bn_slice,
     /// Input: the gradient of y.
     pub dy: bn_slice,
-    /// Those of the batch, through which gradients flow: this or running, the other NULL.
+    /// Input: the statistics of the batch, through which gradients flow. Either these or running, the other NULL.
     pub statistics: *const bn_statistics,
-    /// Averages from training, which are constants.
+    /// Input: averages from training, which are constants.
     pub running: *const bn_running_statistics,
-    /// Per channel, or absent for 1.
+    /// Input: one value per channel, or absent for 1.
     pub gamma: bn_slice,
-    /// Per channel, where the activation's argument is computed again, or absent for 0.
+    /// Input: one value per channel, or absent for 0. Used only if the activation's argument is recomputed.
     pub beta: bn_slice,
-    /// That of the forward pass, or absent; read where the activation's argument is computed again.
+    /// Input: the residual of the forward pass, or absent. Used only if the activation's argument is recomputed.
     pub residual: bn_slice,
-    /// y of the forward pass, or absent: ReLU and leaky ReLU take their derivative from its sign. Without it, and for SiLU,
-    /// the activation's argument is computed again, from x, gamma, beta and the residual.
+    /// Input: y of the forward pass, or absent. ReLU and leaky ReLU take their derivative from its sign. Without it,
+    /// and for SiLU, the activation's argument is recomputed from x, gamma, beta and the residual.
     pub output: bn_slice,
-    /// Those of the forward pass, or absent.
+    /// Input: the weights of the forward pass, or absent.
     pub weights: bn_slice,
     /// Output: the gradient of x, or absent; may replace dy.
     pub dx: bn_slice_mut,
     /// Output: the gradient of the residual, or absent.
     pub dresidual: bn_slice_mut,
-    /// Output per channel, or absent.
+    /// Output: one value per channel, or absent.
     pub dgamma: bn_slice_mut,
-    /// Output per channel, or absent.
+    /// Output: one value per channel, or absent.
     pub dbeta: bn_slice_mut,
 }
 
@@ -181,13 +184,13 @@ pub struct bn_backward_args {
 pub struct bn_forward_training_invertible_args {
     /// sizeof(bn_forward_training_invertible_args).
     pub struct_size: usize,
-    /// Input, and output: y takes the place of x.
+    /// Input and output: y overwrites x.
     pub x: bn_slice_mut,
-    /// Per channel, or absent for 1.
+    /// Input: one value per channel, or absent for 1.
     pub gamma: bn_slice,
-    /// Per channel, or absent for 0.
+    /// Input: one value per channel, or absent for 0.
     pub beta: bn_slice,
-    /// Output: those of the batch.
+    /// Output: the statistics of the batch.
     pub statistics: *mut bn_statistics,
 }
 
@@ -197,25 +200,25 @@ pub struct bn_forward_training_invertible_args {
 pub struct bn_backward_from_output_args {
     /// sizeof(bn_backward_from_output_args).
     pub struct_size: usize,
-    /// Input: what the forward pass left.
+    /// Input: y as bn_forward_training_invertible left it.
     pub y: bn_slice,
     /// Input: the gradient of y.
     pub dy: bn_slice,
-    /// Those of the batch.
+    /// Input: the statistics of the batch.
     pub statistics: *const bn_statistics,
-    /// Per channel, or absent for 1: that of the forward pass.
+    /// Input: gamma of the forward pass, one value per channel, or absent for 1.
     pub gamma: bn_slice,
-    /// Per channel, or absent for 0: that of the forward pass.
+    /// Input: beta of the forward pass, one value per channel, or absent for 0.
     pub beta: bn_slice,
     /// Output: the gradient of x, or absent.
     pub dx: bn_slice_mut,
-    /// Output per channel, or absent.
+    /// Output: one value per channel, or absent.
     pub dgamma: bn_slice_mut,
-    /// Output per channel, or absent.
+    /// Output: one value per channel, or absent.
     pub dbeta: bn_slice_mut,
 }
 
-/// Arguments of bn_double_backward. A cotangent is the gradient of a scalar with respect to what bn_backward made.
+/// Arguments of bn_double_backward. A cotangent is the gradient of a scalar with respect to an output of bn_backward.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct bn_double_backward_args {
@@ -225,21 +228,21 @@ pub struct bn_double_backward_args {
     pub x: bn_slice,
     /// Input: the gradient of y.
     pub dy: bn_slice,
-    /// Those of the batch.
+    /// Input: the statistics of the batch.
     pub statistics: *const bn_statistics,
-    /// Per channel, or absent for 1.
+    /// Input: one value per channel, or absent for 1.
     pub gamma: bn_slice,
-    /// Input: with respect to dx.
+    /// Input: the gradient of the scalar with respect to dx.
     pub dx_cotangent: bn_slice,
-    /// With respect to dgamma, per channel, or absent for 0.
+    /// Input: the gradient of the scalar with respect to dgamma, one value per channel, or absent for 0.
     pub dgamma_cotangent: bn_slice,
-    /// With respect to dbeta, per channel, or absent for 0.
+    /// Input: the gradient of the scalar with respect to dbeta, one value per channel, or absent for 0.
     pub dbeta_cotangent: bn_slice,
     /// Output: the gradient of the scalar with respect to x, or absent.
     pub x_gradient: bn_slice_mut,
-    /// Output: that with respect to dy, or absent.
+    /// Output: the gradient of the scalar with respect to dy, or absent.
     pub dy_gradient: bn_slice_mut,
-    /// Output per channel: that with respect to gamma, or absent.
+    /// Output: the gradient of the scalar with respect to gamma, one value per channel, or absent.
     pub gamma_gradient: bn_slice_mut,
 }
 
@@ -249,13 +252,13 @@ pub struct bn_double_backward_args {
 pub struct bn_fold_args {
     /// sizeof(bn_fold_args).
     pub struct_size: usize,
-    /// Those of a batch: this or running, the other NULL.
+    /// Input: the statistics of a batch. Either these or running, the other NULL.
     pub statistics: *const bn_statistics,
-    /// Averages from training.
+    /// Input: averages from training.
     pub running: *const bn_running_statistics,
-    /// Per channel, or absent for 1.
+    /// Input: one value per channel, or absent for 1.
     pub gamma: bn_slice,
-    /// Per channel, or absent for 0.
+    /// Input: one value per channel, or absent for 0.
     pub beta: bn_slice,
     /// Output.
     pub scale_shift: *mut bn_scale_shift,
@@ -269,8 +272,8 @@ pub struct bn_fold_layer_args {
     pub struct_size: usize,
     /// Input.
     pub scale_shift: *const bn_scale_shift,
-    /// Input and output: those of a linear or convolution layer.
+    /// Input and output: the weights of a linear or convolution layer.
     pub weight: bn_slice_mut,
-    /// Input and output: one value an output; zeros for a layer that had none.
+    /// Input and output: the bias of the layer, one value per output of the layer; zeros if it had none.
     pub bias: bn_slice_mut,
 }

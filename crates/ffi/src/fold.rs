@@ -1,4 +1,5 @@
-//! A normalization with constant statistics as a scale and a shift, and these as a part of the layer before or after.
+//! Folding: a normalization with constant statistics as a scale and a shift, and these as part of the layer before or
+//! after it.
 
 use crate::args::{bn_fold_args, bn_fold_layer_args};
 use crate::arrays::{Access, Arrays};
@@ -20,13 +21,13 @@ unsafe fn fold<P: Element<Param = P>>(plan: &bn_plan, args: bn_fold_args) -> Res
     }
 }
 
-/// One of the core's two methods.
+/// One of the core's two methods that fold into a layer.
 type Apply<'a, P> = fn(&Fold<&'a [f64]>, &mut [P], &mut [P]) -> Result<(), Error>;
 
-/// `outputs` is how many values the bias has, where that follows from the plan.
+/// `outputs` is the length of the bias, if it follows from the plan.
 ///
 /// # Safety
-/// As the passes.
+/// As [`Pass`](crate::call::Pass).
 unsafe fn fold_layer<'a, P>(
     plan: &bn_plan,
     args: bn_fold_layer_args,
@@ -34,7 +35,7 @@ unsafe fn fold_layer<'a, P>(
     apply: Apply<'a, P>,
 ) -> Result<(), Status> {
     let mut arrays = Arrays::new(plan);
-    // The core checks that the weights are whole rows.
+    // The core checks that the weights are a multiple of the channels.
     let weight = arrays.output::<P>("weight", args.weight, args.weight.len)?;
     let bias = arrays.output::<P>("bias", args.bias, outputs.unwrap_or(args.bias.len))?;
     // SAFETY: the caller's promise; what becomes a slice has been checked.
@@ -55,35 +56,35 @@ unsafe fn fold_following<P: Element<Param = P>>(plan: &bn_plan, args: bn_fold_la
     unsafe { fold_layer::<P>(plan, args, None, Fold::apply_to_following) }
 }
 
-/// scale = gamma / sqrt(var + eps), shift = beta - mean * scale: what bn_normalize with these statistics is, before an
-/// activation and a residual, which stay after the folded layer.
+/// scale = gamma / sqrt(var + eps), shift = beta - mean * scale. scale * x + shift is bn_normalize with these
+/// statistics, without the activation and the residual, which remain after the folded layer.
 ///
-/// bn_normalize has an error free of the data's offset. scale * x + shift has not: where |mean| is much larger than the
-/// standard deviation, two large numbers nearly cancel. A folded layer that sums K products in float is off by at most
-/// (K + 2) * 2^-24 * (sum of |w * x| + |b|), with a bias b of about |gamma * mean| / sqrt(var).
+/// The error of bn_normalize does not grow with the data's offset. That of scale * x + shift does: if |mean| is much
+/// larger than the standard deviation, two large numbers nearly cancel. A folded layer that sums K products in float
+/// has an error of at most (K + 2) * 2^-24 * (sum of |w * x| + |b|), with a bias b of about |gamma * mean| / sqrt(var).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bn_fold(plan: *const bn_plan, args: *const bn_fold_args) -> i32 {
-    // SAFETY: the header asks for what this needs.
+    // SAFETY: the header demands what this needs.
     unsafe { call(plan, args, by_parameter!(fold)) }
 }
 
 /// Folds into the linear or convolution layer whose output is normalized: w = scale * w, b = scale * b + shift.
 ///
-/// weight is [channels, k], a row for each output of the layer with all that is summed for it; of a grouped convolution
-/// too. bias has one value a channel.
+/// weight is [channels, k]: one row per output channel of the layer, with all k weights that are summed for it. This
+/// also holds for a grouped convolution. bias has one value per channel.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bn_fold_preceding(plan: *const bn_plan, args: *const bn_fold_layer_args) -> i32 {
-    // SAFETY: the header asks for what this needs.
+    // SAFETY: the header demands what this needs.
     unsafe { call(plan, args, by_parameter!(fold_preceding)) }
 }
 
 /// Folds into the linear or convolution layer whose input is normalized: w = scale * w, b = b + sum of w * shift.
 ///
-/// weight is [outputs, channels, k], bias has one value an output. A convolution must not pad its input with zeros,
-/// unless shift is 0; it may pad channel c with -shift / scale. A grouped convolution is several layers, for each of
-/// which there must be a plan.
+/// weight is [outputs, channels, k], bias has one value per output. A convolution must not pad its input with zeros
+/// unless shift is 0; it may pad channel c with -shift / scale of this channel. A grouped convolution consists of
+/// several layers: each needs its own plan.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bn_fold_following(plan: *const bn_plan, args: *const bn_fold_layer_args) -> i32 {
-    // SAFETY: the header asks for what this needs.
+    // SAFETY: the header demands what this needs.
     unsafe { call(plan, args, by_parameter!(fold_following)) }
 }

@@ -1,4 +1,4 @@
-//! How a struct of a caller is read, and what is checked of single fields.
+//! How the caller's structs are read, and the checks of single fields.
 
 use crate::args::{
     bn_backward_args, bn_backward_from_output_args, bn_double_backward_args, bn_fold_args, bn_fold_layer_args,
@@ -7,16 +7,18 @@ use crate::args::{
 };
 use crate::status::{BN_ERROR_ALIGNMENT, BN_ERROR_ENUM, BN_ERROR_NULL, BN_ERROR_STRUCT_SIZE, Status, fail};
 use crate::structs::{bn_gradient_sums, bn_plan_desc, bn_running_statistics, bn_scale_shift, bn_statistics};
+use std::mem::zeroed;
 
-/// A `repr(C)` struct of plain fields that begins with its struct_size.
+/// A struct of the header that begins with its struct_size.
 ///
 /// # Safety
-/// It is that, and every bit pattern is a value of it.
-pub(crate) unsafe trait Descriptor: Copy {}
+/// It is `repr(C)`, its first field is a usize, and zeros and any other bits are valid in all of its fields.
+pub unsafe trait Descriptor: Copy {}
 
 macro_rules! descriptors {
     ($($t:ident)*) => {$(
-        // SAFETY: the struct is repr(C), begins with struct_size, and has integers, floats and raw or nullable pointers.
+        // SAFETY: the struct is repr(C) and begins with struct_size; its fields are integers, floats, raw pointers and
+        // nullable function pointers.
         unsafe impl Descriptor for $t {}
     )*};
 }
@@ -25,41 +27,52 @@ descriptors!(bn_plan_desc bn_statistics bn_gradient_sums bn_running_statistics b
     bn_backward_args bn_forward_training_invertible_args bn_backward_from_output_args bn_double_backward_args
     bn_scale_shift bn_fold_args bn_fold_layer_args);
 
-/// That a pointer is neither NULL nor misaligned.
+/// A struct whose struct_size is set and whose other fields are zero, to start from as in C.
+pub fn sized<T: Descriptor>() -> T {
+    // SAFETY: zeros are valid in a descriptor.
+    let mut descriptor: T = unsafe { zeroed() };
+    // SAFETY: a descriptor begins with a usize.
+    unsafe { (&raw mut descriptor).cast::<usize>().write(size_of::<T>()) };
+    descriptor
+}
+
+/// Checks that a pointer is not NULL and is aligned.
 pub(crate) fn check_pointer<T>(name: &str, p: *const T) -> Result<(), Status> {
     if p.is_null() {
         return Err(fail(BN_ERROR_NULL, format_args!("{name} is NULL")));
     }
-    if !p.is_aligned() {
-        let expected = align_of::<T>();
-        return Err(fail(
-            BN_ERROR_ALIGNMENT,
-            format_args!("{name} is misaligned: expected {expected} bytes, got {p:p}"),
-        ));
-    }
-    Ok(())
+    check_alignment(name, p)
 }
 
-/// A copy of a struct, if its size is that of the library's.
+/// Checks that a pointer is aligned for its type.
+pub(crate) fn check_alignment<T>(name: &str, p: *const T) -> Result<(), Status> {
+    if p.is_aligned() {
+        return Ok(());
+    }
+    let align = align_of::<T>();
+    let message = format_args!("{name} is misaligned: expected an address that is a multiple of {align}, got {p:p}");
+    Err(fail(BN_ERROR_ALIGNMENT, message))
+}
+
+/// Copies a struct, if its struct_size is the size that this library knows.
 ///
 /// # Safety
-/// Where `p` is not NULL and aligned, a usize can be read from it and, if that is the struct's size, the struct.
+/// If `p` is not NULL and is aligned, a usize can be read from it and, if that is the size of the struct, the struct
+/// too.
 pub(crate) unsafe fn read<T: Descriptor>(name: &str, p: *const T) -> Result<T, Status> {
     check_pointer(name, p)?;
     // SAFETY: the caller's promise; a descriptor begins with a usize.
     let size = unsafe { p.cast::<usize>().read() };
-    if size != size_of::<T>() {
-        let expected = size_of::<T>();
-        return Err(fail(
-            BN_ERROR_STRUCT_SIZE,
-            format_args!("{name} has the wrong struct_size: expected {expected} bytes, got {size}"),
-        ));
+    let expected = size_of::<T>();
+    if size != expected {
+        let message = format_args!("{name} has the wrong struct_size: expected {expected} bytes, got {size}");
+        return Err(fail(BN_ERROR_STRUCT_SIZE, message));
     }
-    // SAFETY: the caller's promise, with the size that was expected.
+    // SAFETY: the caller's promise, with the expected size.
     Ok(unsafe { p.read() })
 }
 
-/// That a reserved field is 0.
+/// Checks that a reserved field is 0.
 pub(crate) fn check_reserved(name: &str, value: i32) -> Result<(), Status> {
     if value == 0 {
         Ok(())
@@ -68,7 +81,7 @@ pub(crate) fn check_reserved(name: &str, value: i32) -> Result<(), Status> {
     }
 }
 
-/// One of an enum's values.
+/// The element of `values` that an enum's value is the index of.
 pub(crate) fn choose<T: Copy>(name: &str, value: i32, values: &[T]) -> Result<T, Status> {
     usize::try_from(value).ok().and_then(|i| values.get(i)).copied().ok_or_else(|| {
         let last = values.len() - 1;

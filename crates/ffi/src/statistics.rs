@@ -1,4 +1,4 @@
-//! The calls that change a caller's statistics, sums and averages.
+//! The calls that change a caller's statistics, sums and running averages.
 
 use crate::arrays::{Access, Arrays};
 use crate::constants::{BN_AVERAGE_CUMULATIVE, BN_AVERAGE_EXPONENTIAL};
@@ -14,7 +14,8 @@ const OTHER_STATISTICS: [&str; 3] = ["other", "other.mean", "other.var"];
 const INTO_SUMS: [&str; 3] = ["into", "into.g", "into.gx"];
 const OTHER_SUMS: [&str; 3] = ["other", "other.g", "other.gx"];
 
-/// Makes into the statistics of its values and those of other together. A count of 0 is where merging starts.
+/// Merges other into `into`, which then has the statistics of the values of both. A count of 0 stands for no values:
+/// merging can start from it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bn_merge_statistics(
     plan: *const bn_plan,
@@ -22,7 +23,7 @@ pub unsafe extern "C" fn bn_merge_statistics(
     other: *const bn_statistics,
 ) -> i32 {
     guard(|| {
-        // SAFETY: the header asks the caller for what each of these needs; what is read and written has been checked.
+        // SAFETY: the header demands what each of these needs; what is read and written has been checked.
         unsafe {
             let plan = self::plan(plan)?;
             let (channels, mut arrays) = (plan.channels(), Arrays::new(plan));
@@ -37,7 +38,7 @@ pub unsafe extern "C" fn bn_merge_statistics(
     })
 }
 
-/// Adds other to into: sums of parts of a batch, about the same mean, become those of the whole.
+/// Adds other to into: the sums of parts of a batch, computed with the same mean, become those of the whole batch.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bn_merge_gradient_sums(
     plan: *const bn_plan,
@@ -45,7 +46,7 @@ pub unsafe extern "C" fn bn_merge_gradient_sums(
     other: *const bn_gradient_sums,
 ) -> i32 {
     guard(|| {
-        // SAFETY: the header asks the caller for what each of these needs; what is read and written has been checked.
+        // SAFETY: the header demands what each of these needs; what is read and written has been checked.
         unsafe {
             let plan = self::plan(plan)?;
             let (channels, mut arrays) = (plan.channels(), Arrays::new(plan));
@@ -57,7 +58,7 @@ pub unsafe extern "C" fn bn_merge_gradient_sums(
     })
 }
 
-/// Takes the statistics of a batch into the averages. average is one of BN_AVERAGE_. An empty batch changes nothing.
+/// Updates the averages with the statistics of a batch. average is one of BN_AVERAGE_. An empty batch changes nothing.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bn_update_running_statistics(
     plan: *const bn_plan,
@@ -69,7 +70,7 @@ pub unsafe extern "C" fn bn_update_running_statistics(
     guard(|| {
         const { assert!(BN_AVERAGE_EXPONENTIAL == 0 && BN_AVERAGE_CUMULATIVE == 1) };
         let momentum = choose("average", average, &[Momentum::Exponential(momentum), Momentum::Cumulative])?;
-        // SAFETY: the header asks the caller for what each of these needs; what is read and written has been checked.
+        // SAFETY: the header demands what each of these needs; what is read and written has been checked.
         unsafe {
             let plan = self::plan(plan)?;
             let (channels, mut arrays) = (plan.channels(), Arrays::new(plan));

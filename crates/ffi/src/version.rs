@@ -2,11 +2,11 @@
 
 /// The major version of this header.
 pub const BN_VERSION_MAJOR: u32 = 0;
-/// The minor version of this header; before 1.0 a new one may break what was linked to an old one.
+/// The minor version of this header. Before 1.0 a new minor version may break programs linked to an older one.
 pub const BN_VERSION_MINOR: u32 = 1;
 /// The patch version of this header.
 pub const BN_VERSION_PATCH: u32 = 0;
-/// The version of this header as one number, to compare with bn_version().
+/// The version of this header as one number, for comparison with bn_version().
 pub const BN_VERSION: u32 = BN_VERSION_MAJOR * 10000 + BN_VERSION_MINOR * 100 + BN_VERSION_PATCH;
 
 /// The version of the library: BN_VERSION of the header that it was built with.

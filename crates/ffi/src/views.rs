@@ -1,4 +1,4 @@
-//! The structs and arrays of a call that belong together: checked here, and given to the core as its own types.
+//! Groups of structs and arrays of a call, checked, which the core gets as its own types.
 
 use crate::arrays::{Access, Array, Arrays, slice, slice_mut};
 use crate::read::{check_reserved, choose, read};
@@ -18,10 +18,10 @@ pub(crate) struct StatisticsView {
 }
 
 impl StatisticsView {
-    /// `names` are those of the struct and its two arrays.
+    /// `names` are those of the struct and of its two arrays.
     ///
     /// # Safety
-    /// As [`read`]; what `access` says can be done at `p` while the view is used.
+    /// As [`read`]. As long as the view is used, `p` allows the `access`.
     pub(crate) unsafe fn new(
         arrays: &mut Arrays,
         names: [&'static str; 3],
@@ -42,7 +42,8 @@ impl StatisticsView {
     /// The statistics, to be read.
     ///
     /// # Safety
-    /// `check_overlap` has found nothing, and nothing writes the arrays while the result lives.
+    /// [`Arrays::check_overlap`] has found no error. The caller's arrays are as the header demands, and nothing writes
+    /// them while the result lives.
     pub(crate) unsafe fn read<'a>(&self) -> Result<Statistics<&'a [f64]>, Status> {
         // SAFETY: the caller's promise.
         Ok(unsafe { Statistics::from_parts(self.count, self.mean.slice(), self.var.slice()) }?)
@@ -51,13 +52,13 @@ impl StatisticsView {
     /// The statistics, to be changed.
     ///
     /// # Safety
-    /// As [`read`](Self::read), and the view is one to write to.
+    /// As [`read`](Self::read), and nothing else uses the arrays. The view was made with [`Access::Write`].
     pub(crate) unsafe fn change<'a>(&self) -> Result<Statistics<&'a mut [f64]>, Status> {
         // SAFETY: the caller's promise.
         Ok(unsafe { Statistics::from_parts(self.count, self.mean.slice_mut(), self.var.slice_mut()) }?)
     }
 
-    /// Their memory, to be written.
+    /// Their memory, to be overwritten.
     ///
     /// # Safety
     /// As [`change`](Self::change).
@@ -66,7 +67,7 @@ impl StatisticsView {
         Ok(unsafe { Statistics::empty(self.mean.slice_mut(), self.var.slice_mut()) }?)
     }
 
-    /// What is not in the arrays.
+    /// Stores the count, which is not in the arrays.
     ///
     /// # Safety
     /// As [`change`](Self::change).
@@ -108,10 +109,10 @@ impl SumsView {
         Ok(unsafe { GradientSums::from_parts(self.g.slice(), self.gx.slice()) }?)
     }
 
-    /// The sums, to be changed or written.
+    /// The sums, to be changed or overwritten.
     ///
     /// # Safety
-    /// As [`StatisticsView::read`], and the view is one to write to.
+    /// As [`StatisticsView::read`], and nothing else uses the arrays. The view was made with [`Access::Write`].
     pub(crate) unsafe fn write<'a>(&self) -> Result<GradientSums<&'a mut [f64]>, Status> {
         // SAFETY: the caller's promise.
         Ok(unsafe { GradientSums::from_parts(self.g.slice_mut(), self.gx.slice_mut()) }?)
@@ -156,14 +157,14 @@ impl RunningView {
     }
 
     /// # Safety
-    /// As [`StatisticsView::read`], and the view is one to write to.
+    /// As [`StatisticsView::read`], and nothing else uses the arrays. The view was made with [`Access::Write`].
     pub(crate) unsafe fn change<'a>(&self) -> Result<RunningStatistics<&'a mut [f64]>, Status> {
         // SAFETY: the caller's promise.
         let (mean, var) = unsafe { (self.mean.slice_mut(), self.var.slice_mut()) };
         Ok(RunningStatistics::from_parts(mean, var, self.batches)?.biased(self.biased))
     }
 
-    /// What is not in the arrays.
+    /// Stores the number of batches, which is not in the arrays.
     ///
     /// # Safety
     /// As [`change`](Self::change).
@@ -173,7 +174,7 @@ impl RunningView {
     }
 }
 
-/// The one of two that a caller gave.
+/// The statistics or the running statistics, whichever the caller gave.
 pub(crate) enum SourceView {
     Batch(StatisticsView),
     Running(RunningView),
@@ -198,8 +199,9 @@ impl SourceView {
                 RunningView::new(arrays, running.cast_mut(), channels, Access::Read).map(Self::Running)
             },
             (neither, _) => {
-                let came = if neither { "neither" } else { "both" };
-                let message = format_args!("expected one of statistics and running, and the other NULL; got {came}");
+                let actual = if neither { "neither" } else { "both" };
+                let message =
+                    format_args!("expected exactly one of statistics and running, the other NULL; got {actual}");
                 Err(fail(BN_ERROR_SOURCE, message))
             }
         }
@@ -226,7 +228,7 @@ pub(crate) struct FoldView {
 
 impl FoldView {
     /// # Safety
-    /// As [`read`]; what `access` says can be done at `p` while the view is used.
+    /// As [`read`]. As long as the view is used, `p` allows the `access`.
     pub(crate) unsafe fn new(
         arrays: &mut Arrays,
         p: *const bn_scale_shift,
@@ -252,7 +254,7 @@ impl FoldView {
     /// The fold, to be written.
     ///
     /// # Safety
-    /// As [`StatisticsView::read`], and the view is one to write to.
+    /// As [`StatisticsView::read`], and nothing else uses the arrays. The view was made with [`Access::Write`].
     pub(crate) unsafe fn write<'a>(&self) -> Result<Fold<&'a mut [f64]>, Status> {
         // SAFETY: the caller's promise.
         Ok(unsafe { Fold::from_parts(self.scale.slice_mut(), self.shift.slice_mut()) }?)
@@ -309,7 +311,7 @@ impl<E: Element> ExtrasView<E> {
     }
 }
 
-/// A caller's places for parameter gradients, checked.
+/// A caller's arrays for parameter gradients, checked.
 pub(crate) struct ParametersView<P> {
     dgamma: Option<Array<P>>,
     dbeta: Option<Array<P>>,
