@@ -1,4 +1,4 @@
-//! Gives the shared library its SONAME: `libbatchnorm.so.MAJOR`, before 1.0 `libbatchnorm.so.0.MINOR`.
+//! Sets the SONAME of the shared library: `libbatchnorm.so.MAJOR`, or `libbatchnorm.so.0.MINOR` before 1.0.
 
 fn main() {
     let part = |name| std::env::var(name).unwrap_or_else(|_| panic!("cargo sets {name}"));

@@ -1,5 +1,5 @@
-// Batch normalization of images on OpenMP's threads, from C++. From the root of the repository, with the library
-// installed by crates/capi/install or cargo cinstall into a directory of your choice, here target/prefix:
+// Batch normalization of images on OpenMP threads, in C++. From the root of the repository, with the library installed
+// by crates/capi/install or cargo cinstall in a directory of your choice, here target/prefix:
 //   crates/capi/install target/prefix
 //   cmake -S examples/c -B target/images -DCMAKE_PREFIX_PATH=$PWD/target/prefix
 //   cmake --build target/images
@@ -72,7 +72,7 @@ int main() try {
     check(bn_forward_training(plan.get(), &args));
     std::printf("channel 0: mean %.3f, variance %.3f; %.3f becomes %.3f\n", mean[0], var[0], x[0], y[0]);
 
-    // What a mistake looks like.
+    // How an error is reported.
     args.y.len -= 1;
     try {
         check(bn_forward_training(plan.get(), &args));

@@ -1,4 +1,4 @@
-// One training step and one test-time example through the C interface. From the root of the repository:
+// A training step and the inference of one example through the C interface. From the root of the repository:
 //   cargo build --release -p batchnorm-capi
 //   cc -std=c11 -Icrates/capi/include examples/c/train.c target/release/libbatchnorm.a -lpthread -ldl -lm -o target/train
 //   target/train
@@ -31,7 +31,7 @@ int main(void) {
     bn_statistics batch = {sizeof batch, .mean = {mean, FEATURES}, .var = {var, FEATURES}};
     bn_running_statistics running = {sizeof running, .mean = {running_mean, FEATURES}, .var = {running_var, FEATURES}};
 
-    // Training: normalize with the batch's own statistics, and remember them.
+    // Training: normalize with the batch's own statistics, and update the running ones.
     bn_plan *plan = plan_for(EXAMPLES);
     check(bn_forward_training(plan, &(bn_forward_training_args){
         sizeof(bn_forward_training_args), .x = {x, LEN}, .y = {y, LEN}, .gamma = {gamma, FEATURES},
@@ -39,20 +39,20 @@ int main(void) {
     check(bn_update_running_statistics(plan, &running, &batch, BN_AVERAGE_EXPONENTIAL, 0.1));
     printf("mean %g %g, y %g ... %g\n", mean[0], mean[1], y[0], y[LEN - 1]);
 
-    // Backward: ask for the gradients that are needed.
+    // Backward: request the gradients that are needed.
     check(bn_backward(plan, &(bn_backward_args){
         sizeof(bn_backward_args), .x = {x, LEN}, .dy = {dy, LEN}, .statistics = &batch, .gamma = {gamma, FEATURES},
         .dx = {dx, LEN}, .dgamma = {dgamma, FEATURES}, .dbeta = {dbeta, FEATURES}}));
     printf("dgamma %g %g, dbeta %g %g, dx %g ... %g\n", dgamma[0], dgamma[1], dbeta[0], dbeta[1], dx[0], dx[LEN - 1]);
     check(bn_plan_destroy(plan));
 
-    // Test time: one example, with the running statistics, in place.
+    // Inference: one example, with the running statistics, in place.
     plan = plan_for(1);
     float one[FEATURES] = {1, 10};
     check(bn_normalize(plan, &(bn_normalize_args){
         sizeof(bn_normalize_args), .x = {one, FEATURES}, .y = {one, FEATURES}, .running = &running,
         .gamma = {gamma, FEATURES}, .beta = {beta, FEATURES}}));
-    printf("at test time %g %g\n", one[0], one[1]);
+    printf("inference %g %g\n", one[0], one[1]);
     check(bn_plan_destroy(plan));
     return 0;
 }

@@ -3,17 +3,8 @@
 //! which do not overlap.
 #![no_main]
 
-#[allow(dead_code, unreachable_pub)]
-#[path = "../../crates/capi/src/lib.rs"]
-mod capi;
-
 use arbitrary::Arbitrary;
-use capi::descriptors::*;
-use capi::fold::*;
-use capi::passes::*;
-use capi::plan::*;
-use capi::statistics::*;
-use capi::status::*;
+use batchnorm_ffi::*;
 use libfuzzer_sys::fuzz_target;
 use std::ffi::c_void;
 use std::mem::zeroed;

@@ -1,23 +1,15 @@
-//! What a call through C costs over the Rust call: on an empty batch, where it is all there is, and on a real one.
+//! What a call through C costs on top of the Rust call: on an empty batch, where nothing else takes time, and on real
+//! ones.
 //!
 //!     cargo bench -p batchnorm-capi
 
-#[allow(dead_code, unreachable_pub)]
-#[path = "../src/lib.rs"]
-mod capi;
-
 use batchnorm::{Affine, BatchNorm, Shape, Statistics, Threads};
-use capi::descriptors::*;
-use capi::passes::bn_forward_training;
-use capi::plan::{bn_plan, bn_plan_create, bn_plan_destroy};
-use capi::status::BN_OK;
+use batchnorm_ffi::*;
 use std::hint::black_box;
-use std::ptr::{null, null_mut};
+use std::ptr::null_mut;
 use std::time::Instant;
 
-const ABSENT: bn_slice = bn_slice { data: null(), len: 0 };
-
-/// The least time of a call in ns, over `rounds` rounds of `calls` calls each, for two functions by turns.
+/// The least time of a call in ns, over `rounds` rounds of `calls` calls each, for two functions in turn.
 fn least(rounds: usize, calls: u32, f: [&mut dyn FnMut(); 2]) -> [f64; 2] {
     let mut least = [f64::INFINITY; 2];
     for _ in 0..rounds {
@@ -40,45 +32,26 @@ fn compare(shape: Shape, rounds: usize, calls: u32) {
 
     let rust = BatchNorm::new(shape).threads(Threads::Sequential);
     let mut statistics = Statistics::new(channels);
-    let desc = bn_plan_desc {
-        struct_size: size_of::<bn_plan_desc>(),
-        outer: shape.outer(),
-        channels,
-        inner: shape.inner(),
-        eps: 1e-5,
-        slope: 0.0,
-        element: BN_ELEMENT_F32,
-        isa: BN_ISA_BEST,
-        threads: BN_THREADS_SEQUENTIAL,
-        activation: BN_ACTIVATION_IDENTITY,
-        thread_count: 0,
-        parallel_for: None,
-        parallel_for_ctx: null_mut(),
-        scratch: null_mut(),
-        scratch_bytes: 0,
-    };
+    let desc = bn_plan_desc { outer: shape.outer(), channels, inner: shape.inner(), eps: 1e-5, ..sized() };
     let mut plan: *mut bn_plan = null_mut();
     // SAFETY: pointers to a descriptor and to room for a plan.
     assert_eq!(unsafe { bn_plan_create(&desc, &mut plan) }, BN_OK);
     let y_data = y.as_mut_ptr();
     let per_channel = bn_slice { data: parameters.as_ptr().cast(), len: channels };
     let mut c_statistics = bn_statistics {
-        struct_size: size_of::<bn_statistics>(),
-        count: 0.0,
         mean: bn_doubles { data: mean.as_mut_ptr(), len: channels },
         var: bn_doubles { data: var.as_mut_ptr(), len: channels },
+        ..sized()
     };
     let args = bn_forward_training_args {
-        struct_size: size_of::<bn_forward_training_args>(),
         x: bn_slice { data: x.as_ptr().cast(), len: x.len() },
         gamma: per_channel,
         beta: per_channel,
-        residual: ABSENT,
-        weights: ABSENT,
         y: bn_slice_mut { data: y_data.cast(), len: shape.len() },
         statistics: &mut c_statistics,
+        ..sized()
     };
-    // Called by a pointer that the compiler does not know, as from C.
+    // Called through a pointer that the compiler does not know, as from C.
     let c: unsafe extern "C" fn(*const bn_plan, *const bn_forward_training_args) -> i32 =
         black_box(bn_forward_training);
 
@@ -88,7 +61,7 @@ fn compare(shape: Shape, rounds: usize, calls: u32) {
         let y = unsafe { std::slice::from_raw_parts_mut(y_data, shape.len()) };
         black_box(&rust).forward_training(black_box(&x), affine, y, &mut statistics).unwrap();
     };
-    // SAFETY: all that the arguments point to lives, and has the lengths that they say.
+    // SAFETY: the arrays that the arguments point to live, and have the lengths that they state.
     let mut through_c = || assert_eq!(unsafe { c(black_box(plan), black_box(&args)) }, BN_OK);
     let [rust_ns, c_ns] = least(rounds, calls, [&mut through_rust, &mut through_c]);
     println!(

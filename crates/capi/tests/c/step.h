@@ -1,4 +1,4 @@
-// A training step on made-up data, and the textbook and other threads to compare it with.
+// A training step on made-up data, compared with the textbook and with steps on other threads.
 #ifndef BATCHNORM_STEP_H
 #define BATCHNORM_STEP_H
 
@@ -23,7 +23,7 @@ static double get(int32_t element, const void *array, size_t i) {
     }
 }
 
-// Memory of exactly the size, on the heap, where valgrind and AddressSanitizer watch its ends.
+// Heap memory of exactly this size, so that valgrind and AddressSanitizer see accesses beyond its ends.
 static void *allocate(size_t n, size_t size) {
     void *memory = calloc(n > 0 ? n : 1, size);
     if (memory == NULL) {
@@ -32,7 +32,7 @@ static void *allocate(size_t n, size_t size) {
     return memory;
 }
 
-// The arrays of a training step: inputs, and room for what comes of them.
+// The arrays of a training step: inputs and outputs.
 typedef struct step {
     size_t len, channels;
     void *x, *dy, *gamma, *beta;
@@ -96,14 +96,15 @@ static void run_step(const bn_plan *plan, step s) {
     CHECK_OK(bn_backward(plan, &backward));
 }
 
-// Where value k of channel c lives.
+// The index of value k of channel c.
 static size_t place(const bn_plan_desc *d, size_t c, size_t k) {
     return ((k / d->inner) * d->channels + c) * d->inner + k % d->inner;
 }
 
-// Compares a training step with the textbook: two passes, long double. f32 to 8u (forward, sums) and 16u (dx) with
-// u = 2^-24, bf16 and f16 as f32 and once rounded, f64 to 1e-13 times kappa = sqrt(1 + mean^2 / var), relative to the sizes of the terms that are added up; in
-// dx those are the terms of the sums too, since sums that cancel still bring the roundings of what they are made of.
+// Compares a training step with the textbook formulas, in two passes and long double. The tolerance is relative to the
+// sizes of the terms that are added up: for f32 8u (forward, sums) and 16u (dx) with u = 2^-24, for bf16 and f16 the
+// same and one rounding, for f64 1e-13 times kappa = sqrt(1 + mean^2 / var). For dx the terms include those of the
+// sums, since sums that cancel still carry the roundings of their terms.
 static void check_textbook(const bn_plan_desc *d, step s) {
     const size_t m = d->outer * d->inner;
     const int32_t e = d->element, p = parameter(e);
@@ -148,8 +149,8 @@ static void check_textbook(const bn_plan_desc *d, step s) {
     CHECK(dbeta_ok);
 }
 
-// That a step on other threads has the bits of the sequential one, which agrees with the textbook, for shapes that are
-// large enough to be split, in both layouts and element types.
+// Checks that a step on other threads has the same bits as a sequential one, which agrees with the textbook, for shapes
+// that are large enough to be split, in both layouts and all element types.
 static void check_threads(int32_t threads, size_t thread_count, bn_parallel_for parallel_for, void *ctx) {
     const size_t shapes[][3] = {{4, 64, 1024}, {4096, 64, 1}};
     for (int32_t element = BN_ELEMENT_F32; element <= BN_ELEMENT_F16; element++) {

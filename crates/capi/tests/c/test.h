@@ -1,4 +1,4 @@
-// What the C tests share: checks, and arrays of any element type.
+// Shared by the C tests: checks, and arrays of any element type.
 #ifndef BATCHNORM_TEST_H
 #define BATCHNORM_TEST_H
 
@@ -27,16 +27,16 @@ static int report(const char *program) {
     return failures == 0 ? 0 : 1;
 }
 
-// bf16 and f16: bits of the fraction, and the bias of the exponent.
+// The number of fraction bits and the exponent bias of bf16 and f16.
 static int fraction_bits(int32_t element) { return element == BN_ELEMENT_BF16 ? 7 : 10; }
 static int exponent_bias(int32_t element) { return element == BN_ELEMENT_BF16 ? 127 : 15; }
 
-// To nearest even; what overflows, and NaN, are not among the values of these tests.
+// Rounds to nearest even. The tests have no values that overflow, and no NaN, to convert.
 static uint16_t to_half(int32_t element, double value) {
     const int bits = fraction_bits(element), bias = exponent_bias(element), negative = signbit(value) != 0;
     int exponent;
     frexp(value, &exponent);
-    // Of 1.f * 2^exponent, or of subnormals.
+    // The exponent of 1.f * 2^exponent, or that of subnormals.
     exponent = value == 0 || exponent < 2 - bias ? 1 - bias : exponent - 1;
     const int scaled = (int)rint(ldexp(fabs(value), bits - exponent));
     return (uint16_t)(negative << 15 | (((exponent + bias - 1) << bits) + scaled));
@@ -50,7 +50,7 @@ static void set(int32_t element, void *array, size_t i, double value) {
     }
 }
 
-// The type of gamma, beta and weights where activations have this one.
+// The type of gamma, beta and weights for this element type.
 static int32_t parameter(int32_t element) { return element == BN_ELEMENT_F64 ? BN_ELEMENT_F64 : BN_ELEMENT_F32; }
 
 static bn_slice in(const void *data, size_t len) {

@@ -1,4 +1,4 @@
-// The passes on OpenMP's threads.
+// The passes on OpenMP threads.
 
 #include "step.h"
 

@@ -1,9 +1,10 @@
-//! From pointers and lengths to slices: every array of a call is checked on its own, then all of them for overlap, and
-//! only then is one of them made a slice.
+//! From pointers and lengths to slices: first each array of a call is checked on its own, then all together for
+//! overlap, and only then are they made slices.
 
-use super::descriptors::{bn_doubles, bn_slice, bn_slice_mut};
-use super::plan::bn_plan;
-use super::status::{BN_ERROR_ALIGNMENT, BN_ERROR_LENGTH, BN_ERROR_NULL, BN_ERROR_OVERLAP, Status, fail};
+use crate::plan::bn_plan;
+use crate::read::check_alignment;
+use crate::status::{BN_ERROR_LENGTH, BN_ERROR_NULL, BN_ERROR_OVERLAP, Status, fail};
+use crate::structs::{bn_doubles, bn_slice, bn_slice_mut};
 
 /// Whether a call writes an array.
 #[derive(Clone, Copy, PartialEq)]
@@ -12,7 +13,7 @@ pub(crate) enum Access {
     Write,
 }
 
-/// An array that was checked on its own.
+/// An array that has been checked on its own.
 #[derive(Clone, Copy)]
 pub(crate) struct Array<T> {
     data: *mut T,
@@ -21,22 +22,23 @@ pub(crate) struct Array<T> {
 
 impl<T> Array<T> {
     /// # Safety
-    /// The caller of the library has kept its promise of `len` elements, which nothing writes while the slice lives.
+    /// The array has `len` elements, and nothing writes them while the slice lives. [`Arrays::check_overlap`] has found
+    /// no error.
     pub(crate) unsafe fn slice<'a>(self) -> &'a [T] {
-        // SAFETY: the array is not null, is aligned and does not pass the end of the address space; the rest is the
-        // caller's promise.
+        // SAFETY: the pointer is not null and is aligned, and the array ends within the address space, as `add` has
+        // checked; the rest is the caller's promise.
         if self.len == 0 { &[] } else { unsafe { std::slice::from_raw_parts(self.data, self.len) } }
     }
 
     /// # Safety
-    /// As [`slice`](Self::slice), and nothing else reads them either.
+    /// As [`slice`](Self::slice), and nothing else reads the elements either.
     pub(crate) unsafe fn slice_mut<'a>(self) -> &'a mut [T] {
-        // SAFETY: as there.
+        // SAFETY: as in `slice`.
         if self.len == 0 { &mut [] } else { unsafe { std::slice::from_raw_parts_mut(self.data, self.len) } }
     }
 }
 
-/// The bytes of an array.
+/// The addresses of an array.
 #[derive(Clone, Copy)]
 struct Span {
     name: &'static str,
@@ -45,22 +47,22 @@ struct Span {
     access: Access,
 }
 
-/// The most arrays that a call has.
+/// The largest number of arrays and written structs in a call, with the plan's scratch memory.
 const MOST: usize = 14;
 
-/// The arrays of one call.
+/// The arrays of one call that have been checked.
 pub(crate) struct Arrays {
     spans: [Span; MOST],
     len: usize,
 }
 
 impl Arrays {
-    /// None but the plan's scratch memory, if it is the caller's.
+    /// Starts with the plan's scratch memory if the caller gave it, since no array may overlap it.
     pub(crate) fn new(plan: &bn_plan) -> Self {
         let none = Span { name: "", start: 0, end: 0, access: Access::Read };
         let mut arrays = Self { spans: [none; MOST], len: 0 };
         if let Some((start, end)) = plan.given_scratch {
-            arrays.push(Span { name: "the scratch memory of the plan", start, end, access: Access::Write });
+            arrays.push(Span { name: "the plan's scratch memory", start, end, access: Access::Write });
         }
         arrays
     }
@@ -83,7 +85,7 @@ impl Arrays {
         self.add(name, array.data.cast(), array.len, len, Access::Write)
     }
 
-    /// None where the array is `{NULL, 0}`.
+    /// None if the array is `{NULL, 0}`.
     pub(crate) fn input_or_absent<T>(
         &mut self,
         name: &'static str,
@@ -94,7 +96,7 @@ impl Arrays {
         (!absent).then(|| self.input(name, array, len)).transpose()
     }
 
-    /// None where the array is `{NULL, 0}`.
+    /// None if the array is `{NULL, 0}`.
     pub(crate) fn output_or_absent<T>(
         &mut self,
         name: &'static str,
@@ -115,7 +117,7 @@ impl Arrays {
         self.add(name, array.data, array.len, len, access)
     }
 
-    /// A struct that a call writes to, which [`read`](super::descriptors::read) has checked.
+    /// A struct that a call writes to, and that [`read`](crate::read::read) has checked.
     pub(crate) fn written_struct<T>(&mut self, name: &'static str, p: *mut T) -> Result<(), Status> {
         self.add(name, p, 1, 1, Access::Write).map(|_| ())
     }
@@ -131,11 +133,7 @@ impl Arrays {
         if data.is_null() && expected > 0 {
             return Err(fail(BN_ERROR_NULL, format_args!("{name} is NULL: expected {expected} elements")));
         }
-        if !data.is_aligned() {
-            let align = align_of::<T>();
-            let message = format_args!("{name} is misaligned: expected a multiple of {align}, got {data:p}");
-            return Err(fail(BN_ERROR_ALIGNMENT, message));
-        }
+        check_alignment(name, data)?;
         if len != expected {
             let message = format_args!("{name} has the wrong length: expected {expected} elements, got {len}");
             return Err(fail(BN_ERROR_LENGTH, message));
@@ -144,7 +142,7 @@ impl Arrays {
         let bytes = len.checked_mul(size_of::<T>()).filter(|&bytes| bytes <= isize::MAX as usize);
         let end = bytes.and_then(|bytes| start.checked_add(bytes));
         let Some(end) = end else {
-            let message = format_args!("{name} passes the end of the address space: {len} elements at {data:p}");
+            let message = format_args!("{name} extends past the end of the address space: {len} elements at {data:p}");
             return Err(fail(BN_ERROR_LENGTH, message));
         };
         if start < end {
@@ -153,8 +151,8 @@ impl Arrays {
         Ok(Array { data, len })
     }
 
-    /// That no array that is written overlaps another, but for `replaceable`, an input and the output that may be
-    /// exactly there; whether it is.
+    /// Checks that no array that is written overlaps another. The exception is `replaceable`, an input and the output
+    /// that may be exactly the same array: the result says whether they are.
     pub(crate) fn check_overlap(&self, replaceable: Option<[&str; 2]>) -> Result<bool, Status> {
         let mut in_place = false;
         let spans = &self.spans[..self.len];
@@ -174,4 +172,18 @@ impl Arrays {
         }
         Ok(in_place)
     }
+}
+
+/// # Safety
+/// As [`Array::slice`].
+pub(crate) unsafe fn slice<'a, T>(array: Option<Array<T>>) -> Option<&'a [T]> {
+    // SAFETY: the caller's promise.
+    array.map(|array| unsafe { array.slice() })
+}
+
+/// # Safety
+/// As [`Array::slice_mut`].
+pub(crate) unsafe fn slice_mut<'a, T>(array: Option<Array<T>>) -> Option<&'a mut [T]> {
+    // SAFETY: the caller's promise.
+    array.map(|array| unsafe { array.slice_mut() })
 }

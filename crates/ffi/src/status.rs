@@ -1,4 +1,4 @@
-//! What a call returns, its name and its message, and the edge that no panic crosses.
+//! The status that a call returns, with its name and message, and the boundary that no panic crosses.
 
 use batchnorm::Error;
 use std::any::Any;
@@ -7,59 +7,60 @@ use std::ffi::c_char;
 use std::fmt::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// The call did what it is for.
+/// The call succeeded.
 pub const BN_OK: i32 = 0;
-/// A pointer is NULL that must not be.
+/// A required pointer is NULL.
 pub const BN_ERROR_NULL: i32 = 1;
-/// A struct_size is not the size of its struct.
+/// A struct_size differs from the size of its struct.
 pub const BN_ERROR_STRUCT_SIZE: i32 = 2;
-/// An integer is none of its enum's values, or a reserved field is not 0.
+/// An integer is not a value of its enum, or a reserved field is not 0.
 pub const BN_ERROR_ENUM: i32 = 3;
 /// A pointer is not aligned for its type.
 pub const BN_ERROR_ALIGNMENT: i32 = 4;
 /// An output overlaps another array.
 pub const BN_ERROR_OVERLAP: i32 = 5;
-/// An array has the wrong length, scratch memory is too small, or one of them passes the end of the address space.
+/// An array has the wrong length, scratch memory is too small, or one of them extends past the end of the address
+/// space.
 pub const BN_ERROR_LENGTH: i32 = 6;
-/// A shape is too large to address.
+/// The shape is too large to address.
 pub const BN_ERROR_SHAPE: i32 = 7;
 /// eps is negative or not finite.
 pub const BN_ERROR_EPS: i32 = 8;
-/// A slope is negative or not finite, or there is one without a leaky ReLU.
+/// The slope is negative or not finite, or it is not 0 although the activation is not a leaky ReLU.
 pub const BN_ERROR_SLOPE: i32 = 9;
 /// A weight is negative or not finite.
 pub const BN_ERROR_WEIGHT: i32 = 10;
-/// A momentum lies outside [0, 1].
+/// The momentum is outside [0, 1].
 pub const BN_ERROR_MOMENTUM: i32 = 11;
-/// A count of values is negative or not finite.
+/// The count of statistics is negative or not finite.
 pub const BN_ERROR_COUNT: i32 = 12;
 /// A variance is negative, or NaN in running statistics.
 pub const BN_ERROR_VARIANCE: i32 = 13;
-/// An unbiased variance was to be had from one value per channel.
+/// An unbiased variance needs more than one value per channel.
 pub const BN_ERROR_TOO_FEW_VALUES: i32 = 14;
-/// The statistics are over no values, but the batch has some.
+/// The statistics are over no values, but the batch is not empty.
 pub const BN_ERROR_EMPTY_STATISTICS: i32 = 15;
-/// The pass does not go with the plan's activation: it needs one with an inverse, or none.
+/// The pass does not support the plan's activation: it needs one with an inverse, or none.
 pub const BN_ERROR_ACTIVATION: i32 = 16;
-/// A channel's gamma and beta are such that x cannot be had from y within the stated bound.
+/// With the gamma and beta of some channel, x cannot be rebuilt from y within the stated bound.
 pub const BN_ERROR_NOT_INVERTIBLE: i32 = 17;
-/// Not exactly one of statistics and running statistics was given.
+/// Exactly one of statistics and running statistics must be given, but neither or both were.
 pub const BN_ERROR_SOURCE: i32 = 18;
-/// This CPU lacks the instruction set asked for.
+/// This CPU lacks the requested instruction set.
 pub const BN_ERROR_UNSUPPORTED_ISA: i32 = 19;
-/// The number of threads or the parallel_for does not fit the kind of threads, or threads could not be started.
+/// thread_count or parallel_for does not match the kind of threads, or threads could not be started.
 pub const BN_ERROR_THREADS: i32 = 20;
 /// There is not enough memory for the plan.
 pub const BN_ERROR_OUT_OF_MEMORY: i32 = 21;
-/// A fault of the library itself; outputs may have been written.
+/// An error in the library itself. Outputs may have been written.
 pub const BN_ERROR_INTERNAL: i32 = 22;
 
-/// A code other than [`BN_OK`]; the message of this thread belongs to it.
+/// A code other than [`BN_OK`]. The message of this thread describes it.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Status(i32);
 
-/// The message of the last call, as C reads it. Of a fixed size and without a destructor: writing one never allocates,
-/// and a thread that ends leaves nothing to run in a library that may have been unloaded.
+/// The message of the last call, as C reads it. It has a fixed size and no destructor: writing it never allocates, and
+/// a thread that ends has nothing to run in a library that may already be unloaded.
 struct Message {
     bytes: [u8; 256],
     len: usize,
@@ -77,7 +78,7 @@ impl Message {
 }
 
 impl Write for Message {
-    /// Cuts off what does not fit.
+    /// Drops what does not fit in.
     fn write_str(&mut self, s: &str) -> fmt::Result {
         let mut end = s.len().min(self.bytes.len() - 1 - self.len);
         while !s.is_char_boundary(end) {
@@ -90,11 +91,11 @@ impl Write for Message {
     }
 }
 
-/// Keeps the message for this thread.
+/// Stores the message for this thread.
 pub(crate) fn fail(code: i32, message: fmt::Arguments<'_>) -> Status {
     MESSAGE.with_borrow_mut(|m| {
         m.clear();
-        // Writing to a message cannot fail; a Display that does leaves the message short.
+        // Writing to a message cannot fail; if a Display does, the message is cut short.
         let _ = m.write_fmt(message);
     });
     Status(code)
@@ -122,9 +123,10 @@ impl From<Error> for Status {
     }
 }
 
-/// Runs the body of a call: its result as a code, a panic as [`BN_ERROR_INTERNAL`].
+/// Runs the body of a call and returns its result as a code; a panic is [`BN_ERROR_INTERNAL`].
 pub(crate) fn guard(body: impl FnOnce() -> Result<(), Status>) -> i32 {
-    // What a panic leaves behind is the caller's outputs, of which nothing is promised then, and pools behind mutexes.
+    // After a panic nothing is promised about the caller's outputs, and what a plan shares between calls is behind
+    // mutexes.
     match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(())) => {
             MESSAGE.with_borrow_mut(Message::clear);
@@ -137,7 +139,7 @@ pub(crate) fn guard(body: impl FnOnce() -> Result<(), Status>) -> i32 {
 
 fn panic_message(payload: &(dyn Any + Send)) -> &str {
     let string = || payload.downcast_ref::<String>().map(String::as_str);
-    payload.downcast_ref::<&str>().copied().or_else(string).unwrap_or("a panic without a message")
+    payload.downcast_ref::<&str>().copied().or_else(string).unwrap_or("panic without a message")
 }
 
 macro_rules! names {
@@ -149,7 +151,7 @@ macro_rules! names {
     };
 }
 
-/// The name of a status, such as "BN_ERROR_NULL"; "unknown status" for an integer that is none.
+/// The name of a status, such as "BN_ERROR_NULL", or "unknown status" for any other integer.
 #[unsafe(no_mangle)]
 pub extern "C" fn bn_status_name(status: i32) -> *const c_char {
     let name = names!(status; BN_OK BN_ERROR_NULL BN_ERROR_STRUCT_SIZE BN_ERROR_ENUM BN_ERROR_ALIGNMENT
@@ -160,8 +162,8 @@ pub extern "C" fn bn_status_name(status: i32) -> *const c_char {
     name.as_ptr().cast()
 }
 
-/// What was wrong with this thread's last call, what was expected and what came; "" after BN_OK. The string is valid
-/// until the next call in this thread.
+/// Describes the error of this thread's last call, with the expected and the actual value; "" after BN_OK. The string
+/// is valid until this thread's next call.
 #[unsafe(no_mangle)]
 pub extern "C" fn bn_last_error_message() -> *const c_char {
     MESSAGE.with_borrow(|m| m.bytes.as_ptr().cast())
@@ -173,7 +175,7 @@ mod tests {
     use std::ffi::CStr;
 
     fn last_message() -> String {
-        // SAFETY: the pointer is to a message of this thread, which ends in 0.
+        // SAFETY: it points to the message of this thread, which ends with a 0.
         unsafe { CStr::from_ptr(bn_last_error_message()) }.to_str().unwrap().to_owned()
     }
 

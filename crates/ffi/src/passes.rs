@@ -1,135 +1,22 @@
-//! The passes: one function generic over the element type each, and the call that chooses the type.
+//! The passes: for each a function that is generic over the element type, and the call that dispatches to it.
 
-use super::arrays::{Access, Array, Arrays};
-use super::descriptors::{
-    Descriptor, bn_backward_args, bn_backward_from_output_args, bn_double_backward_args, bn_forward_training_args,
+use crate::args::{
+    bn_backward_args, bn_backward_from_output_args, bn_double_backward_args, bn_forward_training_args,
     bn_forward_training_invertible_args, bn_gradient_sums_args, bn_input_gradient_args, bn_normalize_args,
-    bn_parameter_gradients_args, bn_slice, bn_slice_mut, bn_statistics_args, plan, read,
+    bn_parameter_gradients_args, bn_statistics_args,
 };
-use super::plan::{ELEMENTS, bn_plan};
-use super::statistics::{STATISTICS, SUMS, SourceView, StatisticsView, SumsView};
-use super::status::{Status, guard};
-use batchnorm::{Affine, Cotangents, Element, Extras, Gradients, SecondGradients, Shape};
+use crate::arrays::{Access, Arrays, slice, slice_mut};
+use crate::call::{by_element, by_parameter, call};
+use crate::plan::bn_plan;
+use crate::status::Status;
+use crate::structs::bn_slice;
+use crate::views::{AffineView, ExtrasView, ParametersView, STATISTICS, SUMS, SourceView, StatisticsView, SumsView};
+use batchnorm::{Cotangents, Element, Gradients, SecondGradients};
 use half::{bf16, f16};
 use std::ptr::null;
 
-/// # Safety
-/// The arguments' pointers are as the header asks for.
-pub(crate) type Pass<A> = unsafe fn(&bn_plan, A) -> Result<(), Status>;
-
-/// A pass for each of `BN_ELEMENT_`.
-macro_rules! by_element {
-    ($pass:ident) => {
-        [$pass::<f32>, $pass::<f64>, $pass::<bf16>, $pass::<f16>]
-    };
-}
-
-/// What has no activations, for the type of parameters of each of `BN_ELEMENT_`.
-macro_rules! by_parameter {
-    ($pass:ident) => {
-        [$pass::<f32>, $pass::<f64>, $pass::<f32>, $pass::<f32>]
-    };
-}
-pub(crate) use by_parameter;
-
-/// # Safety
-/// As [`Pass`], and as the header asks for the plan.
-pub(crate) unsafe fn call<A: Descriptor>(handle: *const bn_plan, args: *const A, passes: [Pass<A>; ELEMENTS]) -> i32 {
-    // SAFETY: the caller's promise.
-    guard(|| unsafe {
-        let plan = plan(handle)?;
-        passes[plan.element](plan, read("args", args)?)
-    })
-}
-
-/// # Safety
-/// As [`Array::slice`].
-unsafe fn slice<'a, T>(array: Option<Array<T>>) -> Option<&'a [T]> {
-    // SAFETY: the caller's promise.
-    array.map(|array| unsafe { array.slice() })
-}
-
-/// # Safety
-/// As [`Array::slice_mut`].
-unsafe fn slice_mut<'a, T>(array: Option<Array<T>>) -> Option<&'a mut [T]> {
-    // SAFETY: the caller's promise.
-    array.map(|array| unsafe { array.slice_mut() })
-}
-
-/// A caller's gamma and beta, checked.
-pub(crate) struct AffineView<P> {
-    gamma: Option<Array<P>>,
-    beta: Option<Array<P>>,
-}
-
-impl<P> AffineView<P> {
-    pub(crate) fn new(arrays: &mut Arrays, gamma: bn_slice, beta: bn_slice, channels: usize) -> Result<Self, Status> {
-        let gamma = arrays.input_or_absent("gamma", gamma, channels)?;
-        let beta = arrays.input_or_absent("beta", beta, channels)?;
-        Ok(Self { gamma, beta })
-    }
-
-    /// # Safety
-    /// As [`Array::slice`].
-    pub(crate) unsafe fn read<'a>(self) -> Affine<'a, P> {
-        // SAFETY: the caller's promise.
-        unsafe { Affine { gamma: slice(self.gamma), beta: slice(self.beta) } }
-    }
-}
-
-/// What a call has no argument for.
+/// Stands for an array that a call has no argument for.
 const ABSENT: bn_slice = bn_slice { data: null(), len: 0 };
-
-/// A caller's residual, output and weights, checked.
-struct ExtrasView<E: Element> {
-    residual: Option<Array<E>>,
-    output: Option<Array<E>>,
-    weights: Option<Array<E::Param>>,
-}
-
-impl<E: Element> ExtrasView<E> {
-    fn new(
-        arrays: &mut Arrays,
-        residual: bn_slice,
-        output: bn_slice,
-        weights: bn_slice,
-        shape: Shape,
-    ) -> Result<Self, Status> {
-        let residual = arrays.input_or_absent("residual", residual, shape.len())?;
-        let output = arrays.input_or_absent("output", output, shape.len())?;
-        let weights = arrays.input_or_absent("weights", weights, shape.values_per_channel())?;
-        Ok(Self { residual, output, weights })
-    }
-
-    /// # Safety
-    /// As [`Array::slice`].
-    unsafe fn read<'a>(self) -> Extras<'a, E> {
-        // SAFETY: the caller's promise.
-        unsafe { Extras { residual: slice(self.residual), output: slice(self.output), weights: slice(self.weights) } }
-    }
-}
-
-/// A caller's places for parameter gradients, checked.
-struct ParametersView<P> {
-    dgamma: Option<Array<P>>,
-    dbeta: Option<Array<P>>,
-}
-
-impl<P> ParametersView<P> {
-    fn new(arrays: &mut Arrays, dgamma: bn_slice_mut, dbeta: bn_slice_mut, channels: usize) -> Result<Self, Status> {
-        let dgamma = arrays.output_or_absent("dgamma", dgamma, channels)?;
-        let dbeta = arrays.output_or_absent("dbeta", dbeta, channels)?;
-        Ok(Self { dgamma, dbeta })
-    }
-
-    /// # Safety
-    /// As [`Array::slice_mut`].
-    unsafe fn write<'a, E: Element<Param = P>>(self) -> Gradients<'a, E> {
-        // SAFETY: the caller's promise.
-        let (dgamma, dbeta) = unsafe { (slice_mut(self.dgamma), slice_mut(self.dbeta)) };
-        Gradients { dgamma, dbeta, ..Gradients::default() }
-    }
-}
 
 unsafe fn compute_statistics<E: Element>(plan: &bn_plan, args: bn_statistics_args) -> Result<(), Status> {
     let (shape, mut arrays) = (plan.batch_norm.shape(), Arrays::new(plan));
@@ -334,90 +221,93 @@ unsafe fn double_backward<E: Element>(plan: &bn_plan, args: bn_double_backward_a
 /// Mean and variance of each channel of x: the first half of a forward pass in training.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bn_compute_statistics(plan: *const bn_plan, args: *const bn_statistics_args) -> i32 {
-    // SAFETY: the header asks for what this needs.
+    // SAFETY: the header demands what this needs.
     unsafe { call(plan, args, by_element!(compute_statistics)) }
 }
 
-/// y = act(gamma * (x - mean) / sqrt(var + eps) + beta + residual) with the batch's own statistics, which are returned
-/// too.
+/// y = act(gamma * (x - mean) / sqrt(var + eps) + beta + residual) with the batch's own statistics, which are also
+/// returned.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bn_forward_training(plan: *const bn_plan, args: *const bn_forward_training_args) -> i32 {
-    // SAFETY: the header asks for what this needs.
+    // SAFETY: the header demands what this needs.
     unsafe { call(plan, args, by_element!(forward_training)) }
 }
 
-/// y = act(gamma * (x - mean) / sqrt(var + eps) + beta + residual) with given statistics: running ones for inference, the
-/// batch's for the second half of a forward pass in training.
+/// y = act(gamma * (x - mean) / sqrt(var + eps) + beta + residual) with given statistics: running ones for inference,
+/// those of the batch for the second half of a forward pass in training.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bn_normalize(plan: *const bn_plan, args: *const bn_normalize_args) -> i32 {
-    // SAFETY: the header asks for what this needs.
+    // SAFETY: the header demands what this needs.
     unsafe { call(plan, args, by_element!(normalize)) }
 }
 
 /// The sums of g and of g * (x - mean) of each channel: the first half of the backward pass.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bn_compute_gradient_sums(plan: *const bn_plan, args: *const bn_gradient_sums_args) -> i32 {
-    // SAFETY: the header asks for what this needs.
+    // SAFETY: the header demands what this needs.
     unsafe { call(plan, args, by_element!(compute_gradient_sums)) }
 }
 
-/// dx from the statistics and sums of the whole batch, of which x and dy may be a part: the second half of the backward
-/// pass.
+/// dx from the statistics and sums of the whole batch, of which x and dy may be only a part: the second half of the
+/// backward pass.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bn_input_gradient(plan: *const bn_plan, args: *const bn_input_gradient_args) -> i32 {
-    // SAFETY: the header asks for what this needs.
+    // SAFETY: the header demands what this needs.
     unsafe { call(plan, args, by_element!(input_gradient)) }
 }
 
-/// The gradients of gamma and beta from the sums, those that are asked for.
+/// The gradients of gamma and beta from the sums. Only those that are requested are computed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bn_parameter_gradients(plan: *const bn_plan, args: *const bn_parameter_gradients_args) -> i32 {
-    // SAFETY: the header asks for what this needs.
+    // SAFETY: the header demands what this needs.
     unsafe { call(plan, args, by_parameter!(parameter_gradients)) }
 }
 
-/// The gradients of x, the residual, gamma and beta, those that are asked for.
+/// The gradients of x, the residual, gamma and beta. Only those that are requested are computed.
 ///
-/// With a batch's statistics they flow through mean and variance; with running ones these are constants.
+/// With the statistics of a batch, gradients flow through mean and variance; running ones are constants.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bn_backward(plan: *const bn_plan, args: *const bn_backward_args) -> i32 {
-    // SAFETY: the header asks for what this needs.
+    // SAFETY: the header demands what this needs.
     unsafe { call(plan, args, by_element!(backward)) }
 }
 
-/// bn_forward_training of a layer that keeps y alone for its backward pass, which is bn_backward_from_output: one array
-/// less in memory.
+/// bn_forward_training for a layer that keeps only y for its backward pass, bn_backward_from_output: one array fewer in
+/// memory.
 ///
-/// The activation must be the identity or a leaky ReLU with a positive slope, and |beta| at most 64 * |gamma| in each
-/// channel, with a gamma for which y stays in the normal range of its type, for f64 between 2^-500 and 2^500.
-/// (x - mean) / sqrt(var + eps), call it n, comes back from y with an error of at most 10 * u * (1 + |n| + |beta / gamma|),
-/// u being half an ulp of 1 in the element type.
+/// The activation must be the identity or a leaky ReLU with a positive slope. In each channel |beta| must be at most
+/// 64 * |gamma|, and gamma must be such that y stays in the normal range of its type, for f64 between 2^-500 and 2^500.
+///
+/// Then n = (x - mean) / sqrt(var + eps) is rebuilt from y with an error of at most 10 * u * (1 + |n| + |beta /
+/// gamma|), where u is half an ulp of 1 in the element type.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bn_forward_training_invertible(
     plan: *const bn_plan,
     args: *const bn_forward_training_invertible_args,
 ) -> i32 {
-    // SAFETY: the header asks for what this needs.
+    // SAFETY: the header demands what this needs.
     unsafe { call(plan, args, by_element!(forward_training_invertible)) }
 }
 
-/// The gradients of x, gamma and beta, those that are asked for, from what bn_forward_training_invertible left.
+/// The gradients of x, gamma and beta from the outputs of bn_forward_training_invertible. Only those that are requested
+/// are computed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bn_backward_from_output(
     plan: *const bn_plan,
     args: *const bn_backward_from_output_args,
 ) -> i32 {
-    // SAFETY: the header asks for what this needs.
+    // SAFETY: the header demands what this needs.
     unsafe { call(plan, args, by_element!(backward_from_output)) }
 }
 
-/// The derivatives of bn_backward with a batch's statistics, for gradient penalties: the gradients of the sum of
-/// dx_cotangent * dx, dgamma_cotangent * dgamma and dbeta_cotangent * dbeta, those that are asked for. The plan must have
-/// no activation: compose it outside.
+/// The derivatives of bn_backward with the statistics of a batch, for gradient penalties: the gradients of the sum of
+/// dx_cotangent * dx, dgamma_cotangent * dgamma and dbeta_cotangent * dbeta. Only those that are requested are
+/// computed. The plan must have no activation: apply it outside the plan.
 ///
-/// A pass that few need: it sweeps more often than one made for it would, and allocates some arrays of the channels.
+/// Rarely needed, so it is composed of other passes: it makes more sweeps than a dedicated one, and allocates some
+/// per-channel arrays.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bn_double_backward(plan: *const bn_plan, args: *const bn_double_backward_args) -> i32 {
-    // SAFETY: the header asks for what this needs.
+    // SAFETY: the header demands what this needs.
     unsafe { call(plan, args, by_element!(double_backward)) }
 }

@@ -1,13 +1,13 @@
-//! Statistics, averages and sums as a caller keeps them, and the calls that need no activation.
+//! Groups of structs and arrays of a call, checked, which the core gets as its own types.
 
-use super::arrays::{Access, Array, Arrays};
-use super::descriptors::{
-    BN_AVERAGE_CUMULATIVE, BN_AVERAGE_EXPONENTIAL, bn_gradient_sums, bn_running_statistics, bn_statistics,
-    check_reserved, choose, plan, read,
-};
-use super::plan::bn_plan;
-use super::status::{BN_ERROR_SOURCE, Status, fail, guard};
-use batchnorm::{GradientSums, Momentum, RunningStatistics, Source, Statistics};
+use crate::arrays::{Access, Array, Arrays, slice, slice_mut};
+use crate::read::{check_reserved, choose, read};
+use crate::status::{BN_ERROR_SOURCE, Status, fail};
+use crate::structs::{bn_gradient_sums, bn_running_statistics, bn_scale_shift, bn_slice, bn_slice_mut, bn_statistics};
+use batchnorm::{Affine, Element, Extras, Fold, GradientSums, Gradients, RunningStatistics, Shape, Source, Statistics};
+
+pub(crate) const STATISTICS: [&str; 3] = ["statistics", "statistics.mean", "statistics.var"];
+pub(crate) const SUMS: [&str; 3] = ["sums", "sums.g", "sums.gx"];
 
 /// A caller's [`bn_statistics`], checked.
 pub(crate) struct StatisticsView {
@@ -18,10 +18,10 @@ pub(crate) struct StatisticsView {
 }
 
 impl StatisticsView {
-    /// `names` are those of the struct and its two arrays.
+    /// `names` are those of the struct and of its two arrays.
     ///
     /// # Safety
-    /// As [`read`]; what `access` says can be done at `p` while the view is used.
+    /// As [`read`]. As long as the view is used, `p` allows the `access`.
     pub(crate) unsafe fn new(
         arrays: &mut Arrays,
         names: [&'static str; 3],
@@ -42,7 +42,8 @@ impl StatisticsView {
     /// The statistics, to be read.
     ///
     /// # Safety
-    /// `check_overlap` has found nothing, and nothing writes the arrays while the result lives.
+    /// [`Arrays::check_overlap`] has found no error. The caller's arrays are as the header demands, and nothing writes
+    /// them while the result lives.
     pub(crate) unsafe fn read<'a>(&self) -> Result<Statistics<&'a [f64]>, Status> {
         // SAFETY: the caller's promise.
         Ok(unsafe { Statistics::from_parts(self.count, self.mean.slice(), self.var.slice()) }?)
@@ -51,13 +52,13 @@ impl StatisticsView {
     /// The statistics, to be changed.
     ///
     /// # Safety
-    /// As [`read`](Self::read), and the view is one to write to.
-    unsafe fn change<'a>(&self) -> Result<Statistics<&'a mut [f64]>, Status> {
+    /// As [`read`](Self::read), and nothing else uses the arrays. The view was made with [`Access::Write`].
+    pub(crate) unsafe fn change<'a>(&self) -> Result<Statistics<&'a mut [f64]>, Status> {
         // SAFETY: the caller's promise.
         Ok(unsafe { Statistics::from_parts(self.count, self.mean.slice_mut(), self.var.slice_mut()) }?)
     }
 
-    /// Their memory, to be written.
+    /// Their memory, to be overwritten.
     ///
     /// # Safety
     /// As [`change`](Self::change).
@@ -66,7 +67,7 @@ impl StatisticsView {
         Ok(unsafe { Statistics::empty(self.mean.slice_mut(), self.var.slice_mut()) }?)
     }
 
-    /// What is not in the arrays.
+    /// Stores the count, which is not in the arrays.
     ///
     /// # Safety
     /// As [`change`](Self::change).
@@ -108,10 +109,10 @@ impl SumsView {
         Ok(unsafe { GradientSums::from_parts(self.g.slice(), self.gx.slice()) }?)
     }
 
-    /// The sums, to be changed or written.
+    /// The sums, to be changed or overwritten.
     ///
     /// # Safety
-    /// As [`StatisticsView::read`], and the view is one to write to.
+    /// As [`StatisticsView::read`], and nothing else uses the arrays. The view was made with [`Access::Write`].
     pub(crate) unsafe fn write<'a>(&self) -> Result<GradientSums<&'a mut [f64]>, Status> {
         // SAFETY: the caller's promise.
         Ok(unsafe { GradientSums::from_parts(self.g.slice_mut(), self.gx.slice_mut()) }?)
@@ -150,30 +151,30 @@ impl RunningView {
 
     /// # Safety
     /// As [`StatisticsView::read`].
-    unsafe fn read<'a>(&self) -> Result<RunningStatistics<&'a [f64]>, Status> {
+    pub(crate) unsafe fn read<'a>(&self) -> Result<RunningStatistics<&'a [f64]>, Status> {
         // SAFETY: the caller's promise.
         Ok(unsafe { RunningStatistics::from_parts(self.mean.slice(), self.var.slice(), self.batches) }?)
     }
 
     /// # Safety
-    /// As [`StatisticsView::read`], and the view is one to write to.
-    unsafe fn change<'a>(&self) -> Result<RunningStatistics<&'a mut [f64]>, Status> {
+    /// As [`StatisticsView::read`], and nothing else uses the arrays. The view was made with [`Access::Write`].
+    pub(crate) unsafe fn change<'a>(&self) -> Result<RunningStatistics<&'a mut [f64]>, Status> {
         // SAFETY: the caller's promise.
         let (mean, var) = unsafe { (self.mean.slice_mut(), self.var.slice_mut()) };
         Ok(RunningStatistics::from_parts(mean, var, self.batches)?.biased(self.biased))
     }
 
-    /// What is not in the arrays.
+    /// Stores the number of batches, which is not in the arrays.
     ///
     /// # Safety
     /// As [`change`](Self::change).
-    unsafe fn store(&self, running: &RunningStatistics<&mut [f64]>) {
+    pub(crate) unsafe fn store(&self, running: &RunningStatistics<&mut [f64]>) {
         // SAFETY: the caller's promise.
         unsafe { (&raw mut (*self.place).batches).write(running.batches()) };
     }
 }
 
-/// The one of two that a caller gave.
+/// The statistics or the running statistics, whichever the caller gave.
 pub(crate) enum SourceView {
     Batch(StatisticsView),
     Running(RunningView),
@@ -198,8 +199,9 @@ impl SourceView {
                 RunningView::new(arrays, running.cast_mut(), channels, Access::Read).map(Self::Running)
             },
             (neither, _) => {
-                let came = if neither { "neither" } else { "both" };
-                let message = format_args!("expected one of statistics and running, and the other NULL; got {came}");
+                let actual = if neither { "neither" } else { "both" };
+                let message =
+                    format_args!("expected exactly one of statistics and running, the other NULL; got {actual}");
                 Err(fail(BN_ERROR_SOURCE, message))
             }
         }
@@ -218,79 +220,120 @@ impl SourceView {
     }
 }
 
-pub(crate) const STATISTICS: [&str; 3] = ["statistics", "statistics.mean", "statistics.var"];
-pub(crate) const SUMS: [&str; 3] = ["sums", "sums.g", "sums.gx"];
-const INTO_STATISTICS: [&str; 3] = ["into", "into.mean", "into.var"];
-const OTHER_STATISTICS: [&str; 3] = ["other", "other.mean", "other.var"];
-const INTO_SUMS: [&str; 3] = ["into", "into.g", "into.gx"];
-const OTHER_SUMS: [&str; 3] = ["other", "other.g", "other.gx"];
-
-/// Makes into the statistics of its values and those of other together. A count of 0 is where merging starts.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn bn_merge_statistics(
-    plan: *const bn_plan,
-    into: *mut bn_statistics,
-    other: *const bn_statistics,
-) -> i32 {
-    guard(|| {
-        // SAFETY: the header asks the caller for what each of these needs; what is read and written has been checked.
-        unsafe {
-            let plan = self::plan(plan)?;
-            let (channels, mut arrays) = (plan.channels(), Arrays::new(plan));
-            let into = StatisticsView::new(&mut arrays, INTO_STATISTICS, into, channels, Access::Write)?;
-            let other = StatisticsView::new(&mut arrays, OTHER_STATISTICS, other.cast_mut(), channels, Access::Read)?;
-            arrays.check_overlap(None)?;
-            let mut statistics = into.change()?;
-            statistics.merge(&other.read()?)?;
-            into.store(&statistics);
-            Ok(())
-        }
-    })
+/// A caller's [`bn_scale_shift`], checked.
+pub(crate) struct FoldView {
+    scale: Array<f64>,
+    shift: Array<f64>,
 }
 
-/// Adds other to into: sums of parts of a batch, about the same mean, become those of the whole.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn bn_merge_gradient_sums(
-    plan: *const bn_plan,
-    into: *mut bn_gradient_sums,
-    other: *const bn_gradient_sums,
-) -> i32 {
-    guard(|| {
-        // SAFETY: the header asks the caller for what each of these needs; what is read and written has been checked.
-        unsafe {
-            let plan = self::plan(plan)?;
-            let (channels, mut arrays) = (plan.channels(), Arrays::new(plan));
-            let into = SumsView::new(&mut arrays, INTO_SUMS, into, channels, Access::Write)?;
-            let other = SumsView::new(&mut arrays, OTHER_SUMS, other, channels, Access::Read)?;
-            arrays.check_overlap(None)?;
-            Ok(into.write()?.merge(&other.read()?)?)
-        }
-    })
+impl FoldView {
+    /// # Safety
+    /// As [`read`]. As long as the view is used, `p` allows the `access`.
+    pub(crate) unsafe fn new(
+        arrays: &mut Arrays,
+        p: *const bn_scale_shift,
+        channels: usize,
+        access: Access,
+    ) -> Result<Self, Status> {
+        // SAFETY: the caller's promise.
+        let bn_scale_shift { scale, shift, .. } = unsafe { read("scale_shift", p)? };
+        let scale = arrays.doubles("scale_shift.scale", scale, channels, access)?;
+        let shift = arrays.doubles("scale_shift.shift", shift, channels, access)?;
+        Ok(Self { scale, shift })
+    }
+
+    /// The fold, to be read.
+    ///
+    /// # Safety
+    /// As [`StatisticsView::read`].
+    pub(crate) unsafe fn read<'a>(&self) -> Result<Fold<&'a [f64]>, Status> {
+        // SAFETY: the caller's promise.
+        Ok(unsafe { Fold::from_parts(self.scale.slice(), self.shift.slice()) }?)
+    }
+
+    /// The fold, to be written.
+    ///
+    /// # Safety
+    /// As [`StatisticsView::read`], and nothing else uses the arrays. The view was made with [`Access::Write`].
+    pub(crate) unsafe fn write<'a>(&self) -> Result<Fold<&'a mut [f64]>, Status> {
+        // SAFETY: the caller's promise.
+        Ok(unsafe { Fold::from_parts(self.scale.slice_mut(), self.shift.slice_mut()) }?)
+    }
 }
 
-/// Takes the statistics of a batch into the averages. average is one of BN_AVERAGE_. An empty batch changes nothing.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn bn_update_running_statistics(
-    plan: *const bn_plan,
-    running: *mut bn_running_statistics,
-    statistics: *const bn_statistics,
-    average: i32,
-    momentum: f64,
-) -> i32 {
-    guard(|| {
-        const { assert!(BN_AVERAGE_EXPONENTIAL == 0 && BN_AVERAGE_CUMULATIVE == 1) };
-        let momentum = choose("average", average, &[Momentum::Exponential(momentum), Momentum::Cumulative])?;
-        // SAFETY: the header asks the caller for what each of these needs; what is read and written has been checked.
-        unsafe {
-            let plan = self::plan(plan)?;
-            let (channels, mut arrays) = (plan.channels(), Arrays::new(plan));
-            let place = RunningView::new(&mut arrays, running, channels, Access::Write)?;
-            let batch = StatisticsView::new(&mut arrays, STATISTICS, statistics.cast_mut(), channels, Access::Read)?;
-            arrays.check_overlap(None)?;
-            let mut running = place.change()?;
-            running.update(&batch.read()?, momentum)?;
-            place.store(&running);
-            Ok(())
-        }
-    })
+/// A caller's gamma and beta, checked.
+pub(crate) struct AffineView<P> {
+    gamma: Option<Array<P>>,
+    beta: Option<Array<P>>,
+}
+
+impl<P> AffineView<P> {
+    pub(crate) fn new(arrays: &mut Arrays, gamma: bn_slice, beta: bn_slice, channels: usize) -> Result<Self, Status> {
+        let gamma = arrays.input_or_absent("gamma", gamma, channels)?;
+        let beta = arrays.input_or_absent("beta", beta, channels)?;
+        Ok(Self { gamma, beta })
+    }
+
+    /// # Safety
+    /// As [`Array::slice`].
+    pub(crate) unsafe fn read<'a>(self) -> Affine<'a, P> {
+        // SAFETY: the caller's promise.
+        unsafe { Affine { gamma: slice(self.gamma), beta: slice(self.beta) } }
+    }
+}
+
+/// A caller's residual, output and weights, checked.
+pub(crate) struct ExtrasView<E: Element> {
+    residual: Option<Array<E>>,
+    output: Option<Array<E>>,
+    weights: Option<Array<E::Param>>,
+}
+
+impl<E: Element> ExtrasView<E> {
+    pub(crate) fn new(
+        arrays: &mut Arrays,
+        residual: bn_slice,
+        output: bn_slice,
+        weights: bn_slice,
+        shape: Shape,
+    ) -> Result<Self, Status> {
+        let residual = arrays.input_or_absent("residual", residual, shape.len())?;
+        let output = arrays.input_or_absent("output", output, shape.len())?;
+        let weights = arrays.input_or_absent("weights", weights, shape.values_per_channel())?;
+        Ok(Self { residual, output, weights })
+    }
+
+    /// # Safety
+    /// As [`Array::slice`].
+    pub(crate) unsafe fn read<'a>(self) -> Extras<'a, E> {
+        // SAFETY: the caller's promise.
+        unsafe { Extras { residual: slice(self.residual), output: slice(self.output), weights: slice(self.weights) } }
+    }
+}
+
+/// A caller's arrays for parameter gradients, checked.
+pub(crate) struct ParametersView<P> {
+    dgamma: Option<Array<P>>,
+    dbeta: Option<Array<P>>,
+}
+
+impl<P> ParametersView<P> {
+    pub(crate) fn new(
+        arrays: &mut Arrays,
+        dgamma: bn_slice_mut,
+        dbeta: bn_slice_mut,
+        channels: usize,
+    ) -> Result<Self, Status> {
+        let dgamma = arrays.output_or_absent("dgamma", dgamma, channels)?;
+        let dbeta = arrays.output_or_absent("dbeta", dbeta, channels)?;
+        Ok(Self { dgamma, dbeta })
+    }
+
+    /// # Safety
+    /// As [`Array::slice_mut`].
+    pub(crate) unsafe fn write<'a, E: Element<Param = P>>(self) -> Gradients<'a, E> {
+        // SAFETY: the caller's promise.
+        let (dgamma, dbeta) = unsafe { (slice_mut(self.dgamma), slice_mut(self.dbeta)) };
+        Gradients { dgamma, dbeta, ..Gradients::default() }
+    }
 }

@@ -1,26 +1,29 @@
-//! Where a plan's passes run.
+//! The threads that a plan's passes run on.
 
-use super::descriptors::{BN_MAX_POOL_THREADS, bn_parallel_for, bn_plan_desc, bn_task, choose};
-use super::status::{BN_ERROR_NULL, BN_ERROR_THREADS, Status, fail};
+use crate::constants::BN_MAX_POOL_THREADS;
+use crate::read::choose;
+use crate::status::{BN_ERROR_NULL, BN_ERROR_THREADS, Status, fail};
+use crate::structs::{bn_plan_desc, bn_task};
 use batchnorm::{Executor, Threads};
 use std::any::Any;
 use std::ffi::c_void;
+use std::fmt;
 use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
-/// A rayon pool whose threads have ended when it is dropped: the library may be unloaded then.
+/// A rayon pool. Dropping it waits until its threads have ended, so that the library can be unloaded afterwards.
 struct OwnThreads {
-    /// One fewer than there are threads: the calling one works too.
+    /// Has one thread fewer than `threads`, since the calling thread also works. None if it was never started.
     pool: Option<rayon::ThreadPool>,
     handles: Vec<JoinHandle<()>>,
     threads: usize,
 }
 
 impl OwnThreads {
-    /// None yet.
+    /// A number of threads that are not started, and run nothing.
     fn none(threads: usize) -> Self {
         Self { pool: None, handles: Vec::new(), threads }
     }
@@ -45,7 +48,7 @@ impl Executor for OwnThreads {
 
     fn parallel_for(&self, n: usize, task: &(dyn Fn(usize) + Sync)) {
         let next = AtomicUsize::new(0);
-        // Relaxed: the counter orders nothing but itself; what tasks write is published by the scope's join.
+        // Relaxed: the counter orders nothing else; what tasks write is published when the scope ends.
         let work =
             || std::iter::repeat_with(|| next.fetch_add(1, Ordering::Relaxed)).take_while(|&i| i < n).for_each(task);
         let Some(pool) = &self.pool else { return };
@@ -60,10 +63,10 @@ impl Executor for OwnThreads {
 
 impl Drop for OwnThreads {
     fn drop(&mut self) {
-        // Without the pool its threads end.
+        // Dropping the pool ends its threads.
         self.pool = None;
         for handle in self.handles.drain(..) {
-            // A worker that panicked has ended too.
+            // An error means that the thread panicked; it has ended too.
             let _ = handle.join();
         }
     }
@@ -76,9 +79,22 @@ struct CallersThreads {
     threads: usize,
 }
 
-// SAFETY: the header asks for a parallel_for and a ctx that can be used by the threads that use the plan.
+impl CallersThreads {
+    /// # Safety
+    /// As long as the result is used, `parallel_for` can be called with `ctx` on any thread, and on several at once. It
+    /// calls its `task` only with the `arg` that it was given, and never after it has returned.
+    unsafe fn new(
+        parallel_for: unsafe extern "C" fn(*mut c_void, usize, bn_task, *mut c_void),
+        ctx: *mut c_void,
+        threads: usize,
+    ) -> Self {
+        Self { parallel_for, ctx, threads }
+    }
+}
+
+// SAFETY: `new` demands a parallel_for and a ctx that any thread can use.
 unsafe impl Send for CallersThreads {}
-// SAFETY: as above.
+// SAFETY: `new` demands a parallel_for and a ctx that several threads can use at once.
 unsafe impl Sync for CallersThreads {}
 
 /// What a task's `arg` points to.
@@ -88,11 +104,11 @@ struct Job<'a> {
 }
 
 /// # Safety
-/// `job` is that of a `parallel_for` which has not returned.
+/// `job` points to the [`Job`] of a `parallel_for` that has not returned.
 unsafe extern "C" fn run_task(job: *mut c_void, index: usize) {
     // SAFETY: the caller's promise.
     let job = unsafe { &*job.cast_const().cast::<Job<'_>>() };
-    // No panic may pass through the caller's frames: it goes on once they are gone.
+    // No panic may unwind through the caller's frames: `parallel_for` resumes it after they have returned.
     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| (job.task)(index))) {
         *job.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
     }
@@ -106,7 +122,7 @@ impl Executor for CallersThreads {
     fn parallel_for(&self, n: usize, task: &(dyn Fn(usize) + Sync)) {
         let job = Job { task, panic: Mutex::new(None) };
         let arg = (&raw const job).cast_mut().cast();
-        // SAFETY: the header asks for a function that calls `run_task` with `arg`, and no more once it has returned.
+        // SAFETY: `new` demands a function that calls `run_task` only with `arg`, and only while `job` lives.
         unsafe { (self.parallel_for)(self.ctx, n, run_task, arg) };
         if let Some(panic) = job.panic.into_inner().unwrap_or_else(PoisonError::into_inner) {
             resume_unwind(panic);
@@ -121,7 +137,7 @@ enum Kind {
     Caller,
 }
 
-/// Whether a plan's own threads are started, or only counted.
+/// Whether the threads of a pool are started, or only counted.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Start {
     Now,
@@ -129,21 +145,22 @@ pub(crate) enum Start {
 }
 
 /// The threads that a descriptor asks for.
-pub(crate) fn threads(desc: &bn_plan_desc, start: Start) -> Result<Threads, Status> {
+///
+/// # Safety
+/// As long as the result is used, `parallel_for` and its ctx are as the header demands of a bn_parallel_for.
+pub(crate) unsafe fn threads(desc: &bn_plan_desc, start: Start) -> Result<Threads, Status> {
     let kind = choose("desc.threads", desc.threads, &[Kind::Sequential, Kind::Pool, Kind::Caller])?;
-    let expected = match kind {
-        Kind::Sequential => 0..=0,
-        Kind::Pool => 0..=BN_MAX_POOL_THREADS,
-        Kind::Caller => 1..=usize::MAX,
-    };
     let count = desc.thread_count;
-    if !expected.contains(&count) {
-        let (from, to) = expected.into_inner();
-        let message = format_args!("desc.thread_count is out of range: expected {from} to {to}, got {count}");
-        return Err(fail(BN_ERROR_THREADS, message));
-    }
-    let parallel_for: bn_parallel_for = desc.parallel_for;
-    match (kind, parallel_for) {
+    let wrong_count = |expected: fmt::Arguments<'_>| {
+        let message = format_args!("desc.thread_count is out of range: expected {expected}, got {count}");
+        Err(fail(BN_ERROR_THREADS, message))
+    };
+    match (kind, desc.parallel_for) {
+        (Kind::Sequential, _) if count != 0 => wrong_count(format_args!("0 for BN_THREADS_SEQUENTIAL")),
+        (Kind::Pool, _) if count > BN_MAX_POOL_THREADS => {
+            wrong_count(format_args!("0 to {BN_MAX_POOL_THREADS} for BN_THREADS_POOL"))
+        }
+        (Kind::Caller, _) if count == 0 => wrong_count(format_args!("at least 1 for BN_THREADS_CALLER")),
         (Kind::Sequential, None) => Ok(Threads::Sequential),
         (Kind::Pool, None) => {
             let count = if count > 0 { count } else { thread::available_parallelism().map_or(1, NonZero::get) };
@@ -154,10 +171,14 @@ pub(crate) fn threads(desc: &bn_plan_desc, start: Start) -> Result<Threads, Stat
             })
         }
         (Kind::Caller, Some(parallel_for)) => {
-            let ctx = desc.parallel_for_ctx;
-            Ok(Threads::Executor(Arc::new(CallersThreads { parallel_for, ctx, threads: count })))
+            // SAFETY: the caller's promise.
+            let threads = unsafe { CallersThreads::new(parallel_for, desc.parallel_for_ctx, count) };
+            Ok(Threads::Executor(Arc::new(threads)))
         }
-        (Kind::Caller, None) => Err(fail(BN_ERROR_NULL, format_args!("desc.parallel_for is NULL"))),
+        (Kind::Caller, None) => {
+            let message = format_args!("desc.parallel_for is NULL: BN_THREADS_CALLER needs a function");
+            Err(fail(BN_ERROR_NULL, message))
+        }
         (_, Some(_)) => {
             let message = format_args!("desc.parallel_for is given, but desc.threads is not BN_THREADS_CALLER");
             Err(fail(BN_ERROR_THREADS, message))
@@ -170,23 +191,24 @@ mod tests {
     use super::*;
 
     unsafe extern "C" fn backwards(ctx: *mut c_void, n: usize, task: bn_task, arg: *mut c_void) {
-        // SAFETY: the tests give the address of an atomic.
+        // SAFETY: `callers` passes the address of a static atomic.
         unsafe { &*ctx.cast::<AtomicUsize>() }.fetch_add(1, Ordering::Relaxed);
         for i in (0..n).rev() {
-            // SAFETY: as the library asks for.
+            // SAFETY: the arg that came with the task, before this function returns.
             unsafe { task(arg, i) };
         }
     }
 
-    fn callers(calls: &AtomicUsize) -> CallersThreads {
-        CallersThreads { parallel_for: backwards, ctx: (&raw const *calls).cast_mut().cast(), threads: 2 }
+    fn callers(calls: &'static AtomicUsize) -> CallersThreads {
+        // SAFETY: `backwards` calls its task with its arg before it returns, and takes the address of a static atomic.
+        unsafe { CallersThreads::new(backwards, (&raw const *calls).cast_mut().cast(), 2) }
     }
 
     #[test]
     fn every_index_is_run_once() {
-        let calls = AtomicUsize::new(0);
+        static CALLS: AtomicUsize = AtomicUsize::new(0);
         let executors: [&dyn Executor; 3] =
-            [&OwnThreads::new(2).unwrap(), &OwnThreads::new(5).unwrap(), &callers(&calls)];
+            [&OwnThreads::new(2).unwrap(), &OwnThreads::new(5).unwrap(), &callers(&CALLS)];
         for executor in executors {
             for n in [0, 1, 2, 3, 100] {
                 let seen: Vec<_> = (0..n).map(|_| AtomicUsize::new(0)).collect();
@@ -196,13 +218,13 @@ mod tests {
                 assert!(seen.iter().all(|s| s.load(Ordering::Relaxed) == 1), "{n}");
             }
         }
-        assert_eq!(calls.into_inner(), 5);
+        assert_eq!(CALLS.load(Ordering::Relaxed), 5);
     }
 
     #[test]
-    fn a_panic_goes_around_the_callers_frames() {
-        let calls = AtomicUsize::new(0);
-        let executor = callers(&calls);
+    fn a_panic_skips_the_callers_frames() {
+        static CALLS: AtomicUsize = AtomicUsize::new(0);
+        let executor = callers(&CALLS);
         let run = || executor.parallel_for(3, &|i| assert_ne!(i, 1, "task"));
         let panic = catch_unwind(AssertUnwindSafe(run)).unwrap_err();
         assert!(panic.downcast_ref::<String>().unwrap().contains("task"));
