@@ -1,4 +1,4 @@
-// What the memory of this machine allows: sweeps that do nothing but move.
+// The limits that the memory of this machine sets: sweeps that only move data.
 #include "contestant.h"
 
 #include <algorithm>
@@ -10,9 +10,9 @@
 
 namespace {
 
-constexpr int64_t TASK = 1 << 16; // elements; large enough to hide the cost of a task, small enough to share out
+constexpr int64_t TASK = 1 << 16; // elements: large enough to hide a task's overhead, small enough to balance the load
 
-// Many sums at once, or the additions would wait for each other.
+// Many independent sums, so that additions need not wait for each other.
 float sum(const float *x, int64_t len) {
     constexpr int64_t MANY = 128;
     float sums[MANY] = {};
@@ -24,7 +24,7 @@ float sum(const float *x, int64_t len) {
     return std::accumulate(sums, sums + MANY, 0.0f);
 }
 
-// out = a, or a + b, past the caches. The buffers are aligned to cache lines.
+// out = a, or a + b, with non-temporal stores. The buffers are aligned to cache lines.
 template <bool TWO> void stream(const float *a, const float *b, float *out, int64_t len) {
     int64_t i = 0;
 #if defined(__AVX512F__)
@@ -49,10 +49,10 @@ class Limits : public Contestant {
   public:
     explicit Limits(const Case &c) : c(c), len(c.n * c.c * c.h * c.w) {}
 
-    // Here the passes are a read, a copy, and a sum of two tensors into a third.
+    // The passes stand for a read, a copy, and a sum of two tensors into a third.
     void run(Pass pass) override {
         float total = 0;
-        // A small tensor is not worth waking threads, for us as for the contestants.
+        // As in the contestants, a small tensor is not worth the cost of waking threads.
 #pragma omp parallel for reduction(+ : total) if (len > 4 * TASK)
         for (int64_t at = 0; at < len; at += TASK) {
             const int64_t part = std::min(TASK, len - at);

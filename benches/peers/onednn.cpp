@@ -1,4 +1,4 @@
-// oneDNN, which takes for each layout the implementation that it deems best.
+// oneDNN, which selects the implementation that it considers best for each layout.
 #include "contestant.h"
 #include "dnnl.hpp"
 
@@ -37,7 +37,7 @@ class OneDnn : public Contestant {
         primitives = {Forward(training), Forward(given), Backward(gradients)};
 
         const auto view = [&](const memory::desc &d, const float *data) {
-            return memory(d, engine, const_cast<float *>(data)); // inputs are only read
+            return memory(d, engine, const_cast<float *>(data)); // inputs are not written
         };
         const auto x = view(md, c.x), out = view(md, c.out);
         const auto gamma = view(per_channel, c.gamma), beta = view(per_channel, c.beta);

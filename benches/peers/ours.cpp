@@ -1,4 +1,4 @@
-// The crate, by its C interface.
+// This crate, through its C interface.
 #include "contestant.h"
 #include "batchnorm.h"
 

@@ -1,4 +1,4 @@
-"""Times this crate, PyTorch, oneDNN and the limits of the memory side by side. Started by `run`, which builds all."""
+"""Times this crate, PyTorch, oneDNN and the memory limits, interleaved. Started by `run`, which builds everything."""
 
 import argparse
 import ctypes
@@ -17,7 +17,7 @@ EPS = 1e-5
 
 # ResNet-50 at batch 32, its nine distinct layers: channels and side.
 RESNET = [(64, 112), (64, 56), (256, 56), (128, 28), (512, 28), (256, 14), (1024, 14), (512, 7), (2048, 7)]
-# Channels and planes as in MobileNet and DenseNet, most of them no multiple of a vector.
+# Channels and planes as in MobileNet and DenseNet, most of which are not a multiple of the vector length.
 ODD = [(24, 56, 56), (96, 56, 56), (40, 28, 28), (57, 17, 16), (96, 13, 13), (1000, 13, 13), (1000, 7, 7)]
 SMALL = [(1, 64, 56, 56), (1, 57, 17, 16), (1, 64, 7, 7)]
 IMAGES = [(32, c, side, side) for c, side in RESNET] + [(32, *odd) for odd in ODD] + SMALL
@@ -25,25 +25,25 @@ ROWS = [(65536, 256), (4096, 1024), (1024, 1000), (256, 512), (128, 57)]
 LARGE = (64, 256, 128, 128)
 QUICK = [(32, 64, 56, 56), (32, 512, 28, 28), (32, 57, 17, 16), (1, 64, 7, 7), (256, 512)]
 
-# A timing repeats a pass for at least so long, or the clock and waking threads would count.
+# A timing repeats a pass for at least this long, so that the clock and waking threads do not matter.
 TIMING_SECONDS = 4e-3
-# So long OpenMP's threads spin before they sleep, with some to spare.
+# OpenMP's threads spin before they sleep, for less than this.
 SPIN_SECONDS = 15e-3
 CPUS = sorted(os.sched_getaffinity(0))
 
 
 def arguments():
     parser = argparse.ArgumentParser(prog="benches/peers/run", description=__doc__)
-    parser.add_argument("shape", nargs="*", help="only shapes that contain one of these, such as 32x64x56")
-    parser.add_argument("--layout", action="append", choices=LAYOUTS, help="only this; can be repeated")
-    parser.add_argument("--pass", dest="passes", action="append", choices=PASSES, help="only this; can be repeated")
+    parser.add_argument("shape", nargs="*", help="time only shapes that contain one of these, such as 32x64x56")
+    parser.add_argument("--layout", action="append", choices=LAYOUTS, help="time only this; repeatable")
+    parser.add_argument("--pass", dest="passes", action="append", choices=PASSES, help="time only this; repeatable")
     parser.add_argument("--threads", type=int, default=2, help="of every contestant (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=9, help="medians of so many (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="a few shapes")
-    parser.add_argument("--large", action="store_true", help="a tensor of 1 GB too")
-    parser.add_argument("--own-threads", action="store_true", help="ours on a pool of its own instead of OpenMP's")
-    parser.add_argument("--huge-pages", action="store_true", help="tensors on huge pages, if madvise gives them")
-    parser.add_argument("--json", metavar="PATH", help="write the rows there")
+    parser.add_argument("--rounds", type=int, default=9, help="rounds to take medians of (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="time a few shapes")
+    parser.add_argument("--large", action="store_true", help="add a tensor of 1 GB")
+    parser.add_argument("--own-threads", action="store_true", help="run this crate on its own pool, not OpenMP's")
+    parser.add_argument("--huge-pages", action="store_true", help="put tensors on huge pages, if madvise provides them")
+    parser.add_argument("--json", metavar="PATH", help="write the rows to this file")
     parser.add_argument("--contestants", required=True, help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.layout, options.passes = options.layout or LAYOUTS, options.passes or PASSES
@@ -63,7 +63,7 @@ class Case(ctypes.Structure):
 
 
 class Buffers:
-    """The tensors of a shape, which all contestants share."""
+    """The tensors of one shape, shared by all contestants."""
 
     def __init__(self, shape, layout):
         self.layout = layout
@@ -71,17 +71,17 @@ class Buffers:
         torch.manual_seed(1)
         self.gamma, self.beta = torch.rand(self.c) + 0.5, torch.randn(self.c)
         self.mean, self.var = torch.randn(self.c), torch.rand(self.c) + 0.5
-        # About the running statistics, as they are in networks.
+        # Distributed as the running statistics say, as in a trained network.
         size = self.n * self.c * self.h * self.w
         self.x, self.dy, self.out = torch.randn(size), torch.randn(size), torch.empty(size)
         self.by_channel(self.x).mul_(self.var.sqrt().view(-1, 1)).add_(self.mean.view(-1, 1))
         self.dgamma, self.dbeta = torch.empty(self.c), torch.empty(self.c)
-        # What PyTorch will allocate then finds its pages in place: malloc does not always take the same ones.
+        # Leaves freed pages for what PyTorch allocates later: malloc does not always reuse the same ones.
         spare = [torch.zeros(size) for _ in range(3)]
         del spare
 
     def view(self, flat):
-        """As PyTorch has tensors of the layout."""
+        """As PyTorch represents tensors of the layout."""
         if self.layout == "NC":
             return flat.view(self.n, self.c)
         if self.layout == "NCHW":
@@ -134,7 +134,7 @@ class PyTorch:
         self.calls = {
             "forward": lambda: norm(x, gamma, beta, None, None, True, 0.1, EPS, out=(y, *saved)),
             "inference": lambda: norm(x, gamma, beta, mean, var, False, 0.1, EPS, out=(y, *none_saved)),
-            # It has no variant that writes into given tensors without a copy.
+            # PyTorch has no variant that writes into given tensors without a copy.
             "backward": lambda: backward(dy, x, gamma, None, None, *saved, True, EPS, [True, True, True]),
         }
 
@@ -150,7 +150,7 @@ class PyTorch:
 
 
 def oracle(buffers, name, channels):
-    """For some channels in f64: each output with the unit that its error is measured in."""
+    """For some channels, in f64: each output, and its error bound in units of u."""
 
     def exact(flat):
         return buffers.by_channel(flat)[:, channels].numpy().astype(np.float64)
@@ -169,8 +169,8 @@ def oracle(buffers, name, channels):
     if name != "backward":
         return {"out": (normal * gamma + beta, 8 * (abs(gamma) * (1 + abs(normal)) + abs(beta)))}
 
-    # The crate promises its bounds for given statistics and sums; the terms with 4 are what the statistics' errors add,
-    # 4 std of the mean and 8 var of the variance, and the sums' errors reach dx.
+    # The crate promises its bounds for given statistics and sums. The terms with 4 are what errors of the statistics,
+    # 4 std of the mean and 8 var of the variance, add; errors of the sums carry over to dx.
     m = x.shape[0] * x.shape[2]
     dy = exact(buffers.dy)
     dbeta, dgamma = dy.sum((0, 2), keepdims=True), (dy * normal).sum((0, 2), keepdims=True)
@@ -189,9 +189,9 @@ def oracle(buffers, name, channels):
 
 def check(buffers, contestants, passes):
     """
-    Every contestant writes every element, and is right in f64: in all channels of tensors up to 16 MB, in 16 of larger
-    ones. Ours has the bounds that the crate promises. The peers add M values in f32, whose roundings, as a random walk,
-    may add up to sqrt(M) times that.
+    Checks that every contestant writes every element and agrees with f64 arithmetic: in all channels of tensors up to
+    16 MB, in 16 channels of larger ones. This crate must keep the bounds that it promises. The peers add M values in
+    f32, whose roundings, as a random walk, may add up to sqrt(M) times these bounds.
     """
     few = buffers.x.numel() > 1 << 22
     channels = torch.linspace(0, buffers.c - 1, min(buffers.c, 16) if few else buffers.c).round().long()
@@ -221,7 +221,7 @@ def seconds(call, repeat):
 
 
 def measure(calls, rounds, pause):
-    """Medians in milliseconds of calls by name, timed in turn."""
+    """The median time of each call in milliseconds, timed interleaved."""
     repeats = {}
     for name, call in calls.items():
         call()
@@ -241,7 +241,7 @@ def rows_of(library, options, layout, shape):
     case = buffers.case(options)
     threads = set(os.listdir("/proc/self/task"))
     ours = Native(library, "ours", case)
-    # Those of OpenMP are bound likewise.
+    # OpenMP binds its own threads in the same way.
     for cpu, thread in enumerate(set(os.listdir("/proc/self/task")) - threads, start=1):
         os.sched_setaffinity(int(thread), {CPUS[cpu]})
     contestants = {
@@ -250,7 +250,7 @@ def rows_of(library, options, layout, shape):
         "onednn": Native(library, "onednn", case),
     }
     for contestant in contestants.values():
-        contestant.call("forward")()  # its statistics are for backward
+        contestant.call("forward")()  # for the statistics that backward needs
     check(buffers, contestants, options.passes)
 
     limits = Native(library, "limits", case)
@@ -265,7 +265,7 @@ def rows_of(library, options, layout, shape):
 
 
 def fits(shape):
-    """Whether three tensors, PyTorch's dx and what checks need fit into memory."""
+    """Whether three tensors, PyTorch's dx and the memory of the checks fit in memory."""
     with open("/proc/meminfo") as lines:
         available = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
     return 6 * 4 * math.prod(shape) < available
@@ -281,20 +281,20 @@ def shapes(options):
             if options.quick and shape not in QUICK:
                 continue
             if not fits(shape):
-                print(f"left out for want of memory: {layout} {name}")
+                print(f"skipped, not enough memory: {layout} {name}")
                 continue
             yield layout, shape
 
 
 def keep_freed_memory():
     """
-    PyTorch's backward allocates dx in each call. With this it finds the pages of the last call again, as if dx were
-    given, instead of faulting in new ones.
+    PyTorch's backward allocates dx in each call. With this setting it reuses the pages of the previous call, as if dx
+    were given, and does not fault in new ones.
     """
     m_trim_threshold, m_mmap_max = -1, -4
     mallopt = ctypes.CDLL(None).mallopt
     if not (mallopt(m_trim_threshold, -1) and mallopt(m_mmap_max, 0)):
-        raise SystemExit("mallopt is not as expected")
+        raise SystemExit("mallopt refused the settings")
 
 
 def busy_seconds():
@@ -306,7 +306,7 @@ def busy_seconds():
 
 def main():
     options = arguments()
-    # Read when libraries are loaded, therefore set before they are imported.
+    # Libraries read these when they are loaded, so they are set before the imports.
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     os.environ["OMP_PROC_BIND"] = "true"
     if options.huge_pages:
@@ -317,7 +317,7 @@ def main():
     import torch
 
     torch.set_num_threads(options.threads)
-    library = ctypes.CDLL(options.contestants)  # after PyTorch, whose OpenMP oneDNN then shares
+    library = ctypes.CDLL(options.contestants)  # after PyTorch, so that oneDNN shares its OpenMP
     rows = []
     busy, own, start = busy_seconds(), time.process_time(), time.perf_counter()
     with torch.inference_mode():
@@ -327,7 +327,7 @@ def main():
                 rows.append(row)
                 print(report.line(row), flush=True)
     if not rows:
-        raise SystemExit("no shape was chosen: " + ", ".join(map(report.shape_name, IMAGES + ROWS)))
+        raise SystemExit("no shape matches; the shapes are: " + ", ".join(map(report.shape_name, IMAGES + ROWS)))
     others = (busy_seconds() - busy - (time.process_time() - own)) / (time.perf_counter() - start)
     print(f"\n{options.threads} threads; other processes kept {others:.2f} CPUs busy\n\n{report.summary(rows)}")
     if options.json:

@@ -1,6 +1,6 @@
 """
-What the rows of a run say. As a program, started with Python 3 and nothing else, it prints the summary of JSON files of
-`run`, which are taken together, and puts tables and a picture made from them into the docs.
+Evaluates the rows that `run` measured. As a program it needs nothing but Python 3: it prints a summary of one or more
+JSON files of `run`, and writes tables and pictures made from them into the docs.
 """
 
 import argparse
@@ -8,7 +8,7 @@ import json
 import math
 import sys
 
-# A limit is meant where a tensor does not fit into the caches.
+# The memory limits are meaningful only for tensors that do not fit in the caches: those above this size.
 LARGE_BYTES = 24e6
 
 CONTESTANTS, LIMITS = ["ours", "torch", "onednn"], ["read", "copy", "triad"]
@@ -22,19 +22,19 @@ def tensor_bytes(row):
     return 4 * math.prod(row["shape"])
 
 
-def best_peer(row):
+def faster_peer(row):
     return min(row["torch_ms"], row["onednn_ms"])
 
 
-def ahead(row):
-    """How many times as long the best peer takes."""
-    return best_peer(row) / row["ours_ms"]
+def speedup(row):
+    """The time of the faster peer over ours."""
+    return faster_peer(row) / row["ours_ms"]
 
 
 def limit(row):
     """
-    The least time that the memory allows the pass. A channel of NCHW may stay in cache between statistics and
-    normalization; of NHWC and NC the whole tensor is read twice.
+    The least time in which the memory bandwidth allows the pass. In NCHW a channel can stay in cache between its
+    statistics and its normalization; in NHWC and NC the whole tensor is read twice.
     """
     if row["pass"] == "backward":
         return row["triad_ms"]
@@ -54,10 +54,10 @@ def geometric_mean(values):
 def columns(title, contestants, gain, limits, ratio, implementation):
     times = " ".join(f"{cell:>9}" for cell in contestants)
     sweeps = " ".join(f"{cell:>9}" for cell in limits)
-    return f"{title:<30} {times} {gain:>6} | {sweeps} {ratio:>6} | {implementation}"
+    return f"{title:<30} {times} {gain:>7} | {sweeps} {ratio:>6} | {implementation}"
 
 
-HEADING = columns("milliseconds", CONTESTANTS, "ahead", LIMITS, "ratio", "onednn's implementation")
+HEADING = columns("milliseconds", CONTESTANTS, "speedup", LIMITS, "ratio", "oneDNN's implementation")
 
 
 def line(row):
@@ -65,50 +65,43 @@ def line(row):
         return [f"{row[name + '_ms']:.4f}" for name in names]
 
     title = f"{row['pass']} {row['layout']} {shape_name(row['shape'])}"
-    gain, ratio = f"{ahead(row):.2f}x", f"{to_limit(row):.2f}"
+    gain, ratio = f"{speedup(row):.2f}x", f"{to_limit(row):.2f}"
     return columns(title, times(CONTESTANTS), gain, times(LIMITS), ratio, row["onednn"])
 
 
 def means(rows):
     """
-    For each pass and layout, in the order in which they come: geometric mean and least of how far we are ahead,
-    geometric mean and most of the ratio to the limit.
+    For each pass and layout, in the order of the rows: the geometric mean and the least of the speedups, and the
+    geometric mean and the largest of the ratios to the limit.
     """
     groups = {}
     for row in rows:
         groups.setdefault((row["pass"], row["layout"]), []).append(row)
     for (name, layout), group in groups.items():
-        gains = [ahead(row) for row in group]
+        gains = [speedup(row) for row in group]
         large = [to_limit(row) for row in group if tensor_bytes(row) > LARGE_BYTES]
         yield name, layout, geometric_mean(gains), min(gains), geometric_mean(large), max(large, default=math.nan)
 
 
 def summary(rows):
-    lines = [f"{'':<22} {'ahead of the best peer':>24} {'least':>7} {'to the limit over 24 MB':>26} {'most':>7}"]
+    lines = [f"{'':<22} {'speedup over faster peer':>24} {'least':>7} {'to the limit above 24 MB':>26} {'most':>7}"]
     for name, layout, mean, least, large, most in means(rows):
         lines.append(f"{name + ' ' + layout:<22} {mean:>23.2f}x {least:>6.2f}x {large:>26.2f} {most:>7.2f}")
-    behind = [row for row in rows if ahead(row) < 1]
-    lines += ["(geometric means)", "", f"behind the best peer: {len(behind)} of {len(rows)}"]
-    return "\n".join(lines + [line(row) for row in behind])
+    slower = [row for row in rows if speedup(row) < 1]
+    lines += ["(geometric means)", "", f"slower than the faster peer: {len(slower)} of {len(rows)}"]
+    return "\n".join(lines + [line(row) for row in slower])
 
 
 PASS_TITLES = {"forward": "forward training", "inference": "inference", "backward": "backward"}
 
-# The README has these, docs/performance.md all.
-COMMON_IMAGES = ["64x112x112", "64x56x56", "256x56x56", "512x28x28", "1024x14x14", "2048x7x7", "57x17x16"]
-README_TENSORS = {
-    *[(layout, f"32x{image}") for layout in ["NCHW", "NHWC"] for image in COMMON_IMAGES],
-    *[("NCHW", "1x64x7x7"), ("NHWC", "1x64x7x7"), ("NC", "4096x1024"), ("NC", "256x512")],
-}
-
 
 def milliseconds(ms):
-    """With three digits."""
+    """With three significant digits, but no more than four decimals."""
     return f"{ms:.{max(0, min(4, 2 - math.floor(math.log10(ms))))}f}"
 
 
 def markdown_summary(rows):
-    yield "| | ahead of the best peer: geometric mean (least) | to the limit over 24 MB: geometric mean (most) |"
+    yield "| | speedup: geometric mean (least) | ratio to the limit above 24 MB: geometric mean (largest) |"
     yield "|---|---|---|"
     for name, layout, mean, least, large, most in means(rows):
         yield f"| {layout} {PASS_TITLES[name]} | {mean:.2f}× ({least:.2f}×) | {large:.2f} ({most:.2f}) |"
@@ -118,7 +111,7 @@ def markdown_tensors(rows):
     cells = {}
     for row in rows:
         tensor = row["layout"], shape_name(row["shape"])
-        cell = f"{milliseconds(row['ours_ms'])} ms, {ahead(row):.2f}×"
+        cell = f"{milliseconds(row['ours_ms'])} ms, {speedup(row):.2f}×"
         if tensor_bytes(row) > LARGE_BYTES:
             cell += f", {to_limit(row):.2f}"
         cells.setdefault(tensor, {})[row["pass"]] = cell
@@ -128,10 +121,10 @@ def markdown_tensors(rows):
         yield f"| {layout} {shape.replace('x', '×')} | {' | '.join(passes.get(p, '') for p in PASS_TITLES)} |"
 
 
-BEGIN, END = "<!-- speed: benches/peers/report.py writes what follows -->", "<!-- /speed -->"
+BEGIN, END = "<!-- speed: written by benches/peers/report.py -->", "<!-- /speed -->"
 
 
-def put_between_markers(path, lines):
+def write_between_markers(path, lines):
     with open(path, encoding="utf-8") as file:
         text = file.read()
     if text.count(BEGIN) != 1 or text.count(END) != 1:
@@ -142,18 +135,18 @@ def put_between_markers(path, lines):
 
 
 def bandwidth(row, ms):
-    """GB/s, where each byte counts once that a pass must read or write if caches were large enough."""
+    """GB/s, counting once each byte that a pass would read or write if the caches were large enough."""
     return tensor_bytes(row) * (3 if row["pass"] == "backward" else 2) / ms / 1e6
 
 
 def ticks(low, high):
-    """1, 2, 5 times powers of ten."""
+    """1, 2 and 5 times the powers of ten."""
     every = [m * 10.0**e for e in range(-6, 9) for m in (1, 2, 5)]
     return [tick for tick in every if low <= tick <= high]
 
 
 class Panel:
-    """Bandwidth over tensor size, both logarithmic, for one pass."""
+    """Bandwidth over tensor size for one pass, both on logarithmic scales."""
 
     WIDTH, HEIGHT = 300, 220
 
@@ -183,10 +176,10 @@ class Panel:
                 yield f'<text x="{self.x(tick):.1f}" y="{bottom + 15}" text-anchor="middle">{tick:g}</text>'
         for row in rows:
             x = self.x(tensor_bytes(row) / 1e6)
-            ours, best, most = (self.y(bandwidth(row, ms)) for ms in (row["ours_ms"], best_peer(row), limit(row)))
+            ours, best, most = (self.y(bandwidth(row, ms)) for ms in (row["ours_ms"], faster_peer(row), limit(row)))
             yield f'<path d="M{x - 5:.1f} {most:.1f}h10" class="limit"/>'
             yield f'<path d="M{x:.1f} {best:.1f}V{ours:.1f}" class="gain"/>'
-            yield self.dot(x, best, "peer", row, best_peer(row))
+            yield self.dot(x, best, "peer", row, faster_peer(row))
             yield self.dot(x, ours, "ours", row, row["ours_ms"])
 
     @staticmethod
@@ -204,23 +197,30 @@ text { font: 12px sans-serif; fill: #333 }
 .gain { stroke: #999; fill: none }
 .ours { fill: #1668b8; stroke: #1668b8 }
 .peer { fill: #fff; stroke: #d2691e; stroke-width: 1.5 }
+.mean { fill: #6ba5dc }
+.least { stroke: #d2691e; stroke-width: 3; fill: none }
+.parity { stroke: #222; stroke-dasharray: 4 3; fill: none }
 """
 
 
-def picture(rows):
-    """An SVG like a roofline: what a pass moves in a second, over the size of the tensor, below what memory allows."""
-    sizes = [tensor_bytes(row) / 1e6 for row in rows]
-    speeds = [bandwidth(row, ms) for row in rows for ms in (row["ours_ms"], best_peer(row), limit(row))]
-    sizes, speeds = (min(sizes) / 1.3, max(sizes) * 1.3), (min(speeds) / 1.2, max(speeds) * 1.2)
-    width, height = 1080, 620
+def svg_start(width, height):
     yield f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
     yield f"<style>{STYLE}</style>"
     yield f'<rect width="{width}" height="{height}" fill="#fff"/>'
+
+
+def bandwidth_picture(rows):
+    """An SVG in the manner of a roofline plot: the bandwidth of each pass over tensor size, with the memory limit."""
+    sizes = [tensor_bytes(row) / 1e6 for row in rows]
+    speeds = [bandwidth(row, ms) for row in rows for ms in (row["ours_ms"], faster_peer(row), limit(row))]
+    sizes, speeds = (min(sizes) / 1.3, max(sizes) * 1.3), (min(speeds) / 1.2, max(speeds) * 1.2)
+    width, height = 1080, 620
+    yield from svg_start(width, height)
     legend = [
         (60, '<circle cy="-4" r="3.5" class="ours"/>', "this crate"),
-        (165, '<circle cy="-4" r="3.5" class="peer"/>', "the better of PyTorch and oneDNN"),
-        (405, '<path d="M-5 -4h10" class="limit"/>', "the limit: as fast as the memory is with plain sweeps"),
-        (750, '<rect x="-7" y="-11" width="14" height="14" class="cached"/>', "up to 24 MB, where caches help"),
+        (165, '<circle cy="-4" r="3.5" class="peer"/>', "the faster of PyTorch and oneDNN"),
+        (405, '<path d="M-5 -4h10" class="limit"/>', "memory limit, measured by plain sweeps"),
+        (690, '<rect x="-7" y="-11" width="14" height="14" class="cached"/>', "up to 24 MB: caches help"),
     ]
     for x, mark, text in legend:
         yield f'<g transform="translate({x} 24)">{mark}<text x="12">{text}</text></g>'
@@ -235,13 +235,49 @@ def picture(rows):
     yield "</svg>"
 
 
+def speedup_picture(groups):
+    """An SVG of bars: the geometric mean of the speedups for each layout and pass of `means`, with the least marked."""
+    width, left, right, top, pitch, gap = 780, 190, 150, 70, 26, 10
+    unit = (width - left - right) / max(mean for _, _, mean, *_ in groups)
+    bars, bottom = [], top
+    for k, (name, layout, mean, least, *_) in enumerate(groups):
+        bottom += gap if k and layout != groups[k - 1][1] else 0
+        y, end = bottom + 18, left + unit * mean
+        bars += [
+            f'<text x="{left - 10}" y="{y}" text-anchor="end">{layout} {PASS_TITLES[name]}</text>',
+            f'<rect x="{left}" y="{y - 14}" width="{end - left:.1f}" height="18" class="mean"/>',
+            f'<path d="M{left + unit * least:.1f} {y - 17}v24" class="least"/>',
+            f'<text x="{end + 10:.1f}" y="{y}"><tspan class="title">{mean:.2f}×</tspan>, least {least:.2f}×</text>',
+        ]
+        bottom += pitch
+    height, parity = bottom + 30, left + unit
+    yield from svg_start(width, height)
+    yield '<text x="20" y="26" class="title">Speedup over the faster of PyTorch and oneDNN</text>'
+    legend = [
+        (27, '<rect x="-7" y="-11" width="14" height="14" class="mean"/>', "geometric mean of all tensors"),
+        (250, '<path d="M0 -16v24" class="least"/>', "least speedup of a single tensor"),
+    ]
+    for x, mark, text in legend:
+        yield f'<g transform="translate({x} 52)">{mark}<text x="14">{text}</text></g>'
+    yield from bars
+    yield f'<path d="M{parity:.1f} {top}V{bottom + 6}" class="parity"/>'
+    yield f'<text x="{parity:.1f}" y="{bottom + 20}" text-anchor="middle">1×, the time of the faster peer</text>'
+    yield "</svg>"
+
+
+def write_lines(path, lines):
+    with open(path, "w", encoding="utf-8") as file:
+        file.write("\n".join(lines) + "\n")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("json", nargs="+", help="of one run, or of several that share no tensor")
-    parser.add_argument("--threads", type=int, default=2, help="of the rows that count (default: %(default)s)")
-    parser.add_argument("--readme", metavar="PATH", help="put the summary and the common tensors between its markers")
-    parser.add_argument("--all", metavar="PATH", help="put the summary and all tensors between its markers")
-    parser.add_argument("--svg", metavar="PATH", help="draw achieved bandwidth there")
+    parser.add_argument("json", nargs="+", help="of one run, or of several runs that share no tensor")
+    parser.add_argument("--threads", type=int, default=2, help="evaluate the rows of this many (default: %(default)s)")
+    parser.add_argument("--readme", metavar="PATH", help="write the summary between the markers there")
+    parser.add_argument("--all", metavar="PATH", help="write the summary and all tensors between the markers there")
+    parser.add_argument("--speedup", metavar="PATH", help="draw the speedups there, as SVG")
+    parser.add_argument("--bandwidth", metavar="PATH", help="draw the bandwidths there, as SVG")
     options = parser.parse_args()
     rows = []
     for path in options.json:
@@ -251,13 +287,13 @@ def main():
         sys.exit(f"no rows with {options.threads} threads")
     print(summary(rows))
     if options.readme:
-        common = [row for row in rows if (row["layout"], shape_name(row["shape"])) in README_TENSORS]
-        put_between_markers(options.readme, [*markdown_summary(rows), "", *markdown_tensors(common)])
+        write_between_markers(options.readme, markdown_summary(rows))
     if options.all:
-        put_between_markers(options.all, [*markdown_summary(rows), "", *markdown_tensors(rows)])
-    if options.svg:
-        with open(options.svg, "w", encoding="utf-8") as file:
-            file.write("\n".join(picture(rows)) + "\n")
+        write_between_markers(options.all, [*markdown_summary(rows), "", *markdown_tensors(rows)])
+    if options.speedup:
+        write_lines(options.speedup, speedup_picture(list(means(rows))))
+    if options.bandwidth:
+        write_lines(options.bandwidth, bandwidth_picture(rows))
 
 
 if __name__ == "__main__":
