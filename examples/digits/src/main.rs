@@ -1,4 +1,4 @@
-//! What batch normalization does, shown on handwritten digits: `cargo run --release --example digits`.
+//! What batch normalization does, shown on handwritten digits: `cargo run --release -p digits`.
 //!
 //! Read `network.rs` for how a network uses the crate, then any file of `claims`.
 

@@ -14,7 +14,7 @@ const LEAST: usize = 1000;
 const INK: f32 = 16.0;
 
 /// The 1797 UCI digits that are part of this program; `data/README.md` says where they come from.
-const DIGITS: &[u8] = include_bytes!("data/digits.csv.gz");
+const DIGITS: &[u8] = include_bytes!("../data/digits.csv.gz");
 
 /// Pictures and what they show.
 #[derive(Clone, Debug, Default, PartialEq)]
