@@ -1,8 +1,12 @@
-//! Every pass in every layout with criterion: `cargo bench --bench passes [-- FILTER]`.
+//! Every pass in every layout, with criterion: `cargo bench --bench passes [-- FILTER]`.
 //!
-//! A group is a pass on a shape: the kernel, `reference`, and a streaming copy of a tensor of that shape. Throughput
-//! counts the bytes that the pass must read and write at least once from memory, so the copy shows the limit. Each
-//! kernel is checked against `reference` before it is timed.
+//! The report with plots is `target/criterion/report/index.html`. To compare two commits, run
+//! `cargo bench --bench passes -- --save-baseline before` on the first and
+//! `cargo bench --bench passes -- --baseline before` on the second.
+//!
+//! Each group is one pass on one shape: the kernel, `reference`, and a streaming copy of a tensor of that shape.
+//! Throughput counts the bytes that the pass must read from and write to memory at least once, so the copy shows the
+//! limit. Each kernel is checked against `reference` before it is timed.
 
 mod limits;
 
