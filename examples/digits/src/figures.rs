@@ -156,13 +156,13 @@ impl Colour {
     }
 }
 
-/// Pixels of a picture; the legend has a column of its own on the right, so that it covers nothing.
+/// Pixels of a image; the legend has a column of its own on the right, so that it covers nothing.
 const SIZE: (u32, u32) = (860, 420);
 const LEGEND: u32 = 220;
 const FONT: &str = "sans-serif";
 
 impl Chart {
-    /// The picture.
+    /// The image.
     pub(crate) fn svg(&self) -> Result<String> {
         let mut svg = String::new();
         {

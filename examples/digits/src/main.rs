@@ -12,7 +12,7 @@ mod training;
 
 use claims::{CLAIMS, Claim, Context, progress_bar};
 use clap::Parser;
-use data::Pictures;
+use data::Images;
 use report::Report;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -20,7 +20,7 @@ use std::time::Instant;
 
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
-/// Shows on handwritten digits what batch normalization does, and writes a report with pictures.
+/// Shows on handwritten digits what batch normalization does, and writes a report with images.
 #[derive(Parser)]
 struct Arguments {
     /// Train fewer networks for fewer epochs: half a minute instead of three
@@ -35,7 +35,7 @@ struct Arguments {
     /// Folder for the report
     #[arg(long, value_name = "FOLDER", default_value = "target/digits")]
     out: PathBuf,
-    /// Read other pictures: gzip-compressed lines of 64 pixels from 0 to 16 and a digit
+    /// Read other images: gzip-compressed lines of 64 pixels from 0 to 16 and a digit
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
 }
@@ -52,17 +52,17 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<()> {
     let claims = chosen(arguments.only.as_deref())?;
-    let pictures = match &arguments.data {
-        None => Pictures::built_in()?,
+    let images = match &arguments.data {
+        None => Images::built_in()?,
         Some(path) => std::fs::read(path)
             .map_err(Into::into)
-            .and_then(|bytes| Pictures::parse(&bytes))
-            .map_err(|e| format!("cannot read pictures from {}: {e}", path.display()))?,
+            .and_then(|bytes| Images::parse(&bytes))
+            .map_err(|e| format!("cannot read images from {}: {e}", path.display()))?,
     };
     let mut report = Report::create(&arguments.out)?;
     let start = Instant::now();
     let mut context =
-        Context { pictures, seed: arguments.seed, quick: arguments.quick, bar: indicatif::ProgressBar::hidden() };
+        Context { images, seed: arguments.seed, quick: arguments.quick, bar: indicatif::ProgressBar::hidden() };
     for claim in claims {
         context.bar = progress_bar(claim.name)?;
         let finding = (claim.check)(&context)?;
@@ -113,7 +113,7 @@ mod tests {
         std::fs::write(&file, b"not gzip").unwrap();
         let (folder, result) = answer("corrupted", &["--data", &file.display().to_string()]);
         let message = result.unwrap_err().to_string();
-        assert!(message.starts_with(&format!("cannot read pictures from {}: expected gzip", file.display())));
+        assert!(message.starts_with(&format!("cannot read images from {}: expected gzip", file.display())));
         assert!(!message.contains('\n') && !folder.join("report").exists());
         std::fs::remove_file(file).unwrap();
         std::fs::remove_dir_all(folder).unwrap();

@@ -1,4 +1,4 @@
-//! One page that holds everything, and each picture as a file.
+//! One page that holds everything, and each image as a file.
 
 use crate::Result;
 use crate::claims::{Claim, Finding};
@@ -30,7 +30,7 @@ impl Report {
         Ok(path)
     }
 
-    /// Adds a section and writes its pictures.
+    /// Adds a section and writes its images.
     pub(crate) fn add(&mut self, claim: &'static Claim, finding: Finding) -> Result<()> {
         let verdict = finding.verdict.name();
         let class = verdict.replace(' ', "-");

@@ -1,7 +1,7 @@
 //! Mini-batch training, and how good the result is.
 
 use crate::Result;
-use crate::data::{Pictures, Split};
+use crate::data::{Images, Split};
 use crate::network::{Mode, Network, cross_entropy};
 use crate::optimizers::{Optimizer, Rule};
 use batchnorm::Momentum;
@@ -13,11 +13,11 @@ pub(crate) struct Training {
     pub(crate) rule: Rule,
     pub(crate) rate: f32,
     pub(crate) epochs: usize,
-    /// Examples of a mini-batch. What is left of an epoch's pictures makes no batch.
+    /// Examples of a mini-batch. What is left of an epoch's images makes no batch.
     pub(crate) batch: usize,
     /// How much a mini-batch counts in the running statistics.
     pub(crate) momentum: Momentum,
-    /// For the order of the pictures.
+    /// For the order of the images.
     pub(crate) seed: u64,
 }
 
@@ -42,27 +42,27 @@ pub(crate) struct Step {
 
 impl Training {
     /// Steps of an epoch.
-    pub(crate) fn steps(&self, pictures: &Pictures) -> usize {
-        pictures.len() / self.batch
+    pub(crate) fn steps(&self, images: &Images) -> usize {
+        images.len() / self.batch
     }
 
-    /// Trains on `pictures` and shows each step to `observe`.
+    /// Trains on `images` and shows each step to `observe`.
     pub(crate) fn run(
         &self,
         network: &mut Network,
-        pictures: &Pictures,
+        images: &Images,
         mut observe: impl FnMut(Step, &mut Network) -> Result<()>,
     ) -> Result<()> {
         let mut optimizer = Optimizer::new(self.rule, self.rate);
         let mut random = fastrand::Rng::with_seed(self.seed);
-        let mut order: Vec<usize> = (0..pictures.len()).collect();
-        let steps = self.steps(pictures);
+        let mut order: Vec<usize> = (0..images.len()).collect();
+        let steps = self.steps(images);
         let mut time = Duration::ZERO;
         for epoch in 0..self.epochs {
             random.shuffle(&mut order);
             for (i, picks) in order.chunks_exact(self.batch).enumerate() {
                 let start = Instant::now();
-                let batch = pictures.select(picks);
+                let batch = images.select(picks);
                 let logits = network.forward(&batch.pixels, batch.len(), Mode::Train)?;
                 let (loss, gradient) = cross_entropy(logits, &batch.labels);
                 network.backward(gradient, batch.len())?;
@@ -91,12 +91,12 @@ pub(crate) struct Trace {
     pub(crate) seconds: Vec<f64>,
     /// The mean of the epoch's training losses.
     pub(crate) loss: Vec<f64>,
-    /// Of the pictures held out.
+    /// Of the images held out.
     pub(crate) accuracy: Vec<f64>,
 }
 
 impl Trace {
-    /// Trains, and scores the network on the test pictures after each epoch.
+    /// Trains, and scores the network on the test images after each epoch.
     pub(crate) fn of(training: &Training, network: &mut Network, split: &Split) -> Result<Self> {
         let (mut trace, mut losses) = (Self::default(), Vec::new());
         training.run(network, &split.train, |step, network| {
@@ -124,23 +124,23 @@ impl Trace {
     }
 }
 
-/// How good a network is on some pictures.
+/// How good a network is on some images.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Score {
     /// Mean cross-entropy, in nats.
     pub(crate) loss: f64,
-    /// The share of pictures that it names rightly.
+    /// The share of images that it names rightly.
     pub(crate) accuracy: f64,
 }
 
 /// The score at test time.
-pub(crate) fn score(network: &mut Network, pictures: &Pictures) -> Result<Score> {
-    let logits = network.forward(&pictures.pixels, pictures.len(), Mode::Test)?;
-    let (loss, _) = cross_entropy(logits, &pictures.labels);
-    let classes = logits.len() / pictures.len();
-    let right = logits.chunks_exact(classes).zip(&pictures.labels).filter(|(row, label)| {
+pub(crate) fn score(network: &mut Network, images: &Images) -> Result<Score> {
+    let logits = network.forward(&images.pixels, images.len(), Mode::Test)?;
+    let (loss, _) = cross_entropy(logits, &images.labels);
+    let classes = logits.len() / images.len();
+    let right = logits.chunks_exact(classes).zip(&images.labels).filter(|(row, label)| {
         let best = (0..classes).max_by(|&a, &b| row[a].total_cmp(&row[b]));
         best == Some(usize::from(**label))
     });
-    Ok(Score { loss, accuracy: right.count() as f64 / pictures.len() as f64 })
+    Ok(Score { loss, accuracy: right.count() as f64 / images.len() as f64 })
 }

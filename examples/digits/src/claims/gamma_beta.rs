@@ -74,11 +74,11 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
 }
 
 /// The largest error of what batch normalization gives with gamma = sqrt(var + eps) and beta = mean, over the largest
-/// value of the input, which is that of the first hidden layer for all pictures.
+/// value of the input, which is that of the first hidden layer for all images.
 fn identity_error(context: &Context) -> Result<f64> {
     let mut network = Network::new(&Design::default(), context.seed);
-    let rows = context.pictures.len();
-    network.forward(&context.pictures.pixels, rows, Mode::Train)?;
+    let rows = context.images.len();
+    network.forward(&context.images.pixels, rows, Mode::Train)?;
     let x = network.norm_inputs().next().unwrap_or_default();
     let channels = x.len() / rows;
     let plan = BatchNorm::new(Shape::nc(rows, channels)?);

@@ -2,7 +2,7 @@
 
 use super::{Context, Finding, Measure, Unit, Verdict};
 use crate::Result;
-use crate::data::{PIXELS, Pictures};
+use crate::data::{Images, PIXELS};
 use crate::figures::{Axis, Chart, Colour, Figure, Point, Series, Style};
 use batchnorm::{Affine, BatchNorm, Shape, Statistics};
 
@@ -10,7 +10,7 @@ use batchnorm::{Affine, BatchNorm, Shape, Statistics};
 const LIMIT: usize = 10_000_000;
 
 pub(super) fn check(context: &Context) -> Result<Finding> {
-    let (x, target) = sixes_and_nines(&context.pictures);
+    let (x, target) = sixes_and_nines(&context.images);
     let plan = BatchNorm::new(Shape::nc(target.len(), 2)?);
     let mut normalized = vec![0.0; x.len()];
     plan.forward_training(&x, Affine::default(), &mut normalized, &mut Statistics::new(2))?;
@@ -91,11 +91,11 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
 }
 
 /// Two inputs for each 6 and 9, ink and height, and 1 for a 6, −1 for a 9.
-fn sixes_and_nines(pictures: &Pictures) -> (Vec<f64>, Vec<f64>) {
+fn sixes_and_nines(images: &Images) -> (Vec<f64>, Vec<f64>) {
     let (mut x, mut target) = (Vec::new(), Vec::new());
-    for (picture, &label) in pictures.pixels.chunks_exact(PIXELS).zip(&pictures.labels) {
+    for (image, &label) in images.pixels.chunks_exact(PIXELS).zip(&images.labels) {
         if label == 6 || label == 9 {
-            let pixels = || picture.iter().map(|&p| f64::from(p));
+            let pixels = || image.iter().map(|&p| f64::from(p));
             let ink: f64 = pixels().sum();
             let height = pixels().enumerate().map(|(i, p)| p * (7.5 - (i / 8) as f64)).sum::<f64>() / ink;
             x.extend([ink, height]);

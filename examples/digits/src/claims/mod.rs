@@ -13,7 +13,7 @@ mod summary;
 mod test_time;
 
 use crate::Result;
-use crate::data::{Pictures, Split};
+use crate::data::{Images, Split};
 use crate::figures::{Colour, Figure, Point, Series, Style};
 use crate::network::{Design, Network};
 use crate::training::{Trace, Training};
@@ -66,7 +66,7 @@ pub(crate) const CLAIMS: [Claim; 11] = [
 
 /// What every claim works with.
 pub(crate) struct Context {
-    pub(crate) pictures: Pictures,
+    pub(crate) images: Images,
     pub(crate) seed: u64,
     /// Fewer seeds and epochs.
     pub(crate) quick: bool,
@@ -86,7 +86,7 @@ impl Context {
 
     /// What this seed's network trains on and what it is tested on.
     pub(crate) fn split(&self, seed: u64) -> Split {
-        Split::random(&self.pictures, seed)
+        Split::random(&self.images, seed)
     }
 
     /// Does the jobs one after the other, so that their times can be compared, and moves the progress bar by each.
@@ -285,8 +285,8 @@ mod tests {
     use super::*;
 
     fn quick(check: fn(&Context) -> Result<Finding>) -> Finding {
-        let pictures = Pictures::built_in().unwrap();
-        check(&Context { pictures, seed: 0, quick: true, bar: ProgressBar::hidden() }).unwrap()
+        let images = Images::built_in().unwrap();
+        check(&Context { images, seed: 0, quick: true, bar: ProgressBar::hidden() }).unwrap()
     }
 
     #[test]
@@ -322,8 +322,8 @@ mod tests {
 
     #[test]
     fn parallel_keeps_the_order_and_reports_errors() {
-        let pictures = Pictures::default();
-        let context = Context { pictures, seed: 0, quick: true, bar: ProgressBar::hidden() };
+        let images = Images::default();
+        let context = Context { images, seed: 0, quick: true, bar: ProgressBar::hidden() };
         let jobs: Vec<usize> = (0..100).collect();
         assert_eq!(context.parallel(&jobs, |&job| Ok(2 * job)).unwrap(), (0..200).step_by(2).collect::<Vec<_>>());
         let error = context.parallel(&jobs, |&job| if job == 7 { Err("seven".into()) } else { Ok(job) }).unwrap_err();

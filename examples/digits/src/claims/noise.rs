@@ -7,7 +7,7 @@ use crate::network::{Design, Mode, Network};
 use crate::training::{Training, score};
 use batchnorm::{BatchNorm, Shape, Statistics};
 
-/// Pictures of a mini-batch; each is normalized in groups.
+/// Images of a mini-batch; each is normalized in groups.
 const BATCH: usize = 128;
 
 pub(super) fn check(context: &Context) -> Result<Finding> {
@@ -76,7 +76,7 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
         figures: vec![
             Figure {
                 name: "noise-statistics",
-                caption: "Mean and variance of mini-batches against those of all pictures, at the input of the first \
+                caption: "Mean and variance of mini-batches against those of all images, at the input of the first \
                           batch normalization of a trained network: root mean square over its channels and 200 random \
                           mini-batches of each size. The line is theory for the mean: 1/sqrt(size)."
                     .into(),
@@ -109,7 +109,7 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
             Figure {
                 name: "noise-gap",
                 caption: format!(
-                    "Accuracy on training pictures minus accuracy on held-out ones, {} networks each. All are trained \
+                    "Accuracy on training images minus accuracy on held-out ones, {} networks each. All are trained \
                      with mini-batches of {BATCH}; numbers are sizes of the groups within a mini-batch that are \
                      normalized together, so that only the noise of the statistics differs. Whiskers are standard errors.",
                     seeds.len()

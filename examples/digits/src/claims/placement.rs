@@ -3,15 +3,15 @@
 use super::{Context, Finding, Measure, Spread, Unit, Verdict, difference, dots};
 use crate::Result;
 use crate::figures::{Axis, Chart, Colour, Figure};
-use crate::network::{Activation, Design, Network, Place};
+use crate::network::{Activation, Design, Network, Placement};
 use crate::training::{Training, score};
 
 pub(super) fn check(context: &Context) -> Result<Finding> {
     let seeds = context.seeds(8, 3);
     let training = Training { epochs: context.effort(30, 10), ..Training::default() };
     let places = [
-        (Some(Place::BeforeActivation), "before the activation", Colour::Blue),
-        (Some(Place::AfterActivation), "after the activation", Colour::Green),
+        (Some(Placement::BeforeActivation), "before the activation", Colour::Blue),
+        (Some(Placement::AfterActivation), "after the activation", Colour::Green),
         (None, "nowhere", Colour::Vermilion),
     ];
     let kinds = [(Activation::Relu, "ReLU"), (Activation::Sigmoid, "sigmoid")];
@@ -20,7 +20,7 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
         let mut accuracies = Vec::new();
         for (activation, kind) in kinds {
             // The layer after a normalization after the activation needs its bias no less than a plain one.
-            let bias = norm != Some(Place::BeforeActivation);
+            let bias = norm != Some(Placement::BeforeActivation);
             let design = Design { activation, norm, bias, ..Design::default() };
             let values = context.parallel(&seeds, |&seed| {
                 let (split, mut network) = (context.split(seed), Network::new(&design, seed));

@@ -1,8 +1,8 @@
-//! Inputs that change their distribution: those of hidden layers during training, and pictures of another kind.
+//! Inputs that change their distribution: those of hidden layers during training, and images of another kind.
 
 use super::{Context, Finding, Measure, Spread, Unit, Verdict, dots};
 use crate::Result;
-use crate::data::{Pictures, Split};
+use crate::data::{Images, Split};
 use crate::figures::{Axis, Chart, Colour, Figure, Series, Style};
 use crate::network::{Design, Mode, Network};
 use crate::optimizers::Rule;
@@ -12,11 +12,11 @@ use batchnorm::{BatchNorm, Shape, Statistics};
 /// What becomes of a pixel.
 type Change = fn(f32) -> f32;
 
-/// How far a hidden layer's inputs moved in each epoch, and the accuracies on each kind of picture with running and with
+/// How far a hidden layer's inputs moved in each epoch, and the accuracies on each kind of image with running and with
 /// re-estimated statistics.
 type Run = (Vec<f64>, Vec<(f64, f64)>);
 
-/// What happens to the pictures after training.
+/// What happens to the images after training.
 const SHIFTS: [(&str, Change); 4] =
     [("as trained", |p| p), ("fainter", |p| 0.3 * p), ("grey paper", |p| 0.5 + 0.5 * p), ("inverted", |p| 1.0 - p)];
 
@@ -37,7 +37,7 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
         for (_, change) in SHIFTS {
             rows.push(adapt(&mut network, &split.test.map(change))?);
         }
-        let split = Split::by_writer(&context.pictures);
+        let split = Split::by_writer(&context.images);
         let mut network = Network::new(design, seed);
         training.run(&mut network, &split.train, |_, _| Ok(()))?;
         rows.push(adapt(&mut network, &split.test)?);
@@ -96,7 +96,7 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
                 name: "shift-hidden",
                 caption: "How far the inputs of the third hidden layer move in each epoch of gradient descent at the \
                           same learning rate: the change of each unit's mean and standard deviation over the training \
-                          pictures, root mean square over the units, in standard deviations."
+                          images, root mean square over the units, in standard deviations."
                     .into(),
                 chart: Chart {
                     title: "Movement of a hidden layer's inputs",
@@ -109,15 +109,15 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
                 },
             },
             Figure {
-                name: "shift-pictures",
-                caption: "Networks meet pictures of another kind than they were trained on. Re-estimated: mean and \
-                          variance are taken from the new pictures, without their labels, all else stays. Where only \
-                          scale and offset of the pictures change, that is all it takes; inverted pictures turn every \
+                name: "shift-images",
+                caption: "Networks meet images of another kind than they were trained on. Re-estimated: mean and \
+                          variance are taken from the new images, without their labels, all else stays. Where only \
+                          scale and offset of the images change, that is all it takes; inverted images turn every \
                           weight's sign, which no statistics can undo. Other writers: the last fifth of the file."
                     .into(),
                 chart: Chart {
-                    title: "Accuracy on pictures of another kind",
-                    x: Axis::names("held-out pictures", names.iter().copied()),
+                    title: "Accuracy on images of another kind",
+                    x: Axis::names("held-out images", names.iter().copied()),
                     y: Axis::range("accuracy, %", 0.0, 100.0),
                     series: columns
                         .iter()
@@ -132,21 +132,21 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
     })
 }
 
-/// Accuracy on these pictures with the statistics of training, and with theirs.
-fn adapt(network: &mut Network, pictures: &Pictures) -> Result<(f64, f64)> {
-    let before = score(network, pictures)?.accuracy;
+/// Accuracy on these images with the statistics of training, and with theirs.
+fn adapt(network: &mut Network, images: &Images) -> Result<(f64, f64)> {
+    let before = score(network, images)?.accuracy;
     let mut adapted = network.clone();
-    adapted.adopt_statistics(&pictures.pixels, pictures.len())?;
-    Ok((before, score(&mut adapted, pictures)?.accuracy))
+    adapted.adopt_statistics(&images.pixels, images.len())?;
+    Ok((before, score(&mut adapted, images)?.accuracy))
 }
 
 /// Trains, and says for each epoch how far the distribution of each input of the third hidden layer moved.
-fn movement(training: &Training, network: &mut Network, pictures: &Pictures) -> Result<Vec<f64>> {
-    let mut last = hidden_statistics(network, pictures)?;
+fn movement(training: &Training, network: &mut Network, images: &Images) -> Result<Vec<f64>> {
+    let mut last = hidden_statistics(network, images)?;
     let mut moves = Vec::new();
-    training.run(network, pictures, |step, network| {
+    training.run(network, images, |step, network| {
         if step.ends_epoch {
-            let now = hidden_statistics(network, pictures)?;
+            let now = hidden_statistics(network, images)?;
             let pairs = |f: fn(&Statistics) -> &[f64]| f(&last).iter().zip(f(&now));
             let means: f64 = pairs(Statistics::mean).map(|(a, b)| (a - b).powi(2)).sum();
             let deviations: f64 = pairs(Statistics::var).map(|(a, b)| (a.sqrt() - b.sqrt()).powi(2)).sum();
@@ -158,12 +158,12 @@ fn movement(training: &Training, network: &mut Network, pictures: &Pictures) -> 
     Ok(moves)
 }
 
-/// Mean and variance, over the pictures, of each input of the third hidden layer.
-fn hidden_statistics(network: &mut Network, pictures: &Pictures) -> Result<Statistics> {
-    network.forward(&pictures.pixels, pictures.len(), Mode::Train)?;
+/// Mean and variance, over the images, of each input of the third hidden layer.
+fn hidden_statistics(network: &mut Network, images: &Images) -> Result<Statistics> {
+    network.forward(&images.pixels, images.len(), Mode::Train)?;
     let x = network.hidden_activations().nth(1).unwrap_or_default();
-    let channels = x.len() / pictures.len();
+    let channels = x.len() / images.len();
     let mut statistics = Statistics::new(channels);
-    BatchNorm::new(Shape::nc(pictures.len(), channels)?).statistics(x, &mut statistics)?;
+    BatchNorm::new(Shape::nc(images.len(), channels)?).statistics(x, &mut statistics)?;
     Ok(statistics)
 }

@@ -2,7 +2,7 @@
 
 use super::{Context, Finding, Measure, Spread, Unit, Verdict};
 use crate::Result;
-use crate::data::{PIXELS, Pictures};
+use crate::data::{Images, PIXELS};
 use crate::figures::{Axis, Chart, Colour, Figure, Point, Series, Style};
 use crate::network::{Design, Mode, Network};
 use crate::training::Training;
@@ -105,16 +105,16 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
     })
 }
 
-/// The share of pictures named rightly when each comes alone.
-fn one_by_one(network: &mut Network, running: Vec<RunningStatistics>, pictures: &Pictures) -> Result<f64> {
+/// The share of images named rightly when each comes alone.
+fn one_by_one(network: &mut Network, running: Vec<RunningStatistics>, images: &Images) -> Result<f64> {
     for (norm, running) in network.norms_mut().zip(running) {
         norm.running = running;
     }
     let mut right = 0;
-    for (picture, &label) in pictures.pixels.chunks_exact(PIXELS).zip(&pictures.labels) {
-        let logits = network.forward(picture, 1, Mode::Test)?;
+    for (image, &label) in images.pixels.chunks_exact(PIXELS).zip(&images.labels) {
+        let logits = network.forward(image, 1, Mode::Test)?;
         let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
         right += usize::from(best == Some(usize::from(label)));
     }
-    Ok(right as f64 / pictures.len() as f64)
+    Ok(right as f64 / images.len() as f64)
 }
