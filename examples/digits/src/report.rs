@@ -38,17 +38,17 @@ impl Report {
             self.sections,
             "<section id=\"{}\">\n<h2>{} <span class=\"{class}\">{verdict}</span></h2>\n<p>{}.</p>\n<table>\n",
             claim.name,
-            escape(claim.statement),
-            escape(&finding.text),
+            html(claim.statement),
+            html(&finding.text),
         )?;
         for measure in &finding.measures {
-            writeln!(self.sections, "<tr><td>{}</td><td>{measure}</td></tr>", escape(&measure.what))?;
+            writeln!(self.sections, "<tr><td>{}</td><td>{measure}</td></tr>", html(&measure.what))?;
         }
         writeln!(self.sections, "</table>")?;
         for figure in &finding.figures {
             let svg = figure.chart.svg()?;
             self.write(&format!("{}.svg", figure.name), &svg)?;
-            let caption = escape(&figure.caption);
+            let caption = html(&figure.caption);
             writeln!(self.sections, "<figure>\n{svg}\n<figcaption>{caption}</figcaption>\n</figure>")?;
         }
         writeln!(self.sections, "</section>")?;
@@ -75,8 +75,8 @@ impl Report {
                 rows,
                 "<tr><td><a href=\"#{}\">{}</a></td><td>{verdict}</td><td>{}</td></tr>",
                 claim.name,
-                escape(claim.statement),
-                escape(&finding.text),
+                html(claim.statement),
+                html(&finding.text),
             )?;
         }
         let page = include_str!("report.html").replace("{rows}", &rows).replace("{sections}", &self.sections);
@@ -84,6 +84,60 @@ impl Report {
     }
 }
 
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+/// The text as HTML: code between backticks becomes a `<code>` element.
+fn html(text: &str) -> String {
+    let escape = |text: &str| text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    let mut html = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('`')
+        && let Some((code, after)) = after.split_once('`')
+    {
+        html += &format!("{}<code>{}</code>", escape(before), escape(code));
+        rest = after;
+    }
+    html + &escape(rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::claims::{Measure, Unit, Verdict};
+    use crate::figures::{Axis, Chart, Colour, Figure, Point, Series, Style};
+
+    #[test]
+    fn code_between_backticks() {
+        assert_eq!(html("a < `b<c>` & `d`."), "a &lt; <code>b&lt;c&gt;</code> &amp; <code>d</code>.");
+        assert_eq!(html("`a` and one ` alone"), "<code>a</code> and one ` alone");
+        assert_eq!(html(""), "");
+    }
+
+    #[test]
+    fn a_page_shows_all_code_as_code() {
+        static CLAIM: Claim = Claim { name: "code", statement: "`a<b` pays", check: |_| Err("not called".into()) };
+        let points = vec![Point::new(0.0, 1.0), Point::new(1.0, 2.0)];
+        let series = vec![Series { label: "y".into(), colour: Colour::Blue, points, style: Style::Line }];
+        let chart = Chart { title: "chart", x: Axis::linear("x"), y: Axis::linear("y"), series };
+        let finding = Finding {
+            verdict: Verdict::Holds,
+            text: "measured with `c&d`".into(),
+            measures: vec![Measure::new("time in `e>f`", 1.0, Unit::Seconds)],
+            figures: vec![Figure { name: "chart", caption: "Drawn from `g`.".into(), chart }],
+        };
+        let folder = std::env::temp_dir().join(format!("batchnorm-digits-{}-code", std::process::id()));
+        let mut report = Report::create(&folder).unwrap();
+        report.add(&CLAIM, finding).unwrap();
+        let page = std::fs::read_to_string(report.finish().unwrap()).unwrap();
+        std::fs::remove_dir_all(folder).unwrap();
+        for part in [
+            "<h2><code>a&lt;b</code> pays <span",
+            "<p>measured with <code>c&amp;d</code>.</p>",
+            "<td>time in <code>e&gt;f</code></td>",
+            "<figcaption>Drawn from <code>g</code>.</figcaption>",
+            "<a href=\"#code\"><code>a&lt;b</code> pays</a>",
+            "<td>measured with <code>c&amp;d</code></td>",
+        ] {
+            assert!(page.contains(part), "{part} in {page}");
+        }
+        assert!(!page.contains('`'));
+    }
 }
