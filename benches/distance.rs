@@ -92,7 +92,8 @@ fn measure(name: &str, shape: Shape) {
     });
     let sweeps = if shape.inner() == 1 { read + copy } else { copy };
     println!(
-        "{name:<22} {read:>7.3} {copy:>7.3} {add:>7.3} | {forward:>9.3} {:>5.2} | {inference:>9.3} {:>5.2} | {backward:>9.3} {:>5.2}",
+        "{name:<22} {read:>7.3} {copy:>7.3} {add:>7.3} | {forward:>9.3} {:>5.2} | {inference:>9.3} {:>5.2} | \
+         {backward:>9.3} {:>5.2}",
         forward / sweeps,
         inference / copy,
         backward / add

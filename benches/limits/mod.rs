@@ -43,8 +43,8 @@ fn stream(y: &mut [f32], a: &[f32], b: &[f32]) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::*;
-        // SAFETY: every x86-64 CPU has SSE; the vectors of `middle` are aligned, and `at + 4` is at most the length of `y`,
-        // which is that of `a` and `b`.
+        // SAFETY: every x86-64 CPU has SSE; the vectors of `middle` are aligned, and `at + 4` is at most the length of
+        // `y`, which is that of `a` and `b`.
         unsafe {
             let (head, middle, _) = y.align_to_mut::<__m128>();
             let head = head.len();

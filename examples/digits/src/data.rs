@@ -1,27 +1,27 @@
-//! The images: reading them, splitting them, and changing them.
+//! The images: reading, splitting and changing them.
 
 use crate::Result;
 use flate2::read::GzDecoder;
 use std::io::Read;
 
-/// Pixels of a image, 8 rows of 8.
+/// Pixels per image, in 8 rows of 8.
 pub(crate) const PIXELS: usize = 64;
-/// Digits to tell apart.
+/// Classes: the ten digits.
 pub(crate) const CLASSES: usize = 10;
-/// Images below which there is no telling what a network has learned.
+/// The fewest images to accept: with fewer, accuracies mean little.
 const LEAST: usize = 1000;
-/// What a pixel full of ink has.
+/// The value of a black pixel in the file.
 const INK: f32 = 16.0;
 
-/// The 1797 UCI digits that are part of this program; `data/README.md` says where they come from.
+/// The 1797 digits that are built into this program; `data/README.md` states their source.
 const DIGITS: &[u8] = include_bytes!("../data/digits.csv.gz");
 
-/// Images and what they show.
+/// Images and their labels.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Images {
-    /// `PIXELS` values a image, one image after the other, 0 for paper to 1 for ink.
+    /// `PIXELS` values per image, one image after the other, from 0 for paper to 1 for ink.
     pub(crate) pixels: Vec<f32>,
-    /// The digit on each image.
+    /// The digit that each image shows.
     pub(crate) labels: Vec<u8>,
 }
 
@@ -31,7 +31,7 @@ impl Images {
         Self::parse(DIGITS)
     }
 
-    /// From a gzip-compressed table: a line a image, 64 pixels from 0 to 16 and the digit, separated by commas.
+    /// Parses a gzip-compressed table. A line is an image: 64 pixels from 0 to 16 and the digit, separated by commas.
     pub(crate) fn parse(compressed: &[u8]) -> Result<Self> {
         let mut table = String::new();
         GzDecoder::new(compressed)
@@ -60,7 +60,10 @@ impl Images {
         let digits = (0..CLASSES).filter(|&digit| images.labels.contains(&(digit as u8))).count();
         if images.len() < LEAST || digits < CLASSES {
             let images = images.len();
-            return Err(format!("expected at least {LEAST} images of all 10 digits, got {images} of {digits}").into());
+            return Err(format!(
+                "expected at least {LEAST} images and all 10 digits, got {images} images and {digits} digits"
+            )
+            .into());
         }
         Ok(images)
     }
@@ -69,7 +72,7 @@ impl Images {
         self.labels.len()
     }
 
-    /// The images with these numbers, in this order.
+    /// The images with these indices, in this order.
     pub(crate) fn select(&self, picks: &[usize]) -> Self {
         let mut chosen = Self::default();
         for &i in picks {
@@ -85,7 +88,7 @@ impl Images {
     }
 }
 
-/// What to train on and what to test on.
+/// Images for training and for testing.
 #[derive(Clone, Debug)]
 pub(crate) struct Split {
     pub(crate) train: Images,
@@ -93,14 +96,14 @@ pub(crate) struct Split {
 }
 
 impl Split {
-    /// A random fifth is for testing.
+    /// Holds out a random fifth for testing.
     pub(crate) fn random(images: &Images, seed: u64) -> Self {
         let mut order: Vec<usize> = (0..images.len()).collect();
         fastrand::Rng::with_seed(seed).shuffle(&mut order);
         Self::at_fifth(images, &order)
     }
 
-    /// The last fifth of the file is for testing: other people wrote it.
+    /// Holds out the last fifth of the file, which was written by other people.
     pub(crate) fn by_writer(images: &Images) -> Self {
         Self::at_fifth(images, &(0..images.len()).collect::<Vec<_>>())
     }
@@ -148,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn corrupted_data_is_an_error_that_says_where() {
+    fn corrupted_data_is_an_error_that_names_the_line() {
         assert!(error(b"0,1,2").starts_with("expected gzip-compressed lines of 64 pixels and a digit: "));
         let mut cut = DIGITS.to_vec();
         cut.truncate(1000);
@@ -159,8 +162,11 @@ mod tests {
             assert!(message.starts_with("line 2: expected 64 pixels from 0 to 16 and a digit, got "), "{message}");
             assert!(!message.contains('\n'));
         }
-        assert_eq!(error(&compress("")), "expected at least 1000 images of all 10 digits, got 0 of 0");
+        assert_eq!(error(&compress("")), "expected at least 1000 images and all 10 digits, got 0 images and 0 digits");
         let sevens = format!("{good}\n").repeat(1000);
-        assert_eq!(error(&compress(&sevens)), "expected at least 1000 images of all 10 digits, got 1000 of 1");
+        assert_eq!(
+            error(&compress(&sevens)),
+            "expected at least 1000 images and all 10 digits, got 1000 images and 1 digits"
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! One page that holds everything, and each image as a file.
+//! The report: one page with all results, and each chart as a file.
 
 use crate::Result;
 use crate::claims::{Claim, Finding};
@@ -15,11 +15,11 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// An empty report in this folder, which is made where it is not there. The page is written at once, so that a
-    /// folder without room or permission is found before the work is done.
+    /// An empty report in this folder, which is created if it does not exist. An empty page is written at once, so that
+    /// an unwritable folder is reported before any network is trained.
     pub(crate) fn create(folder: &Path) -> Result<Self> {
         let report = Self { folder: folder.to_path_buf(), findings: Vec::new(), sections: String::new() };
-        std::fs::create_dir_all(folder).map_err(|e| format!("cannot make the folder {}: {e}", folder.display()))?;
+        std::fs::create_dir_all(folder).map_err(|e| format!("cannot create the folder {}: {e}", folder.display()))?;
         report.write(PAGE, "")?;
         Ok(report)
     }
@@ -30,13 +30,13 @@ impl Report {
         Ok(path)
     }
 
-    /// Adds a section and writes its images.
+    /// Adds a section to the page, and writes its charts.
     pub(crate) fn add(&mut self, claim: &'static Claim, finding: Finding) -> Result<()> {
         let verdict = finding.verdict.name();
         let class = verdict.replace(' ', "-");
         write!(
             self.sections,
-            "<section id=\"{}\">\n<h2>{} <span class=\"{class}\">{verdict}</span></h2>\n<p>{}.</p>\n<table>\n",
+            "<section id=\"{}\">\n<h2>{} <span class=\"{class}\">{verdict}</span></h2>\n<p>Measured: {}.</p>\n<table>\n",
             claim.name,
             html(claim.statement),
             html(&finding.text),
@@ -66,8 +66,8 @@ impl Report {
         table
     }
 
-    /// Writes the page and says where it is.
-    pub(crate) fn finish(&self) -> Result<PathBuf> {
+    /// Writes the page, which says how many images there were, and returns its path.
+    pub(crate) fn finish(&self, images: usize) -> Result<PathBuf> {
         let mut rows = String::new();
         for (claim, finding) in &self.findings {
             let verdict = finding.verdict.name();
@@ -79,7 +79,10 @@ impl Report {
                 html(&finding.text),
             )?;
         }
-        let page = include_str!("report.html").replace("{rows}", &rows).replace("{sections}", &self.sections);
+        let page = include_str!("report.html")
+            .replace("{images}", &images.to_string())
+            .replace("{rows}", &rows)
+            .replace("{sections}", &self.sections);
         self.write(PAGE, &page)
     }
 }
@@ -113,28 +116,28 @@ mod tests {
 
     #[test]
     fn a_page_shows_all_code_as_code() {
-        static CLAIM: Claim = Claim { name: "code", statement: "`a<b` pays", check: |_| Err("not called".into()) };
+        static CLAIM: Claim = Claim { name: "code", statement: "`a<b` holds", check: |_| Err("not called".into()) };
         let points = vec![Point::new(0.0, 1.0), Point::new(1.0, 2.0)];
         let series = vec![Series { label: "y".into(), colour: Colour::Blue, points, style: Style::Line }];
         let chart = Chart { title: "chart", x: Axis::linear("x"), y: Axis::linear("y"), series };
         let finding = Finding {
             verdict: Verdict::Holds,
-            text: "measured with `c&d`".into(),
+            text: "time with `c&d`".into(),
             measures: vec![Measure::new("time in `e>f`", 1.0, Unit::Seconds)],
             figures: vec![Figure { name: "chart", caption: "Drawn from `g`.".into(), chart }],
         };
         let folder = std::env::temp_dir().join(format!("batchnorm-digits-{}-code", std::process::id()));
         let mut report = Report::create(&folder).unwrap();
         report.add(&CLAIM, finding).unwrap();
-        let page = std::fs::read_to_string(report.finish().unwrap()).unwrap();
+        let page = std::fs::read_to_string(report.finish(1797).unwrap()).unwrap();
         std::fs::remove_dir_all(folder).unwrap();
         for part in [
-            "<h2><code>a&lt;b</code> pays <span",
-            "<p>measured with <code>c&amp;d</code>.</p>",
+            "<h2><code>a&lt;b</code> holds <span",
+            "<p>Measured: time with <code>c&amp;d</code>.</p>",
             "<td>time in <code>e&gt;f</code></td>",
             "<figcaption>Drawn from <code>g</code>.</figcaption>",
-            "<a href=\"#code\"><code>a&lt;b</code> pays</a>",
-            "<td>measured with <code>c&amp;d</code></td>",
+            "<a href=\"#code\"><code>a&lt;b</code> holds</a>",
+            "<td>time with <code>c&amp;d</code></td>",
         ] {
             assert!(page.contains(part), "{part} in {page}");
         }

@@ -1,4 +1,4 @@
-//! Mini-batch training, and how good the result is.
+//! Mini-batch training, and the evaluation of the result.
 
 use crate::Result;
 use crate::data::{Images, Split};
@@ -7,17 +7,17 @@ use crate::optimizers::{Optimizer, Rule};
 use batchnorm::Momentum;
 use std::time::{Duration, Instant};
 
-/// How to train.
+/// The settings of a training run.
 #[derive(Clone, Debug)]
 pub(crate) struct Training {
     pub(crate) rule: Rule,
     pub(crate) rate: f32,
     pub(crate) epochs: usize,
-    /// Examples of a mini-batch. What is left of an epoch's images makes no batch.
+    /// Examples per mini-batch. The remainder of an epoch's images is skipped.
     pub(crate) batch: usize,
-    /// How much a mini-batch counts in the running statistics.
+    /// The weight of a new mini-batch in the running statistics.
     pub(crate) momentum: Momentum,
-    /// For the order of the images.
+    /// Determines the order of the images.
     pub(crate) seed: u64,
 }
 
@@ -27,26 +27,26 @@ impl Default for Training {
     }
 }
 
-/// A step that was just made.
+/// A step of a training run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Step {
     /// Counted from 1.
     pub(crate) number: usize,
-    /// Of this step's mini-batch, before the step.
+    /// The loss of the step's mini-batch, before the step.
     pub(crate) loss: f64,
-    /// Since training began, without the time of observers.
+    /// The time since the training began, without the time spent in observers.
     pub(crate) seconds: f64,
-    /// Whether it is the last of its epoch.
+    /// Whether this is the last step of its epoch.
     pub(crate) ends_epoch: bool,
 }
 
 impl Training {
-    /// Steps of an epoch.
+    /// Steps per epoch.
     pub(crate) fn steps(&self, images: &Images) -> usize {
         images.len() / self.batch
     }
 
-    /// Trains on `images` and shows each step to `observe`.
+    /// Trains on `images`, and calls `observe` after each step.
     pub(crate) fn run(
         &self,
         network: &mut Network,
@@ -84,14 +84,16 @@ impl Training {
     }
 }
 
-/// How a training went, epoch by epoch.
+/// The course of a training run, with one value per epoch.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Trace {
+    /// Steps since the training began.
     pub(crate) steps: Vec<usize>,
+    /// The time since the training began, without the time spent in observers.
     pub(crate) seconds: Vec<f64>,
     /// The mean of the epoch's training losses.
     pub(crate) loss: Vec<f64>,
-    /// Of the images held out.
+    /// The accuracy on the held-out images.
     pub(crate) accuracy: Vec<f64>,
 }
 
@@ -113,27 +115,27 @@ impl Trace {
         Ok(trace)
     }
 
-    /// The accuracy at the end.
+    /// The accuracy after the last epoch.
     pub(crate) fn last_accuracy(&self) -> f64 {
         self.accuracy.last().copied().unwrap_or(0.0)
     }
 
-    /// The epoch, counted from 0, after which the accuracy was first this high.
+    /// The first epoch, counted from 0, after which the accuracy is at least this high.
     pub(crate) fn first_at(&self, accuracy: f64) -> Option<usize> {
         self.accuracy.iter().position(|&a| a >= accuracy)
     }
 }
 
-/// How good a network is on some images.
+/// The performance of a network on some images.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Score {
     /// Mean cross-entropy, in nats.
     pub(crate) loss: f64,
-    /// The share of images that it names rightly.
+    /// The fraction of images that are classified correctly.
     pub(crate) accuracy: f64,
 }
 
-/// The score at test time.
+/// Evaluates a network as at test time.
 pub(crate) fn score(network: &mut Network, images: &Images) -> Result<Score> {
     let logits = network.forward(&images.pixels, images.len(), Mode::Test)?;
     let (loss, _) = cross_entropy(logits, &images.labels);

@@ -56,7 +56,7 @@ pub(super) fn normal(random: &mut fastrand::Rng) -> f32 {
     (radius * (std::f64::consts::TAU * random.f64()).cos()) as f32
 }
 
-/// A matrix, or its transpose, in a row-major slice.
+/// A row-major slice as a matrix, or the transpose of one.
 #[derive(Clone, Copy)]
 struct Matrix<'a> {
     values: &'a [f32],
@@ -81,8 +81,8 @@ impl<'a> Matrix<'a> {
 /// `c = a·b + keep·c`
 fn multiply(a: Matrix<'_>, b: Matrix<'_>, keep: f32, c: &mut [f32]) {
     assert_eq!((a.columns, a.rows * b.columns), (b.rows, c.len()), "the dimensions match");
-    // SAFETY: a row and a column of a `Matrix`, times its strides, stay within its slice, whose length `Matrix::new` has
-    // checked; c has a.rows rows of b.columns values, checked above.
+    // SAFETY: a row and a column of a `Matrix`, times its strides, stay within its slice, whose length is checked by
+    // `Matrix::new`. `c` has a.rows rows of b.columns values, as checked above.
     unsafe {
         matrixmultiply::sgemm(
             a.rows,
