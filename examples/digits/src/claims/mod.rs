@@ -59,7 +59,7 @@ pub(crate) const CLAIMS: [Claim; 11] = [
     ),
     Claim::new(
         "shift",
-        "It stabilizes the inputs of hidden layers, and re-estimated statistics adapt it to new data",
+        "Batch normalization stabilizes the inputs of hidden layers, and re-estimated statistics adapt it to new data",
         shift::check,
     ),
     Claim::new(
