@@ -1,7 +1,7 @@
-//! How far the passes are from the machine's limit: `cargo bench --bench distance [-- FILTER]`.
+//! How close the passes come to the limits of the machine's memory: `cargo bench --bench distance [-- FILTER]`.
 //!
-//! Every pass is timed round by round beside sweeps that only move memory, so that what else the machine does meets
-//! all of them; the table has medians in milliseconds and ratios.
+//! The passes are compared with sweeps that only move memory. All of them take turns, so that background load affects
+//! all of them equally. The table shows medians in milliseconds, and ratios of passes to sweeps.
 
 mod limits;
 
@@ -12,12 +12,12 @@ const ROUNDS: usize = 11;
 
 fn main() {
     let filter: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
-    // `cargo test --benches` comes without this argument: then small shapes show that it works.
+    // `cargo test --benches` does not pass this argument; it only checks, on small shapes, that the bench works.
     let test = !std::env::args().any(|a| a == "--bench");
     println!("{} threads, medians of {ROUNDS} interleaved rounds, milliseconds", rayon::current_num_threads());
     println!(
-        "{:<22} {:>7} {:>7} {:>7} | {:>7} {:>5} | {:>7} {:>5} | {:>7} {:>5}",
-        "", "read", "copy", "add", "forward", "ratio", "infer", "ratio", "backwd", "ratio"
+        "{:<22} {:>7} {:>7} {:>7} | {:>9} {:>5} | {:>9} {:>5} | {:>9} {:>5}",
+        "", "read", "copy", "add", "forward", "ratio", "inference", "ratio", "backward", "ratio"
     );
     for (name, shape) in shapes() {
         if test && shape.len() > 1 << 18 || !filter.is_empty() && !filter.iter().any(|f| name.contains(f.as_str())) {
@@ -26,11 +26,11 @@ fn main() {
         measure(&name, shape);
     }
     println!(
-        "ratios: NCHW forward to a copy, NHWC and NC to a read and a copy; inference to a copy; backward to an add"
+        "ratios: forward / copy for NCHW, forward / (read + copy) for NHWC and NC; inference / copy; backward / add"
     );
 }
 
-/// The layers of ResNet-50 at batch 32 in both layouts, and shapes of fully connected layers.
+/// Layers of ResNet-50 at batch 32 in both layouts, fully connected layers, and small tensors.
 fn shapes() -> Vec<(String, Shape)> {
     let mut shapes = Vec::new();
     let resnet = [(64, 112), (64, 56), (256, 56), (512, 28), (1024, 14), (2048, 7)];
@@ -59,7 +59,7 @@ fn measure(name: &str, shape: Shape) {
     let mut statistics = Statistics::new(c);
     let running = RunningStatistics::new(c);
 
-    // Small tensors are repeated until a round takes long enough to be timed.
+    // Passes over small tensors are repeated, so that they take long enough to be timed.
     let repeat = (1 << 22) / n.max(1) + 1;
     let mut times: [Vec<f64>; 6] = Default::default();
     for round in 0..ROUNDS + 1 {
@@ -86,15 +86,16 @@ fn measure(name: &str, shape: Shape) {
         clock(2, &mut || limits::streaming_add(&x, &dy, &mut dx));
         clock(4, &mut || plan.normalize(&x, &running, affine, &mut y).expect("valid arguments"));
     }
-    let [read, copy, add, forward, infer, backward] = times.map(|mut t| {
+    let [read, copy, add, forward, inference, backward] = times.map(|mut t| {
         t.sort_by(f64::total_cmp);
         t[t.len() / 2]
     });
     let sweeps = if shape.inner() == 1 { read + copy } else { copy };
     println!(
-        "{name:<22} {read:>7.3} {copy:>7.3} {add:>7.3} | {forward:>7.3} {:>5.2} | {infer:>7.3} {:>5.2} | {backward:>7.3} {:>5.2}",
+        "{name:<22} {read:>7.3} {copy:>7.3} {add:>7.3} | {forward:>9.3} {:>5.2} | {inference:>9.3} {:>5.2} | \
+         {backward:>9.3} {:>5.2}",
         forward / sweeps,
-        infer / copy,
+        inference / copy,
         backward / add
     );
 }

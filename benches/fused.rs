@@ -1,7 +1,8 @@
-//! What fusing saves, and what half precision saves: `cargo bench --bench fused [-- FILTER]`.
+//! How much time fusion and 16-bit types save: `cargo bench --bench fused [-- FILTER]`.
 //!
-//! Each pass with something fused is timed round by round beside the plain pass followed by a sweep of its own for what
-//! is not fused, on as many threads; half types beside f32. Medians in milliseconds.
+//! Each fused pass is compared with the plain pass followed by a separate sweep for the rest, on the same number of
+//! threads, and each 16-bit type with f32. The alternatives take turns, so that background load affects all of them
+//! equally. Times are medians in milliseconds.
 
 use batchnorm::{Activation, Affine, BatchNorm, Element, Extras, Gradients, Shape, Statistics};
 use half::{bf16, f16};
@@ -12,7 +13,7 @@ const ROUNDS: usize = 9;
 
 fn main() {
     let filter: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
-    // `cargo test --benches` comes without this argument: then small shapes show that it works.
+    // `cargo test --benches` does not pass this argument; it only checks, on small shapes, that the bench works.
     let test = !std::env::args().any(|a| a == "--bench");
     println!("{} threads, medians of {ROUNDS} interleaved rounds, milliseconds", rayon::current_num_threads());
     let (c, side) = if test { (8, 7) } else { (256, 56) };
@@ -27,7 +28,7 @@ fn main() {
     }
 }
 
-/// Medians of passes that are run in turns; the first round warms up.
+/// Medians of passes that take turns, in milliseconds; the first round is a warm-up.
 fn medians<const N: usize>(mut passes: [&mut dyn FnMut(); N]) -> [f64; N] {
     let mut times = [const { Vec::new() }; N];
     for round in 0..=ROUNDS {
@@ -49,7 +50,7 @@ fn values(n: usize) -> Vec<f32> {
     (0..n).map(|i| (i.wrapping_mul(2_654_435_761) >> 8 & 0xffff) as f32 / 65536.0 - 0.5).collect()
 }
 
-/// A sweep over two tensors.
+/// A parallel sweep over two tensors.
 fn sweep(y: &mut [f32], x: &[f32], f: impl Fn(&mut f32, f32) + Sync) {
     const TASK: usize = 1 << 16;
     y.par_chunks_mut(TASK).zip(x.par_chunks(TASK)).for_each(|(y, x)| y.iter_mut().zip(x).for_each(|(y, x)| f(y, *x)));
@@ -76,10 +77,11 @@ fn fusions(name: &str, shape: Shape) {
         &mut || silu.forward_training(&x, affine, &mut dx, &mut Statistics::new(shape.channels())).expect(ok),
     ]);
     println!(
-        "{name} forward, ReLU:            fused {fused:.2}, unfused {unfused:.2} ({:.2}×), without {plain_alone:.2}",
+        "{name} forward, ReLU:            fused {fused:.2}, unfused {unfused:.2} (speedup {:.2}), \
+         without activation {plain_alone:.2}",
         unfused / fused
     );
-    println!("{name} forward, SiLU:            fused {silu:.2} ({:.2}× of ReLU)", silu / fused);
+    println!("{name} forward, SiLU:            fused {silu:.2} ({:.2} times as long as with ReLU)", silu / fused);
 
     let extras = Extras { residual: Some(&residual), ..Extras::default() };
     let [fused, unfused] =
@@ -87,7 +89,10 @@ fn fusions(name: &str, shape: Shape) {
             plain.forward_training(&x, affine, &mut g, &mut statistics).expect(ok);
             sweep(&mut g, &residual, |y, r| *y = (*y + r).max(0.0));
         }]);
-    println!("{name} forward, residual + ReLU: fused {fused:.2}, unfused {unfused:.2} ({:.2}×)", unfused / fused);
+    println!(
+        "{name} forward, residual + ReLU: fused {fused:.2}, unfused {unfused:.2} (speedup {:.2})",
+        unfused / fused
+    );
 
     let extras = Extras { output: Some(&y), ..Extras::default() };
     let [fused, unfused] = medians([
@@ -104,7 +109,10 @@ fn fusions(name: &str, shape: Shape) {
             plain.backward(&x, &g, &statistics, affine, gradients).expect(ok);
         },
     ]);
-    println!("{name} backward, residual + ReLU: fused {fused:.2}, unfused {unfused:.2} ({:.2}×)", unfused / fused);
+    println!(
+        "{name} backward, residual + ReLU: fused {fused:.2}, unfused {unfused:.2} (speedup {:.2})",
+        unfused / fused
+    );
 }
 
 fn halves(name: &str, shape: Shape) {
@@ -116,14 +124,14 @@ fn halves(name: &str, shape: Shape) {
     let backward = medians([&mut || single.backward(), &mut || brain.backward(), &mut || half.backward()]);
     for (pass, [single, brain, half]) in [("forward", forward), ("backward", backward)] {
         println!(
-            "{name} {pass}: f32 {single:.2}, bf16 {brain:.2} ({:.2}×), f16 {half:.2} ({:.2}×)",
-            brain / single,
-            half / single
+            "{name} {pass}: f32 {single:.2}, bf16 {brain:.2} (speedup {:.2}), f16 {half:.2} (speedup {:.2})",
+            single / brain,
+            single / half
         );
     }
 }
 
-/// A training step in an element type.
+/// A training step in the element type `E`.
 struct Typed<E> {
     plan: BatchNorm,
     x: Vec<E>,

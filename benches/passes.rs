@@ -1,8 +1,12 @@
-//! Every pass in every layout with criterion: `cargo bench --bench passes [-- FILTER]`.
+//! Every pass in every layout, with criterion: `cargo bench --bench passes [-- FILTER]`.
 //!
-//! A group is a pass on a shape: the kernel, `reference`, and a streaming copy of a tensor of that shape. Throughput
-//! counts the bytes that the pass must read and write at least once from memory, so the copy shows the limit. Each
-//! kernel is checked against `reference` before it is timed.
+//! The report with plots is `target/criterion/report/index.html`. To compare two commits, run
+//! `cargo bench --bench passes -- --save-baseline before` on the first and
+//! `cargo bench --bench passes -- --baseline before` on the second.
+//!
+//! Each group is one pass on one shape: the kernel, `reference`, and a streaming copy of a tensor of that shape.
+//! Throughput counts the bytes that the pass must read from and write to memory at least once, so the copy shows the
+//! limit. Each kernel is checked against `reference` before it is timed.
 
 mod limits;
 
@@ -11,7 +15,7 @@ use batchnorm::{Affine, BatchNorm, Gradients, RunningStatistics, Shape, Statisti
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use std::time::Duration;
 
-/// The first of ResNet-50's layers at batch 32, channels and side, and smaller tensors.
+/// Layers of ResNet-50 at batch 32 in both layouts, fully connected layers, and small tensors.
 fn shapes() -> Vec<(String, Shape)> {
     let resnet = [(64, 112), (64, 56), (256, 56), (512, 28), (1024, 14), (2048, 7)];
     let planes = resnet.map(|(c, s)| (format!("NCHW/32x{c}x{s}x{s}"), Shape::nchw(32, c, s, s)));
@@ -23,12 +27,12 @@ fn shapes() -> Vec<(String, Shape)> {
         ("NHWC/1x56x56x64".to_owned(), Shape::nhwc(1, 56, 56, 64)),
     ];
     let all = planes.into_iter().chain(rows).chain(others);
-    // `cargo test --benches` comes without this argument: then small shapes show that it works.
+    // `cargo test --benches` does not pass this argument; it only checks, on small shapes, that the bench works.
     let largest = if std::env::args().any(|a| a == "--bench") { usize::MAX } else { 1 << 18 };
     all.map(|(name, shape)| (name, shape.expect("a shape of the table"))).filter(|(_, s)| s.len() <= largest).collect()
 }
 
-/// Inputs, outputs and what `reference` makes of the inputs.
+/// The arguments of the passes on one shape.
 struct Case {
     plan: BatchNorm,
     shape: Shape,
@@ -44,7 +48,7 @@ struct Case {
     wide: Wide,
 }
 
-/// The inputs in f64, for `reference`.
+/// The inputs and their statistics in f64, for `reference`.
 struct Wide {
     x: Vec<f64>,
     dy: Vec<f64>,
@@ -123,13 +127,13 @@ impl Case {
 
     fn check(&self, expected: &[f64]) {
         for (y, expected) in self.y.iter().zip(expected) {
-            // All values here are below 16: a few roundings of f32.
+            // The values are below 16, so this allows 8 roundings of f32.
             assert_abs_diff_eq!(f64::from(*y), *expected, epsilon = 16.0 * 8.0 * f64::from(f32::EPSILON) / 2.0);
         }
     }
 }
 
-/// A pass: its name, how often it must move the tensor, and the calls that are timed.
+/// A pass: its name, how many tensors it must at least read or write, and the two calls that are timed.
 type Pass = (&'static str, u64, fn(&mut Case), fn(&Case) -> Vec<f64>);
 
 fn passes(criterion: &mut Criterion) {
@@ -139,7 +143,7 @@ fn passes(criterion: &mut Criterion) {
         ("backward", 3, Case::backward, Case::reference_backward),
     ];
     for (name, shape) in shapes() {
-        // Made when the filter lets the first benchmark of the shape through.
+        // Made by the shape's first benchmark that the filter selects.
         let mut case: Option<Case> = None;
         for (pass, sweeps, kernel, reference) in passes {
             let mut group = criterion.benchmark_group(format!("{pass}/{name}"));

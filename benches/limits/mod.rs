@@ -1,11 +1,11 @@
-//! What the memory of this machine allows: sweeps that do nothing but move, on as many threads as the kernels use.
+//! The limits of the machine's memory: sweeps that only move data, on as many threads as the kernels use.
 
-#![allow(dead_code)] // each bench uses some of the limits
+#![allow(dead_code)] // each bench uses only some of the sweeps
 
 use rayon::prelude::*;
 use std::hint::black_box;
 
-/// Elements that one task moves: large enough to hide the cost of a task, small enough to share out.
+/// Elements per task: large enough to hide the cost of a task, small enough to balance the load.
 const TASK: usize = 1 << 16;
 
 /// Reads `x` once.
@@ -14,18 +14,18 @@ pub(crate) fn read(x: &[f32]) {
     black_box(sum);
 }
 
-/// One read, one write that passes the caches by.
+/// One read and one write, which bypasses the caches on x86-64.
 pub(crate) fn streaming_copy(x: &[f32], y: &mut [f32]) {
     y.par_chunks_mut(TASK).zip(x.par_chunks(TASK)).for_each(|(y, x)| stream(y, x, x));
 }
 
-/// Two reads, one write that passes the caches by.
+/// Two reads and one write, which bypasses the caches on x86-64.
 pub(crate) fn streaming_add(a: &[f32], b: &[f32], y: &mut [f32]) {
     let inputs = a.par_chunks(TASK).zip(b.par_chunks(TASK));
     y.par_chunks_mut(TASK).zip(inputs).for_each(|(y, (a, b))| stream(y, a, b));
 }
 
-/// Many sums at once, or the additions would wait for each other.
+/// 128 independent sums: with a single one, each addition would wait for the one before.
 fn sum(x: &[f32]) -> f32 {
     let mut sums = [0.0f32; 128];
     for chunk in x.chunks_exact(128) {
@@ -36,13 +36,15 @@ fn sum(x: &[f32]) -> f32 {
     sums.iter().sum()
 }
 
-/// `y = a`, where `b` is the same slice; `y = a + b` elsewhere.
+/// `y = a` if `b` is the same slice, otherwise `y = a + b`.
 fn stream(y: &mut [f32], a: &[f32], b: &[f32]) {
+    assert_eq!((a.len(), b.len()), (y.len(), y.len()), "slices of equal lengths");
     let one = std::ptr::eq(a, b);
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::*;
-        // SAFETY: SSE is part of x86-64; the middle of `y` is aligned to its vectors, and offsets lie in all slices.
+        // SAFETY: every x86-64 CPU has SSE; the vectors of `middle` are aligned, and `at + 4` is at most the length of
+        // `y`, which is that of `a` and `b`.
         unsafe {
             let (head, middle, _) = y.align_to_mut::<__m128>();
             let head = head.len();

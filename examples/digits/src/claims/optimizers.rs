@@ -1,4 +1,4 @@
-//! Four optimizers, which treat W, gamma and beta alike.
+//! Four optimizers that treat W, gamma and beta alike.
 
 use super::{Context, Finding, Measure, Spread, Unit, Verdict, best_rate, series};
 use crate::Result;
@@ -20,7 +20,7 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
     for (rule, rates, colour) in rules {
         let training = Training { rule, epochs: context.effort(30, 10), ..Training::default() };
         let mut finals = Vec::new();
-        for (design, label) in [(Design::default(), "with"), (Design::default().plain(), "without")] {
+        for (design, label) in [(Design::default(), "with normalization"), (Design::default().plain(), "without")] {
             let rate = best_rate(context, &design, &training, &rates)?;
             let runs = context.parallel(&seeds, |&seed| {
                 let (mut network, training) =
@@ -33,20 +33,24 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
             let accuracy = Spread::of(traces.iter().map(Trace::last_accuracy)).mean;
             finals.push(accuracy);
             let name = rule.name();
-            measures.push(Measure::new(format!("best learning rate of {name} {label}"), f64::from(rate), Unit::Number));
-            measures.push(Measure::new(format!("accuracy of {name} {label}"), accuracy, Unit::Percent));
-            if label == "with" {
+            measures.push(Measure::new(format!("best learning rate, {name}, {label}"), f64::from(rate), Unit::Number));
+            measures.push(Measure::new(format!("accuracy, {name}, {label}"), accuracy, Unit::Percent));
+            if design.norm.is_some() {
                 let epoch = |_: &Trace, epoch: usize| (epoch + 1) as f64;
                 lines.push(series(name, colour, &traces, epoch, |trace| &trace.loss));
                 good += usize::from(accuracy >= 0.97);
                 for (i, parameter) in ["W", "gamma", "beta"].into_iter().enumerate() {
                     let moved = Spread::of(moves.iter().map(|moved| moved[i])).mean;
                     moved_all &= moved > 0.0;
-                    measures.push(Measure::new(format!("{parameter} moved by {name}"), moved, Unit::Number));
+                    measures.push(Measure::new(
+                        format!("change of {parameter} by {name}, root mean square"),
+                        moved,
+                        Unit::Number,
+                    ));
                 }
             }
         }
-        texts.push(format!("{} {:.1} % ({:.1} without)", rule.name(), 100.0 * finals[0], 100.0 * finals[1]));
+        texts.push(format!("{} {:.1} % ({:.1} %)", rule.name(), 100.0 * finals[0], 100.0 * finals[1]));
     }
     Ok(Finding {
         verdict: match (moved_all, good) {
@@ -54,13 +58,13 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
             (true, 1..) => Verdict::Partly,
             _ => Verdict::Fails,
         },
-        text: format!("accuracy with batch normalization: {}", texts.join(", ")),
+        text: format!("accuracy with batch normalization (and without): {}", texts.join(", ")),
         measures,
         figures: vec![Figure {
             name: "optimizers",
-            caption: "Each optimizer at its own best learning rate, with batch normalization. The rules know nothing of \
-                      layers: W, gamma and beta are numbers with gradients. The table says how far each moved (root mean \
-                      square)."
+            caption: "Each optimizer at its own best learning rate, with batch normalization. The update rules do not \
+                      know about layers: W, gamma and beta are just numbers with gradients. The table lists how far \
+                      each of them moved (root mean square)."
                 .into(),
             chart: Chart {
                 title: "Four optimizers with batch normalization",
@@ -72,7 +76,7 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
     })
 }
 
-/// How far W, gamma and beta are from where they started, as root mean squares.
+/// How far W, gamma and beta are from their initial values, as root mean squares.
 fn moved(network: &mut Network, start: &[Vec<f32>]) -> [f64; 3] {
     let parameters: Vec<_> = network.parameters().zip(start).collect();
     [Role::Weight, Role::Gamma, Role::Beta].map(|role| {

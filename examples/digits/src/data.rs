@@ -1,43 +1,43 @@
-//! The pictures: reading them, splitting them, and changing them.
+//! The images: reading, splitting and changing them.
 
 use crate::Result;
 use flate2::read::GzDecoder;
 use std::io::Read;
 
-/// Pixels of a picture, 8 rows of 8.
+/// Pixels per image, in 8 rows of 8.
 pub(crate) const PIXELS: usize = 64;
-/// Digits to tell apart.
+/// Classes: the ten digits.
 pub(crate) const CLASSES: usize = 10;
-/// Pictures below which there is no telling what a network has learned.
+/// The fewest images to accept: with fewer, accuracies mean little.
 const LEAST: usize = 1000;
-/// What a pixel full of ink has.
+/// The value of a black pixel in the file.
 const INK: f32 = 16.0;
 
-/// The 1797 UCI digits that are part of this program; `data/README.md` says where they come from.
-const DIGITS: &[u8] = include_bytes!("data/digits.csv.gz");
+/// The 1797 digits that are built into this program; `data/README.md` states their source.
+const DIGITS: &[u8] = include_bytes!("../data/digits.csv.gz");
 
-/// Pictures and what they show.
+/// Images and their labels.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Pictures {
-    /// `PIXELS` values a picture, one picture after the other, 0 for paper to 1 for ink.
+pub(crate) struct Images {
+    /// `PIXELS` values per image, one image after the other, from 0 for paper to 1 for ink.
     pub(crate) pixels: Vec<f32>,
-    /// The digit on each picture.
+    /// The digit that each image shows.
     pub(crate) labels: Vec<u8>,
 }
 
-impl Pictures {
-    /// The built-in pictures.
+impl Images {
+    /// The built-in images.
     pub(crate) fn built_in() -> Result<Self> {
         Self::parse(DIGITS)
     }
 
-    /// From a gzip-compressed table: a line a picture, 64 pixels from 0 to 16 and the digit, separated by commas.
+    /// Parses a gzip-compressed table. A line is an image: 64 pixels from 0 to 16 and the digit, separated by commas.
     pub(crate) fn parse(compressed: &[u8]) -> Result<Self> {
         let mut table = String::new();
         GzDecoder::new(compressed)
             .read_to_string(&mut table)
             .map_err(|e| format!("expected gzip-compressed lines of 64 pixels and a digit: {e}"))?;
-        let mut pictures = Self::default();
+        let mut images = Self::default();
         for (i, line) in table.lines().enumerate() {
             let values: Option<Vec<u8>> = line.split(',').map(|v| v.parse().ok()).collect();
             match values.as_deref() {
@@ -46,8 +46,8 @@ impl Pictures {
                         && pixels.iter().all(|&p| f32::from(p) <= INK)
                         && usize::from(*label) < CLASSES =>
                 {
-                    pictures.pixels.extend(pixels.iter().map(|&p| f32::from(p) / INK));
-                    pictures.labels.push(*label);
+                    images.pixels.extend(pixels.iter().map(|&p| f32::from(p) / INK));
+                    images.labels.push(*label);
                 }
                 _ => {
                     let line: String = line.chars().take(40).collect();
@@ -57,21 +57,22 @@ impl Pictures {
                 }
             }
         }
-        let digits = (0..CLASSES).filter(|&digit| pictures.labels.contains(&(digit as u8))).count();
-        if pictures.len() < LEAST || digits < CLASSES {
-            let pictures = pictures.len();
-            return Err(
-                format!("expected at least {LEAST} pictures of all 10 digits, got {pictures} of {digits}").into()
-            );
+        let digits = (0..CLASSES).filter(|&digit| images.labels.contains(&(digit as u8))).count();
+        if images.len() < LEAST || digits < CLASSES {
+            let images = images.len();
+            return Err(format!(
+                "expected at least {LEAST} images and all 10 digits, got {images} images and {digits} digits"
+            )
+            .into());
         }
-        Ok(pictures)
+        Ok(images)
     }
 
     pub(crate) fn len(&self) -> usize {
         self.labels.len()
     }
 
-    /// The pictures with these numbers, in this order.
+    /// The images with these indices, in this order.
     pub(crate) fn select(&self, picks: &[usize]) -> Self {
         let mut chosen = Self::default();
         for &i in picks {
@@ -81,35 +82,35 @@ impl Pictures {
         chosen
     }
 
-    /// The same pictures with every pixel changed by `f`.
+    /// The same images with every pixel changed by `f`.
     pub(crate) fn map(&self, f: impl Fn(f32) -> f32) -> Self {
         Self { pixels: self.pixels.iter().map(|&p| f(p)).collect(), labels: self.labels.clone() }
     }
 }
 
-/// What to train on and what to test on.
+/// Images for training and for testing.
 #[derive(Clone, Debug)]
 pub(crate) struct Split {
-    pub(crate) train: Pictures,
-    pub(crate) test: Pictures,
+    pub(crate) train: Images,
+    pub(crate) test: Images,
 }
 
 impl Split {
-    /// A random fifth is for testing.
-    pub(crate) fn random(pictures: &Pictures, seed: u64) -> Self {
-        let mut order: Vec<usize> = (0..pictures.len()).collect();
+    /// Holds out a random fifth for testing.
+    pub(crate) fn random(images: &Images, seed: u64) -> Self {
+        let mut order: Vec<usize> = (0..images.len()).collect();
         fastrand::Rng::with_seed(seed).shuffle(&mut order);
-        Self::at_fifth(pictures, &order)
+        Self::at_fifth(images, &order)
     }
 
-    /// The last fifth of the file is for testing: other people wrote it.
-    pub(crate) fn by_writer(pictures: &Pictures) -> Self {
-        Self::at_fifth(pictures, &(0..pictures.len()).collect::<Vec<_>>())
+    /// Holds out the last fifth of the file, which was written by other people.
+    pub(crate) fn by_writer(images: &Images) -> Self {
+        Self::at_fifth(images, &(0..images.len()).collect::<Vec<_>>())
     }
 
-    fn at_fifth(pictures: &Pictures, order: &[usize]) -> Self {
-        let (train, test) = order.split_at(pictures.len() * 4 / 5);
-        Self { train: pictures.select(train), test: pictures.select(test) }
+    fn at_fifth(images: &Images, order: &[usize]) -> Self {
+        let (train, test) = order.split_at(images.len() * 4 / 5);
+        Self { train: images.select(train), test: images.select(test) }
     }
 }
 
@@ -121,7 +122,7 @@ mod tests {
     use std::io::Write;
 
     fn error(compressed: &[u8]) -> String {
-        Pictures::parse(compressed).unwrap_err().to_string()
+        Images::parse(compressed).unwrap_err().to_string()
     }
 
     fn compress(table: &str) -> Vec<u8> {
@@ -131,26 +132,26 @@ mod tests {
     }
 
     #[test]
-    fn built_in_pictures() {
-        let pictures = Pictures::built_in().unwrap();
-        assert_eq!((pictures.len(), pictures.pixels.len()), (1797, 1797 * PIXELS));
+    fn built_in_images() {
+        let images = Images::built_in().unwrap();
+        assert_eq!((images.len(), images.pixels.len()), (1797, 1797 * PIXELS));
         // Counts as published with the data.
-        let count = |digit| pictures.labels.iter().filter(|&&label| label == digit).count();
+        let count = |digit| images.labels.iter().filter(|&&label| label == digit).count();
         assert_eq!([0, 1, 2, 3, 4, 5, 6, 7, 8, 9].map(count), [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]);
     }
 
     #[test]
-    fn splits_have_every_picture_once() {
-        let pictures = Pictures::built_in().unwrap();
-        for split in [Split::random(&pictures, 5), Split::by_writer(&pictures)] {
+    fn splits_have_every_image_once() {
+        let images = Images::built_in().unwrap();
+        for split in [Split::random(&images, 5), Split::by_writer(&images)] {
             assert_eq!((split.train.len(), split.test.len()), (1437, 360));
-            let sum = |pictures: &Pictures| pictures.pixels.iter().map(|&p| f64::from(p)).sum::<f64>();
-            assert_eq!(sum(&split.train) + sum(&split.test), sum(&pictures));
+            let sum = |images: &Images| images.pixels.iter().map(|&p| f64::from(p)).sum::<f64>();
+            assert_eq!(sum(&split.train) + sum(&split.test), sum(&images));
         }
     }
 
     #[test]
-    fn corrupted_data_is_an_error_that_says_where() {
+    fn corrupted_data_is_an_error_that_names_the_line() {
         assert!(error(b"0,1,2").starts_with("expected gzip-compressed lines of 64 pixels and a digit: "));
         let mut cut = DIGITS.to_vec();
         cut.truncate(1000);
@@ -161,8 +162,11 @@ mod tests {
             assert!(message.starts_with("line 2: expected 64 pixels from 0 to 16 and a digit, got "), "{message}");
             assert!(!message.contains('\n'));
         }
-        assert_eq!(error(&compress("")), "expected at least 1000 pictures of all 10 digits, got 0 of 0");
+        assert_eq!(error(&compress("")), "expected at least 1000 images and all 10 digits, got 0 images and 0 digits");
         let sevens = format!("{good}\n").repeat(1000);
-        assert_eq!(error(&compress(&sevens)), "expected at least 1000 pictures of all 10 digits, got 1000 of 1");
+        assert_eq!(
+            error(&compress(&sevens)),
+            "expected at least 1000 images and all 10 digits, got 1000 images and 1 digits"
+        );
     }
 }

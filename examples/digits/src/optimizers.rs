@@ -1,9 +1,9 @@
-//! Gradient descent and three optimizers built on it. They know nothing of layers: W, gamma and beta are all numbers
-//! with gradients.
+//! Gradient descent and three optimizers based on it. They do not know about layers: W, gamma and beta are all just
+//! numbers with gradients.
 
 use crate::network::Parameter;
 
-/// The rule for a step.
+/// The update rule of an optimizer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Rule {
     /// `w −= rate·g`
@@ -12,11 +12,11 @@ pub(crate) enum Rule {
     Momentum { decay: f32 },
     /// `s = decay·s + (1 − decay)·g²`, `w −= rate·g / (sqrt(s) + ε)`
     RmsProp { decay: f32 },
-    /// Both averages, each divided by `1 − decayᵗ` since it starts at 0: `w −= rate·v̂ / (sqrt(ŝ) + ε)`
+    /// Both averages, each divided by `1 − decayᵗ` because it starts at 0: `w −= rate·v̂ / (sqrt(ŝ) + ε)`
     Adam { decays: (f32, f32) },
 }
 
-/// Keeps a division by the root of an average of squares finite.
+/// Keeps the quotient finite if the average of the squares is 0.
 const EPSILON: f32 = 1e-8;
 
 impl Rule {
@@ -34,13 +34,13 @@ impl Rule {
     }
 }
 
-/// A rule, its learning rate, and the averages that it keeps for each number.
+/// A rule, its learning rate, and the averages that it keeps for each learned number.
 #[derive(Clone, Debug)]
 pub(crate) struct Optimizer {
     rule: Rule,
     rate: f32,
     steps: i32,
-    /// For each parameter the averages of its gradient and of its gradient's square.
+    /// For each parameter, the averages of its gradient and of its squared gradient.
     averages: Vec<[Vec<f32>; 2]>,
 }
 
@@ -49,7 +49,7 @@ impl Optimizer {
         Self { rule, rate, steps: 0, averages: Vec::new() }
     }
 
-    /// Moves every parameter against its gradient. The parameters must come in the same order each time.
+    /// Updates every parameter. The parameters must be in the same order each time.
     pub(crate) fn step<'a>(&mut self, parameters: impl Iterator<Item = &'a mut Parameter>) {
         self.steps += 1;
         for (i, parameter) in parameters.enumerate() {
@@ -75,7 +75,7 @@ impl Optimizer {
     }
 }
 
-/// Moves an exponentially weighted average towards `new`, and returns it.
+/// Updates an exponentially weighted average with `new`, and returns it.
 fn average(old: &mut f32, decay: f32, new: f32) -> f32 {
     *old = decay * *old + (1.0 - decay) * new;
     *old
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
     use crate::network::Role;
 
-    /// Two steps from w = 1 with gradients 0.5 and −0.25 at rate 0.1, against the values by hand.
+    /// Compares two steps from w = 1, with gradients 0.5 and −0.25 at rate 0.1, with values computed by hand.
     fn check(rule: Rule, expected: [f64; 2]) {
         let mut parameter = Parameter::new(Role::Weight, vec![1.0]);
         let mut optimizer = Optimizer::new(rule, 0.1);
@@ -94,7 +94,7 @@ mod tests {
             parameter.gradient[0] = gradient;
             optimizer.step([&mut parameter].into_iter());
             let w = f64::from(parameter.value[0]);
-            // Two steps of at most eight roundings each.
+            // Two steps with at most eight roundings each.
             assert!((w - expected).abs() <= 16.0 * f64::from(f32::EPSILON), "{rule:?}: expected {expected}, got {w}");
         }
     }
@@ -119,7 +119,7 @@ mod tests {
 
     #[test]
     fn adam_by_hand() {
-        // The first step is the rate, whatever the gradient. Then v̂ = (0.5·0.25 − 0.5·0.25) / 0.75 = 0.
+        // The size of the first step is the rate, for any gradient. Then v̂ = (0.5·0.25 − 0.5·0.25) / 0.75 = 0.
         check(Rule::Adam { decays: (0.5, 0.5) }, [0.9, 0.9]);
         // v̂ = (0.75·0.125 − 0.25·0.25) / (1 − 0.75²) = 1/14, ŝ = (0.5·0.125 + 0.5·0.0625) / 0.75 = 1/8.
         check(Rule::Adam { decays: (0.75, 0.5) }, [0.9, 0.9 - 0.1 / 14.0 / 0.125f64.sqrt()]);

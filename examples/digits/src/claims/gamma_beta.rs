@@ -1,4 +1,4 @@
-//! gamma = sqrt(var + eps) and beta = mean give the input back; learned, they may do better than 1 and 0.
+//! gamma = sqrt(var + eps) and beta = mean restore the input; learned values may work better than 1 and 0.
 
 use super::{Context, Finding, Measure, Spread, Unit, Verdict, difference, dots, points_of};
 use crate::Result;
@@ -25,30 +25,36 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
     let ([relu, sigmoid], [fixed_relu, fixed_sigmoid]) = (accuracies(true), accuracies(false));
     let (learned, fixed) = ([relu?, sigmoid?], [fixed_relu?, fixed_sigmoid?]);
     let gains = [0, 1].map(|i| difference(&learned[i], &fixed[i]));
-    let pays = gains.iter().filter(|(gain, deviation)| *gain > 2.0 * deviation).count();
+    let improved = gains.iter().filter(|(gain, error)| *gain > 2.0 * error).count();
     let spread = |accuracies: &[Vec<f64>; 2]| [0, 1].map(|i| Spread::of(accuracies[i].iter().copied()));
 
-    let mut measures = vec![Measure::new("largest error of the input given back, relative", error, Unit::Number)];
+    let mut measures =
+        vec![Measure::new("largest error of the restored input, relative to its largest value", error, Unit::Number)];
     for (i, (_, name)) in kinds.iter().enumerate() {
         measures.extend([
             Measure::new(
-                format!("accuracy with gamma and beta learned, {name}"),
+                format!("accuracy with learned gamma and beta, {name}"),
                 spread(&learned)[i].mean,
                 Unit::Percent,
             ),
-            Measure::new(format!("accuracy with gamma 1 and beta 0, {name}"), spread(&fixed)[i].mean, Unit::Percent),
+            Measure::new(
+                format!("accuracy with gamma = 1 and beta = 0, {name}"),
+                spread(&fixed)[i].mean,
+                Unit::Percent,
+            ),
         ]);
     }
     let exact = error < 16.0 * f64::from(f32::EPSILON);
     Ok(Finding {
-        verdict: match (exact, pays) {
+        verdict: match (exact, improved) {
             (true, 2) => Verdict::Holds,
             (true, _) => Verdict::Partly,
             _ => Verdict::Fails,
         },
         text: format!(
-            "gamma = sqrt(var + eps) and beta = mean give the input back to {error:.0e} of its largest value; learning \
-             them changes accuracy by {} points with ReLU and {} with sigmoid",
+            "gamma = sqrt(var + eps) and beta = mean restore the input, with errors up to {error:.0e} of its largest \
+             value; learning them changes the accuracy by {} points (mean ± standard error) with ReLU and by {} points \
+             with sigmoid",
             points_of(gains[0]),
             points_of(gains[1]),
         ),
@@ -56,8 +62,8 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
         figures: vec![Figure {
             name: "gamma-beta",
             caption: format!(
-                "Accuracy of {} networks of each kind. With ReLU the next layer's weights can do what gamma does; with \
-                 sigmoid gamma also chooses how much of the curve is used.",
+                "Accuracy of {} networks of each kind. With ReLU, the weights of the next layer can do the same as \
+                 gamma; with sigmoid, gamma also determines how much of the curve is used.",
                 seeds.len()
             ),
             chart: Chart {
@@ -73,12 +79,12 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
     })
 }
 
-/// The largest error of what batch normalization gives with gamma = sqrt(var + eps) and beta = mean, over the largest
-/// value of the input, which is that of the first hidden layer for all pictures.
+/// The largest difference of output and input with gamma = sqrt(var + eps) and beta = mean, relative to the largest
+/// input. The inputs are those of the first batch normalization of a network, for all images.
 fn identity_error(context: &Context) -> Result<f64> {
     let mut network = Network::new(&Design::default(), context.seed);
-    let rows = context.pictures.len();
-    network.forward(&context.pictures.pixels, rows, Mode::Train)?;
+    let rows = context.images.len();
+    network.forward(&context.images.pixels, rows, Mode::Train)?;
     let x = network.norm_inputs().next().unwrap_or_default();
     let channels = x.len() / rows;
     let plan = BatchNorm::new(Shape::nc(rows, channels)?);

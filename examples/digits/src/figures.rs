@@ -5,12 +5,12 @@ use plotters::coord::Shift;
 use plotters::coord::ranged1d::{AsRangedCoord, Ranged, ValueFormatter};
 use plotters::prelude::*;
 
-/// A chart and what it shows.
+/// A chart with its caption.
 #[derive(Clone, Debug)]
 pub(crate) struct Figure {
-    /// The name of its file, without the extension.
+    /// The name of the chart's file, without the extension.
     pub(crate) name: &'static str,
-    /// What a reader is to see in it.
+    /// Explains the chart.
     pub(crate) caption: String,
     pub(crate) chart: Chart,
 }
@@ -25,7 +25,7 @@ pub(crate) struct Chart {
 
 #[derive(Clone, Debug)]
 pub(crate) struct Axis {
-    /// What it measures, and its unit.
+    /// The quantity and its unit.
     pub(crate) label: &'static str,
     pub(crate) scale: Scale,
 }
@@ -33,10 +33,10 @@ pub(crate) struct Axis {
 #[derive(Clone, Debug)]
 pub(crate) enum Scale {
     Linear,
-    /// Linear from here to there; points outside are drawn at the border.
+    /// Linear between these limits; points outside are drawn at the border.
     Range(f64, f64),
     Log,
-    /// Points at 0, 1, 2 … with these names.
+    /// Names for the positions 0, 1, 2, …
     Names(Vec<String>),
 }
 
@@ -57,7 +57,7 @@ impl Axis {
         Self { label, scale: Scale::Names(names.into_iter().map(Into::into).collect()) }
     }
 
-    /// The least and the greatest value to show.
+    /// The smallest and the largest value to show.
     fn limits(&self, values: impl Iterator<Item = f64>) -> (f64, f64) {
         let values = values.filter(|v| v.is_finite());
         let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
@@ -75,13 +75,13 @@ impl Axis {
     fn tick(&self, value: f64) -> String {
         match &self.scale {
             Scale::Names(names) => names.get(value.round() as usize).cloned().unwrap_or_default(),
-            // Six digits hide the rounding of the positions.
+            // Six decimals hide the rounding errors of the positions.
             _ => format!("{}", (value * 1e6).round() / 1e6),
         }
     }
 }
 
-/// A line through points, or points alone, of one colour.
+/// A line through points, or only points, in one colour.
 #[derive(Clone, Debug)]
 pub(crate) struct Series {
     pub(crate) label: String,
@@ -91,7 +91,7 @@ pub(crate) struct Series {
 }
 
 impl Series {
-    /// The same with y in percent instead of shares.
+    /// The same series with y in percent instead of fractions.
     pub(crate) fn percent(mut self) -> Self {
         for point in &mut self.points {
             let Point { x, y, low, high } = *point;
@@ -100,14 +100,14 @@ impl Series {
         self
     }
 
-    /// The same moved along x, so that series beside each other do not hide each other.
+    /// The same series shifted along x, so that several series do not hide each other.
     pub(crate) fn shifted(mut self, by: f64) -> Self {
         self.points.iter_mut().for_each(|point| point.x += by);
         self
     }
 }
 
-/// A place in a chart, and from where to where the seeds spread there.
+/// A point of a chart, and the range of the seeds there.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Point {
     pub(crate) x: f64,
@@ -124,15 +124,15 @@ impl Point {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Style {
-    /// A line within the band of its seeds.
+    /// A line, with a band for the range of the seeds.
     Line,
     /// The same with a mark at each point.
     Marked,
-    /// Marks with a whisker over the seeds.
+    /// Marks, with whiskers for the range of the seeds.
     Points,
 }
 
-/// Colours that the colour-blind can tell apart (Okabe, Ito, 2008).
+/// Colours that colour-blind readers can distinguish (Okabe and Ito, 2008).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Colour {
     Blue,
@@ -156,13 +156,14 @@ impl Colour {
     }
 }
 
-/// Pixels of a picture; the legend has a column of its own on the right, so that it covers nothing.
+/// The size of a chart in pixels.
 const SIZE: (u32, u32) = (860, 420);
+/// The width of the legend's column, on the right, so that the legend covers nothing.
 const LEGEND: u32 = 220;
 const FONT: &str = "sans-serif";
 
 impl Chart {
-    /// The picture.
+    /// Draws the chart.
     pub(crate) fn svg(&self) -> Result<String> {
         let mut svg = String::new();
         {
@@ -219,7 +220,7 @@ impl Chart {
         mesh.draw()?;
         let within = |y: f64| y.clamp(bottom, top);
         let points = |series: &'a Series| series.points.iter().filter(|p| p.x.is_finite() && p.y.is_finite());
-        // All bands lie under all lines.
+        // The bands come first, so that they lie under all lines.
         for series in self.series.iter().filter(|series| series.style != Style::Points) {
             let upper = points(series).map(|p| (p.x, within(p.high)));
             let band: Vec<_> = upper.chain(points(series).rev().map(|p| (p.x, within(p.low)))).collect();

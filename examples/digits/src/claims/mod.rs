@@ -1,4 +1,4 @@
-//! What is said of batch normalization, each claim a function that trains networks and says what came out.
+//! Claims about batch normalization, each with a function that checks it by training networks.
 
 mod bias;
 mod gamma_beta;
@@ -13,15 +13,16 @@ mod summary;
 mod test_time;
 
 use crate::Result;
-use crate::data::{Pictures, Split};
+use crate::data::{Images, Split};
 use crate::figures::{Colour, Figure, Point, Series, Style};
 use crate::network::{Design, Network};
 use crate::training::{Trace, Training};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// A claim, by the name that `--only` takes.
+/// A claim about batch normalization.
 pub(crate) struct Claim {
+    /// The name that `--only` takes.
     pub(crate) name: &'static str,
     pub(crate) statement: &'static str,
     pub(crate) check: fn(&Context) -> Result<Finding>,
@@ -33,18 +34,22 @@ impl Claim {
     }
 }
 
-/// All, in the order in which they are shown.
+/// All claims, in the order in which they are shown.
 pub(crate) const CLAIMS: [Claim; 11] = [
-    Claim::new("summary", "Batch normalization pays in a network that reads digits", summary::check),
-    Claim::new("inputs", "Inputs on one scale allow a larger learning rate, which converges faster", inputs::check),
-    Claim::new("speed", "Normalizing every hidden layer makes training faster", speed::check),
-    Claim::new("initial-weights", "Initial weights matter less", initial_weights::check),
-    Claim::new("gamma-beta", "gamma and beta can undo the normalization, and learning them pays", gamma_beta::check),
-    Claim::new("placement", "It works before the activation and after it", placement::check),
-    Claim::new("bias", "The bias before batch normalization is redundant", bias::check),
+    Claim::new("summary", "Batch normalization improves a network that recognizes digits", summary::check),
+    Claim::new("inputs", "Inputs on the same scale allow a larger learning rate and faster convergence", inputs::check),
+    Claim::new("speed", "Normalizing every hidden layer speeds up training", speed::check),
+    Claim::new("initial-weights", "Training depends less on the scale of the initial weights", initial_weights::check),
+    Claim::new(
+        "gamma-beta",
+        "gamma and beta can undo the normalization, and learning them improves accuracy",
+        gamma_beta::check,
+    ),
+    Claim::new("placement", "Batch normalization works both before and after the activation", placement::check),
+    Claim::new("bias", "A bias before batch normalization is redundant", bias::check),
     Claim::new(
         "noise",
-        "Mini-batch statistics are noisy, which regularizes slightly, less so with larger batches",
+        "Mini-batch statistics are noisy, which regularizes slightly, and less with larger batches",
         noise::check,
     ),
     Claim::new(
@@ -54,48 +59,48 @@ pub(crate) const CLAIMS: [Claim; 11] = [
     ),
     Claim::new(
         "shift",
-        "It steadies the inputs of hidden layers, and new statistics adapt it to new data",
+        "Batch normalization stabilizes the inputs of hidden layers, and re-estimated statistics adapt it to new data",
         shift::check,
     ),
     Claim::new(
         "test-time",
-        "At test time weighted averages of the statistics do for one example alone",
+        "At test time, running averages of the statistics suffice to classify a single example",
         test_time::check,
     ),
 ];
 
-/// What every claim works with.
+/// The input of every check.
 pub(crate) struct Context {
-    pub(crate) pictures: Pictures,
+    pub(crate) images: Images,
     pub(crate) seed: u64,
-    /// Fewer seeds and epochs.
+    /// Whether to use fewer seeds and epochs.
     pub(crate) quick: bool,
     pub(crate) bar: ProgressBar,
 }
 
 impl Context {
-    /// Picks by how thorough the run is.
+    /// `quick` in a quick run, otherwise `full`.
     pub(crate) fn effort<T>(&self, full: T, quick: T) -> T {
         if self.quick { quick } else { full }
     }
 
-    /// As many seeds, all from the program's.
+    /// This many seeds, derived from the program's seed.
     pub(crate) fn seeds(&self, full: usize, quick: usize) -> Vec<u64> {
         (0..self.effort(full, quick) as u64).map(|i| self.seed.wrapping_mul(1000).wrapping_add(i)).collect()
     }
 
-    /// What this seed's network trains on and what it is tested on.
+    /// The images that the network of this seed is trained and tested on.
     pub(crate) fn split(&self, seed: u64) -> Split {
-        Split::random(&self.pictures, seed)
+        Split::random(&self.images, seed)
     }
 
-    /// Does the jobs one after the other, so that their times can be compared, and moves the progress bar by each.
+    /// Runs the jobs one after the other, so that their times are comparable, and advances the progress bar after each.
     pub(crate) fn each<T, R>(&self, jobs: &[T], mut work: impl FnMut(&T) -> Result<R>) -> Result<Vec<R>> {
         self.bar.inc_length(jobs.len() as u64);
         jobs.iter().map(|job| work(job).inspect(|_| self.bar.inc(1))).collect()
     }
 
-    /// Does the jobs on all cores and moves the progress bar by each. The results are in the order of the jobs.
+    /// Runs the jobs on all cores, and advances the progress bar after each. The results are in the order of the jobs.
     pub(crate) fn parallel<T: Sync, R: Send>(
         &self,
         jobs: &[T],
@@ -119,7 +124,7 @@ impl Context {
     }
 }
 
-/// A bar for the runs of one claim.
+/// A progress bar for the jobs of one claim.
 pub(crate) fn progress_bar(name: &'static str) -> Result<ProgressBar> {
     let style = ProgressStyle::with_template("{prefix:16} {bar:40} {pos}/{len} runs, {elapsed}")?;
     Ok(ProgressBar::new(0).with_style(style).with_prefix(name))
@@ -129,7 +134,7 @@ pub(crate) fn progress_bar(name: &'static str) -> Result<ProgressBar> {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Verdict {
     Holds,
-    /// In part, or too little to tell from chance.
+    /// Only a part of it holds, or the difference is within chance.
     Partly,
     Fails,
 }
@@ -144,13 +149,13 @@ impl Verdict {
     }
 }
 
-/// What came out of checking a claim.
+/// The result of checking a claim.
 #[derive(Clone, Debug)]
 pub(crate) struct Finding {
     pub(crate) verdict: Verdict,
-    /// One sentence with the figures that decide.
+    /// One sentence with the numbers that decide.
     pub(crate) text: String,
-    /// More figures.
+    /// Further numbers.
     pub(crate) measures: Vec<Measure>,
     pub(crate) figures: Vec<Figure>,
 }
@@ -164,7 +169,7 @@ pub(crate) struct Measure {
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Unit {
-    /// A share, shown in percent.
+    /// A fraction, shown in percent.
     Percent,
     Seconds,
     Steps,
@@ -200,7 +205,8 @@ impl Finding {
     }
 }
 
-/// The learning rate with the best accuracy over all epochs and a few seeds: fast and good.
+/// The learning rate with the highest accuracy. It is a mean over all epochs and a few seeds, so that both fast
+/// convergence and final accuracy count.
 pub(crate) fn best_rate(context: &Context, design: &Design, training: &Training, rates: &[f32]) -> Result<f32> {
     let means = context.parallel(rates, |&rate| {
         let seeds = context.seeds(2, 1);
@@ -215,7 +221,7 @@ pub(crate) fn best_rate(context: &Context, design: &Design, training: &Training,
     best.map(|best| rates[best]).ok_or_else(|| "no learning rates to choose from".into())
 }
 
-/// One series for several seeds' traces: their mean and range, epoch by epoch.
+/// The mean and the range of several seeds' traces in each epoch.
 pub(crate) fn series(
     label: impl Into<String>,
     colour: Colour,
@@ -231,13 +237,13 @@ pub(crate) fn series(
     Series { label: label.into(), colour, points: (0..epochs).map(point).collect(), style: Style::Line }
 }
 
-/// One dot with a whisker for each of the spreads, at 0, 1, 2 …
+/// A dot with a whisker for each spread, at the positions 0, 1, 2, …
 pub(crate) fn dots(label: impl Into<String>, colour: Colour, spreads: &[Spread]) -> Series {
     let points = spreads.iter().enumerate().map(|(i, spread)| spread.at(i as f64)).collect();
     Series { label: label.into(), colour, points, style: Style::Points }
 }
 
-/// Mean difference of pairs and its standard error.
+/// The mean difference of the pairs, and its standard error.
 pub(crate) fn difference(a: &[f64], b: &[f64]) -> (f64, f64) {
     let n = a.len() as f64;
     let mean = a.iter().zip(b).map(|(a, b)| a - b).sum::<f64>() / n;
@@ -245,12 +251,12 @@ pub(crate) fn difference(a: &[f64], b: &[f64]) -> (f64, f64) {
     (mean, (squares / (n - 1.0) / n).sqrt())
 }
 
-/// A difference of shares in percentage points.
+/// A difference of fractions and its standard error, in percentage points.
 pub(crate) fn points_of((mean, error): (f64, f64)) -> String {
     format!("{:+.2} ± {:.2}", 100.0 * mean, 100.0 * error)
 }
 
-/// Mean and range of what several seeds gave.
+/// The mean and the range of several seeds' results.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Spread {
     pub(crate) mean: f64,
@@ -274,7 +280,7 @@ impl Spread {
         Self { mean, low: mean - error, high: mean + error }
     }
 
-    /// As a point of a chart.
+    /// The point of a chart at this `x`.
     pub(crate) fn at(self, x: f64) -> Point {
         Point { x, y: self.mean, low: self.low, high: self.high }
     }
@@ -285,25 +291,25 @@ mod tests {
     use super::*;
 
     fn quick(check: fn(&Context) -> Result<Finding>) -> Finding {
-        let pictures = Pictures::built_in().unwrap();
-        check(&Context { pictures, seed: 0, quick: true, bar: ProgressBar::hidden() }).unwrap()
+        let images = Images::built_in().unwrap();
+        check(&Context { images, seed: 0, quick: true, bar: ProgressBar::hidden() }).unwrap()
     }
 
     #[test]
     fn training_is_faster() {
         let finding = quick(speed::check);
         for activation in ["ReLU", "sigmoid"] {
-            let steps = |label: &str| finding.measured(&format!("steps to 95 % {label}, {activation}"));
-            assert!(steps("with") < 0.8 * steps("without"), "{activation}: {}", finding.text);
-            assert!(finding.measured(&format!("final accuracy with, {activation}")) > 0.93);
+            let steps = |label: &str| finding.measured(&format!("steps to 95 % accuracy, {activation}, {label}"));
+            assert!(steps("with normalization") < 0.8 * steps("without"), "{activation}: {}", finding.text);
+            assert!(finding.measured(&format!("final accuracy, {activation}, with normalization")) > 0.93);
         }
     }
 
     #[test]
     fn initial_weights_matter_less() {
         let finding = quick(initial_weights::check);
-        let worst = |label: &str| finding.measured(&format!("worst accuracy over the scales {label}"));
-        assert!(worst("with") > 0.7 && worst("without") < 0.3, "{}", finding.text);
+        let worst = |label: &str| finding.measured(&format!("worst accuracy over the scales, {label}"));
+        assert!(worst("with normalization") > 0.7 && worst("without") < 0.3, "{}", finding.text);
     }
 
     #[test]
@@ -313,17 +319,17 @@ mod tests {
     }
 
     #[test]
-    fn averages_do_for_one_example_alone() {
+    fn averages_suffice_for_a_single_example() {
         let finding = quick(test_time::check);
         let accuracy = |statistics: &str| finding.measured(&format!("accuracy, {statistics}"));
         assert!(accuracy("momentum 0.1") > accuracy("last mini-batch"), "{}", finding.text);
-        assert!((accuracy("momentum 0.1") - accuracy("population")).abs() < 0.02, "{}", finding.text);
+        assert!((accuracy("momentum 0.1") - accuracy("all training images")).abs() < 0.02, "{}", finding.text);
     }
 
     #[test]
     fn parallel_keeps_the_order_and_reports_errors() {
-        let pictures = Pictures::default();
-        let context = Context { pictures, seed: 0, quick: true, bar: ProgressBar::hidden() };
+        let images = Images::default();
+        let context = Context { images, seed: 0, quick: true, bar: ProgressBar::hidden() };
         let jobs: Vec<usize> = (0..100).collect();
         assert_eq!(context.parallel(&jobs, |&job| Ok(2 * job)).unwrap(), (0..200).step_by(2).collect::<Vec<_>>());
         let error = context.parallel(&jobs, |&job| if job == 7 { Err("seven".into()) } else { Ok(job) }).unwrap_err();

@@ -1,4 +1,4 @@
-//! A bias that is added before batch normalization is subtracted with the mean.
+//! A bias added before batch normalization is subtracted again with the mean.
 
 use super::{Context, Finding, Measure, Unit, Verdict, series};
 use crate::Result;
@@ -16,7 +16,7 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
         seed: context.seed,
         ..Training::default()
     };
-    // Both start from the same weights: a bias starts at 0 and draws no random number.
+    // Both networks start from the same weights: a bias starts at 0 and uses no random number.
     let design = |bias: bool| Design { bias, ..Design::default() };
     let traces = context.parallel(&[true, false], |&bias| {
         Trace::of(&training, &mut Network::new(&design(bias), context.seed), &split)
@@ -40,7 +40,7 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
     };
     let (loss_apart, accuracy_apart) = (apart(|trace| &trace.loss), apart(|trace| &trace.accuracy));
     let epoch = |_: &Trace, epoch: usize| (epoch + 1) as f64;
-    // The gradient is a sum over the batch of numbers that cancel but for a rounding each.
+    // The gradient is a sum over the batch, whose terms cancel except for one rounding error each.
     let rounding = training.batch as f64 * f64::from(f32::EPSILON);
     Ok(Finding {
         verdict: match (bias <= rounding * beta, loss_apart < 1e-3) {
@@ -49,15 +49,15 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
             _ => Verdict::Partly,
         },
         text: format!(
-            "its largest gradient in training is {:.0e} of beta's; training losses with and without it are never more \
-             than {loss_apart:.0e} apart",
+            "the largest gradient of a bias in training is {:.0e} times that of beta; the training losses with and \
+             without a bias differ by at most {loss_apart:.0e}",
             bias / beta
         ),
         measures: vec![
             Measure::new("largest gradient of a bias before batch normalization", bias, Unit::Number),
             Measure::new("largest gradient of beta", beta, Unit::Number),
-            Measure::new("largest difference of the training losses", loss_apart, Unit::Number),
-            Measure::new("largest difference of the accuracies", accuracy_apart, Unit::Percent),
+            Measure::new("largest difference between the training losses", loss_apart, Unit::Number),
+            Measure::new("largest difference between the accuracies", accuracy_apart, Unit::Percent),
         ],
         figures: vec![Figure {
             name: "bias",

@@ -7,7 +7,7 @@ use crate::network::{Design, Mode, Network};
 use crate::training::{Training, score};
 use batchnorm::{BatchNorm, Shape, Statistics};
 
-/// Pictures of a mini-batch; each is normalized in groups.
+/// Images per mini-batch. In training, a mini-batch is normalized in groups.
 const BATCH: usize = 128;
 
 pub(super) fn check(context: &Context) -> Result<Finding> {
@@ -20,7 +20,7 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
     let mut designs = vec![
         ("none".to_string(), Design::default().plain()),
         ("dropout".to_string(), Design { dropout, ..Design::default().plain() }),
-        ("normalization, dropout".to_string(), Design { dropout, ..Design::default() }),
+        ("normalization and dropout".to_string(), Design { dropout, ..Design::default() }),
     ];
     let fixed = designs.len();
     designs.extend(groups.map(|group| (format!("{group}"), Design { group: Some(group), ..Design::default() })));
@@ -36,7 +36,8 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
     let spreads: Vec<_> = gap.iter().map(|gaps| Spread::with_error(gaps)).collect();
     let mut measures = Vec::new();
     for (i, (name, _)) in designs.iter().enumerate() {
-        let name = if i < fixed { name.clone() } else { format!("normalization in groups of {name}") };
+        let name =
+            if i < fixed { format!("regularization: {name}") } else { format!("normalization in groups of {name}") };
         let loss = Spread::of(gaps[i * seeds.len()..(i + 1) * seeds.len()].iter().map(|run| run.1)).mean;
         measures.push(Measure::new(format!("train–test gap, {name}"), spreads[i].mean, Unit::Percent));
         measures.push(Measure::new(format!("held-out loss, {name}"), loss, Unit::Number));
@@ -44,8 +45,8 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
     let (none, best, whole) = (0, fixed + 1, designs.len() - 1);
     let regularizes = difference(&gap[none], &gap[best]);
     let fades = difference(&gap[whole], &gap[best]);
-    let beyond_chance = |(mean, deviation): (f64, f64)| mean > 2.0 * deviation;
-    // The noise of a mean falls as 1/sqrt(size).
+    let beyond_chance = |(mean, error): (f64, f64)| mean > 2.0 * error;
+    // The noise of a mean should fall as 1/sqrt(size).
     let (first, last) = (noise[2], noise[sizes.len() - 1]);
     let falls = (first.0 / last.0) / (sizes[sizes.len() - 1] as f64 / sizes[2] as f64).sqrt();
     measures.push(Measure::new("noise of the mean in a batch of 8, standard deviations", first.0, Unit::Number));
@@ -61,9 +62,10 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
             _ => Verdict::Partly,
         },
         text: format!(
-            "the mean of 8 is off by {:.2} standard deviations, of 512 by {:.2}; the train–test gap is {:.1} points \
-             with none, {:.1} with dropout, {:.1} normalized in groups of 8, {:.1} with both; normalized in groups of \
-             {BATCH} it is {} wider than in groups of 8",
+            "the mean of 8 examples is off by {:.2} standard deviations, that of 512 by {:.2}; the train–test gap of \
+             the accuracy is {:.1} points without regularization, {:.1} with dropout, {:.1} with normalization in \
+             groups of 8, and {:.1} with normalization and dropout; it is wider with groups of {BATCH} than with \
+             groups of 8 by {} points (mean ± standard error)",
             first.0,
             last.0,
             100.0 * spreads[none].mean,
@@ -76,9 +78,10 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
         figures: vec![
             Figure {
                 name: "noise-statistics",
-                caption: "Mean and variance of mini-batches against those of all pictures, at the input of the first \
-                          batch normalization of a trained network: root mean square over its channels and 200 random \
-                          mini-batches of each size. The line is theory for the mean: 1/sqrt(size)."
+                caption: "Mean and variance of mini-batches compared with those of all training images, at the input \
+                          of the first batch normalization of a trained network: root mean square error over its \
+                          channels and over 200 random mini-batches of each size. The line is the theory for the mean: \
+                          1/sqrt(size)."
                     .into(),
                 chart: Chart {
                     title: "Noise of mini-batch statistics",
@@ -109,34 +112,35 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
             Figure {
                 name: "noise-gap",
                 caption: format!(
-                    "Accuracy on training pictures minus accuracy on held-out ones, {} networks each. All are trained \
-                     with mini-batches of {BATCH}; numbers are sizes of the groups within a mini-batch that are \
-                     normalized together, so that only the noise of the statistics differs. Whiskers are standard errors.",
+                    "Accuracy on training images minus accuracy on held-out images, for {} networks of each kind. All \
+                     are trained with mini-batches of {BATCH}. Numbers are sizes of the groups within a mini-batch \
+                     that are normalized together, so that only the noise of the statistics differs. Whiskers are \
+                     standard errors.",
                     seeds.len()
                 ),
                 chart: Chart {
                     title: "Train–test gap",
                     x: Axis::names(
                         "regularization, or group size of batch normalization",
-                        designs.iter().map(|(name, _)| if name.contains(',') { "both" } else { name }),
+                        designs.iter().map(|(name, _)| if name.contains(" and ") { "both" } else { name }),
                     ),
                     y: Axis::linear("gap, percentage points"),
-                    series: vec![dots("mean, standard error", Colour::Blue, &spreads).percent()],
+                    series: vec![dots("mean ± standard error", Colour::Blue, &spreads).percent()],
                 },
             },
         ],
     })
 }
 
-/// For each batch size the error of a mini-batch's mean, in standard deviations, and the relative error of its
-/// variance.
+/// For each batch size, the error of a mini-batch's mean in standard deviations and the relative error of its variance,
+/// as root mean squares.
 fn noise(context: &Context, sizes: &[usize]) -> Result<Vec<(f64, f64)>> {
     let split = context.split(context.seed);
     let mut network = Network::new(&Design::default(), context.seed);
     Training { seed: context.seed, epochs: 5, ..Training::default() }.run(&mut network, &split.train, |_, _| Ok(()))?;
     network.forward(&split.train.pixels, split.train.len(), Mode::Train)?;
     let x = network.norm_inputs().next().unwrap_or_default();
-    let all = &network.norms().next().ok_or("the network has batch normalization")?.batch;
+    let all = &network.norms().next().ok_or("the network has no batch normalization")?.batch;
     let channels = all.channels();
     context.parallel(sizes, |&size| {
         let plan = BatchNorm::new(Shape::nc(size, channels)?);

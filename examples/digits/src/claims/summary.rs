@@ -1,4 +1,4 @@
-//! The whole job once: how good, and how long.
+//! The accuracy and the training time of one network, with and without batch normalization.
 
 use super::{Context, Finding, Measure, Spread, Unit, Verdict};
 use crate::Result;
@@ -38,22 +38,27 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
     let (norm, norm_reference) = (mean(&with, |run| run.norm), mean(&reference, |run| run.norm));
     let measures = vec![
         Measure::new("held-out accuracy with batch normalization", accuracy(&with), Unit::Percent),
-        Measure::new("held-out accuracy without", accuracy(&plain), Unit::Percent),
-        Measure::new("held-out accuracy with `reference` in the kernels' place", accuracy(&reference), Unit::Percent),
+        Measure::new("held-out accuracy without batch normalization", accuracy(&plain), Unit::Percent),
+        Measure::new("held-out accuracy with `reference` instead of the kernels", accuracy(&reference), Unit::Percent),
         Measure::new("held-out loss with batch normalization", mean(&with, |run| run.test.loss), Unit::Number),
-        Measure::new("held-out loss without", mean(&plain, |run| run.test.loss), Unit::Number),
-        Measure::new("time of a training with batch normalization", mean(&with, |run| run.total), Unit::Seconds),
-        Measure::new("time of a training without", mean(&plain, |run| run.total), Unit::Seconds),
-        Measure::new("passes of batch normalization in a training", with[0].passes as f64, Unit::Number),
-        Measure::new("time of these passes in the kernels", norm, Unit::Seconds),
-        Measure::new("time of these passes in `reference`", norm_reference, Unit::Seconds),
+        Measure::new("held-out loss without batch normalization", mean(&plain, |run| run.test.loss), Unit::Number),
+        Measure::new("time of one training run with batch normalization", mean(&with, |run| run.total), Unit::Seconds),
+        Measure::new(
+            "time of one training run without batch normalization",
+            mean(&plain, |run| run.total),
+            Unit::Seconds,
+        ),
+        Measure::new("passes of batch normalization in one training run", with[0].passes as f64, Unit::Number),
+        Measure::new("time of these passes with the kernels", norm, Unit::Seconds),
+        Measure::new("time of these passes with `reference`", norm_reference, Unit::Seconds),
     ];
     let better = accuracy(&with) > accuracy(&plain);
     Ok(Finding {
         verdict: if accuracy(&with) >= 0.97 && better { Verdict::Holds } else { Verdict::Fails },
         text: format!(
-            "{:.1} % of held-out digits right with batch normalization, {:.1} % without; its passes took {:.1} ms of \
-             a training of {:.0} ms, and {:.0} times as long in `reference`",
+            "{:.1} % of the held-out digits are classified correctly with batch normalization and {:.1} % without; its \
+             passes take {:.1} ms of a training run of {:.0} ms, and {:.0} times as long with `reference` instead of \
+             the kernels",
             100.0 * accuracy(&with),
             100.0 * accuracy(&plain),
             1000.0 * norm,

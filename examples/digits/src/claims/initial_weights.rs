@@ -1,4 +1,4 @@
-//! Accuracy over five decades of initial weights.
+//! Accuracy for initial weights over five orders of magnitude.
 
 use super::{Context, Finding, Measure, Spread, Unit, Verdict};
 use crate::Result;
@@ -7,7 +7,7 @@ use crate::network::{Design, Network};
 use crate::optimizers::Rule;
 use crate::training::{Training, score};
 
-/// What counts as trained.
+/// The accuracy from which a network counts as trained.
 const GOOD: f64 = 0.9;
 
 pub(super) fn check(context: &Context) -> Result<Finding> {
@@ -41,28 +41,29 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
             _ => Verdict::Fails,
         },
         text: format!(
-            "of {} scales from 0.001 to 100, {:.0} % accuracy is reached at {} with and at {} without; the worst is \
-             {:.0} % with and {:.0} % without",
+            "of {} scales from 0.001 to 100, {} lead to at least {:.0} % accuracy with batch normalization and {} \
+             without; the worst accuracy is {:.0} % with it and {:.0} % without",
             scales.len(),
-            100.0 * GOOD,
             good(&with),
+            100.0 * GOOD,
             good(&plain),
             100.0 * worst(&with),
             100.0 * worst(&plain),
         ),
         measures: vec![
-            Measure::new("worst accuracy over the scales with", worst(&with), Unit::Percent),
-            Measure::new("worst accuracy over the scales without", worst(&plain), Unit::Percent),
-            Measure::new("scales from which it trains with", good(&with) as f64, Unit::Number),
-            Measure::new("scales from which it trains without", good(&plain) as f64, Unit::Number),
+            Measure::new("worst accuracy over the scales, with normalization", worst(&with), Unit::Percent),
+            Measure::new("worst accuracy over the scales, without", worst(&plain), Unit::Percent),
+            Measure::new("scales that train, with normalization", good(&with) as f64, Unit::Number),
+            Measure::new("scales that train, without", good(&plain) as f64, Unit::Number),
         ],
         figures: vec![Figure {
             name: "initial-weights",
             caption: format!(
-                "Accuracy after {} epochs of gradient descent at rate {}, from initial weights of standard deviation \
-                 scale · sqrt(2 / inputs) in all three layers. Without batch normalization only scales near 1 train. \
-                 With it small weights make no difference; large ones still cost accuracy, for a step then turns the \
-                 weights by little, and the last layer, which is not normalized, starts out with huge logits.",
+                "Accuracy after {} epochs of gradient descent at learning rate {}, from initial weights with standard \
+                 deviation scale · sqrt(2 / inputs) in all three layers. Without batch normalization only scales near \
+                 1 train. With it, small weights make no difference. Large weights still cost accuracy: a step then \
+                 changes the direction of the weights only a little, and the last layer, which is not normalized, \
+                 starts with huge logits.",
                 training.epochs, training.rate,
             ),
             chart: Chart {

@@ -1,20 +1,20 @@
-//! Which statistics to normalize one example with.
+//! Which statistics to use for a single example at test time.
 
 use super::{Context, Finding, Measure, Spread, Unit, Verdict};
 use crate::Result;
-use crate::data::{PIXELS, Pictures};
+use crate::data::{Images, PIXELS};
 use crate::figures::{Axis, Chart, Colour, Figure, Point, Series, Style};
 use crate::network::{Design, Mode, Network};
 use crate::training::Training;
 use batchnorm::{Momentum, RunningStatistics};
 
-/// How much the new mini-batch counts.
+/// Weights of a new mini-batch in the running averages.
 const MOMENTA: [f64; 7] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.9];
 
 pub(super) fn check(context: &Context) -> Result<Finding> {
-    // Small batches, whose statistics are far from the population's.
+    // Small batches, whose statistics differ much from those of all training images.
     let training = Training { batch: 16, epochs: context.effort(15, 6), ..Training::default() };
-    // 1 keeps the last mini-batch's alone.
+    // Momentum 1 keeps only the statistics of the last mini-batch.
     let momenta: Vec<_> =
         MOMENTA.into_iter().chain([1.0]).map(Momentum::Exponential).chain([Momentum::Cumulative]).collect();
     let runs = context.parallel(&context.seeds(6, 3), |&seed| {
@@ -51,8 +51,8 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
         .collect();
     measures.extend([
         Measure::new("accuracy, last mini-batch", last.mean, Unit::Percent),
-        Measure::new("accuracy, plain average over all mini-batches", cumulative.mean, Unit::Percent),
-        Measure::new("accuracy, population", population.mean, Unit::Percent),
+        Measure::new("accuracy, plain average of all mini-batches", cumulative.mean, Unit::Percent),
+        Measure::new("accuracy, all training images", population.mean, Unit::Percent),
     ]);
     let level = |label: &str, colour, spread: Spread| {
         let points =
@@ -67,8 +67,8 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
             _ => Verdict::Partly,
         },
         text: format!(
-            "one digit at a time: {:.1} % with averages of momentum {}, {:.1} % at 0.001, {:.1} % with the last \
-             mini-batch's statistics, {:.1} % with the population's",
+            "accuracy, one digit at a time: {:.1} % with running averages of momentum {}, {:.1} % with momentum 0.001, \
+             {:.1} % with the statistics of the last mini-batch, {:.1} % with those of all training images",
             percent(averaged[best]),
             MOMENTA[best],
             percent(averaged[0]),
@@ -80,8 +80,8 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
             name: "test-time",
             caption: format!(
                 "One network for each of {} seeds, trained with mini-batches of {}, and tested one digit at a time \
-                 with statistics of four kinds. Too small a momentum has not forgotten the start, where the mean is 0 \
-                 and the variance 1; too large a one follows the noise of the last mini-batches.",
+                 with different statistics. If the momentum is too small, the averages still depend on their initial \
+                 values, mean 0 and variance 1. If it is too large, they follow the noise of the last mini-batches.",
                 runs.len(),
                 training.batch
             ),
@@ -90,10 +90,10 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
                 x: Axis::log("momentum: weight of the new mini-batch"),
                 y: Axis::linear("accuracy, one digit at a time, %"),
                 series: vec![
-                    level("population", Colour::Green, population),
+                    level("all training images", Colour::Green, population),
                     level("last mini-batch", Colour::Vermilion, last),
                     Series {
-                        label: "weighted averages".into(),
+                        label: "running averages".into(),
                         colour: Colour::Blue,
                         points: averaged.iter().zip(MOMENTA).map(|(spread, m)| spread.at(m)).collect(),
                         style: Style::Marked,
@@ -105,16 +105,16 @@ pub(super) fn check(context: &Context) -> Result<Finding> {
     })
 }
 
-/// The share of pictures named rightly when each comes alone.
-fn one_by_one(network: &mut Network, running: Vec<RunningStatistics>, pictures: &Pictures) -> Result<f64> {
+/// The fraction of images that are classified correctly, one at a time.
+fn one_by_one(network: &mut Network, running: Vec<RunningStatistics>, images: &Images) -> Result<f64> {
     for (norm, running) in network.norms_mut().zip(running) {
         norm.running = running;
     }
     let mut right = 0;
-    for (picture, &label) in pictures.pixels.chunks_exact(PIXELS).zip(&pictures.labels) {
-        let logits = network.forward(picture, 1, Mode::Test)?;
+    for (image, &label) in images.pixels.chunks_exact(PIXELS).zip(&images.labels) {
+        let logits = network.forward(image, 1, Mode::Test)?;
         let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
         right += usize::from(best == Some(usize::from(label)));
     }
-    Ok(right as f64 / pictures.len() as f64)
+    Ok(right as f64 / images.len() as f64)
 }

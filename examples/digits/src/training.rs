@@ -1,23 +1,23 @@
-//! Mini-batch training, and how good the result is.
+//! Mini-batch training, and the evaluation of the result.
 
 use crate::Result;
-use crate::data::{Pictures, Split};
+use crate::data::{Images, Split};
 use crate::network::{Mode, Network, cross_entropy};
 use crate::optimizers::{Optimizer, Rule};
 use batchnorm::Momentum;
 use std::time::{Duration, Instant};
 
-/// How to train.
+/// The settings of a training run.
 #[derive(Clone, Debug)]
 pub(crate) struct Training {
     pub(crate) rule: Rule,
     pub(crate) rate: f32,
     pub(crate) epochs: usize,
-    /// Examples of a mini-batch. What is left of an epoch's pictures makes no batch.
+    /// Examples per mini-batch. The remainder of an epoch's images is skipped.
     pub(crate) batch: usize,
-    /// How much a mini-batch counts in the running statistics.
+    /// The weight of a new mini-batch in the running statistics.
     pub(crate) momentum: Momentum,
-    /// For the order of the pictures.
+    /// Determines the order of the images.
     pub(crate) seed: u64,
 }
 
@@ -27,42 +27,42 @@ impl Default for Training {
     }
 }
 
-/// A step that was just made.
+/// A step of a training run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Step {
     /// Counted from 1.
     pub(crate) number: usize,
-    /// Of this step's mini-batch, before the step.
+    /// The loss of the step's mini-batch, before the step.
     pub(crate) loss: f64,
-    /// Since training began, without the time of observers.
+    /// The time since the training began, without the time spent in observers.
     pub(crate) seconds: f64,
-    /// Whether it is the last of its epoch.
+    /// Whether this is the last step of its epoch.
     pub(crate) ends_epoch: bool,
 }
 
 impl Training {
-    /// Steps of an epoch.
-    pub(crate) fn steps(&self, pictures: &Pictures) -> usize {
-        pictures.len() / self.batch
+    /// Steps per epoch.
+    pub(crate) fn steps(&self, images: &Images) -> usize {
+        images.len() / self.batch
     }
 
-    /// Trains on `pictures` and shows each step to `observe`.
+    /// Trains on `images`, and calls `observe` after each step.
     pub(crate) fn run(
         &self,
         network: &mut Network,
-        pictures: &Pictures,
+        images: &Images,
         mut observe: impl FnMut(Step, &mut Network) -> Result<()>,
     ) -> Result<()> {
         let mut optimizer = Optimizer::new(self.rule, self.rate);
         let mut random = fastrand::Rng::with_seed(self.seed);
-        let mut order: Vec<usize> = (0..pictures.len()).collect();
-        let steps = self.steps(pictures);
+        let mut order: Vec<usize> = (0..images.len()).collect();
+        let steps = self.steps(images);
         let mut time = Duration::ZERO;
         for epoch in 0..self.epochs {
             random.shuffle(&mut order);
             for (i, picks) in order.chunks_exact(self.batch).enumerate() {
                 let start = Instant::now();
-                let batch = pictures.select(picks);
+                let batch = images.select(picks);
                 let logits = network.forward(&batch.pixels, batch.len(), Mode::Train)?;
                 let (loss, gradient) = cross_entropy(logits, &batch.labels);
                 network.backward(gradient, batch.len())?;
@@ -84,19 +84,21 @@ impl Training {
     }
 }
 
-/// How a training went, epoch by epoch.
+/// The course of a training run, with one value per epoch.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Trace {
+    /// Steps since the training began.
     pub(crate) steps: Vec<usize>,
+    /// The time since the training began, without the time spent in observers.
     pub(crate) seconds: Vec<f64>,
     /// The mean of the epoch's training losses.
     pub(crate) loss: Vec<f64>,
-    /// Of the pictures held out.
+    /// The accuracy on the held-out images.
     pub(crate) accuracy: Vec<f64>,
 }
 
 impl Trace {
-    /// Trains, and scores the network on the test pictures after each epoch.
+    /// Trains, and scores the network on the test images after each epoch.
     pub(crate) fn of(training: &Training, network: &mut Network, split: &Split) -> Result<Self> {
         let (mut trace, mut losses) = (Self::default(), Vec::new());
         training.run(network, &split.train, |step, network| {
@@ -113,34 +115,34 @@ impl Trace {
         Ok(trace)
     }
 
-    /// The accuracy at the end.
+    /// The accuracy after the last epoch.
     pub(crate) fn last_accuracy(&self) -> f64 {
         self.accuracy.last().copied().unwrap_or(0.0)
     }
 
-    /// The epoch, counted from 0, after which the accuracy was first this high.
+    /// The first epoch, counted from 0, after which the accuracy is at least this high.
     pub(crate) fn first_at(&self, accuracy: f64) -> Option<usize> {
         self.accuracy.iter().position(|&a| a >= accuracy)
     }
 }
 
-/// How good a network is on some pictures.
+/// The performance of a network on some images.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Score {
     /// Mean cross-entropy, in nats.
     pub(crate) loss: f64,
-    /// The share of pictures that it names rightly.
+    /// The fraction of images that are classified correctly.
     pub(crate) accuracy: f64,
 }
 
-/// The score at test time.
-pub(crate) fn score(network: &mut Network, pictures: &Pictures) -> Result<Score> {
-    let logits = network.forward(&pictures.pixels, pictures.len(), Mode::Test)?;
-    let (loss, _) = cross_entropy(logits, &pictures.labels);
-    let classes = logits.len() / pictures.len();
-    let right = logits.chunks_exact(classes).zip(&pictures.labels).filter(|(row, label)| {
+/// Evaluates a network as at test time.
+pub(crate) fn score(network: &mut Network, images: &Images) -> Result<Score> {
+    let logits = network.forward(&images.pixels, images.len(), Mode::Test)?;
+    let (loss, _) = cross_entropy(logits, &images.labels);
+    let classes = logits.len() / images.len();
+    let right = logits.chunks_exact(classes).zip(&images.labels).filter(|(row, label)| {
         let best = (0..classes).max_by(|&a, &b| row[a].total_cmp(&row[b]));
         best == Some(usize::from(**label))
     });
-    Ok(Score { loss, accuracy: right.count() as f64 / pictures.len() as f64 })
+    Ok(Score { loss, accuracy: right.count() as f64 / images.len() as f64 })
 }
