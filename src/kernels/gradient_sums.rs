@@ -4,7 +4,7 @@ use super::input_gradient::upstream;
 use super::normalize::{self, center};
 use super::operands::{Lanes, Native, Operands, Sources, Variant, masked};
 use super::reduce::{self, MAX_COEFS, Reduce, Rows};
-use super::tile::{MAX_GROUP, Runs, Tile, start};
+use super::tile::{MAX_GROUP, PlaneRuns, Tile, start};
 use crate::lanes::Storage;
 use crate::shape::Shape;
 use crate::simd::{Kernel, MAX_LANES, Real, Simd, Vector};
@@ -82,28 +82,25 @@ impl<E: Storage> GradientSumsTask<E> {
     /// The pointers cover the shape.
     #[inline(always)]
     unsafe fn planes<L: Lanes<E = E, V: Vector<Scalar = E::Scalar>>, const FUSED: bool>(&self) {
-        let (channels, inner) = (self.shape.channels(), self.shape.inner());
+        let next_plane = self.shape.channels() * self.shape.inner();
         let mut slots = [const { MaybeUninit::uninit() }; MAX_GROUP];
         let Range { start: first, end } = self.tile.channels;
         let sums = start(&mut slots, end - first, [L::V::wide_zero(); 2]);
-        for (o, i, len) in Runs::new(self.shape, &self.tile.positions) {
-            let mut c = first;
-            while c < end {
-                let x = self.x.advance((o * channels + c) * inner + i, o * inner + i);
-                let mut coefs = [L::V::splat(Real::from_f64(0.0)); MAX_COEFS];
-                // SAFETY: the run lies within the buffers, by the definition of the shape; `c` is a channel.
-                unsafe {
-                    let mut k = 0;
-                    while k < Terms::<FUSED>::COEFS {
-                        coefs[k] = L::V::splat(*self.coefs.add(k * self.coefs_stride + c));
-                        k += 1;
-                    }
-                    reduce::prefetch_plane::<L::V, E>(x.inputs[0].wrapping_add(channels * inner), len);
-                    reduce::prefetch_plane::<L::V, E>(x.inputs[1].wrapping_add(channels * inner), len);
-                    let acc = &mut sums[c - first];
-                    *acc = reduce::run::<Terms<FUSED>, L, _>(&coefs, &x, &self.variant, len, *acc, &mut ());
+        let mut runs = PlaneRuns::new(self.shape, first..end, self.tile.positions.clone());
+        while let Some(run) = runs.next() {
+            let x = self.x.advance(run.element, run.position);
+            let mut coefs = [L::V::splat(Real::from_f64(0.0)); MAX_COEFS];
+            // SAFETY: the run lies within the buffers, and its channel is one of the shape's.
+            unsafe {
+                let mut k = 0;
+                while k < Terms::<FUSED>::COEFS {
+                    coefs[k] = L::V::splat(*self.coefs.add(k * self.coefs_stride + run.c));
+                    k += 1;
                 }
-                c += 1;
+                reduce::prefetch_plane::<L::V, E>(x.inputs[0].wrapping_add(next_plane), run.len);
+                reduce::prefetch_plane::<L::V, E>(x.inputs[1].wrapping_add(next_plane), run.len);
+                let acc = &mut sums[run.k];
+                *acc = reduce::run::<Terms<FUSED>, L, _>(&coefs, &x, &self.variant, run.len, *acc, &mut ());
             }
         }
         let mut c = first;

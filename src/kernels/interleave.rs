@@ -4,7 +4,8 @@
 use super::map::{Map, MapKernel, Plane, Sinks};
 use super::moments::MomentsKernel;
 use super::reduce::{CHUNK, Interleave};
-use super::sink::{Cached, Line, Streamed, Streaming};
+use super::sink::{Line, Streaming};
+use super::tile::PlaneRun;
 use crate::lanes::Storage;
 use crate::simd::{Kernel, Simd};
 
@@ -23,27 +24,17 @@ impl<M: Map, E: Storage> Kernel for InterleavedKernel<M, E> {
                 S::enter(self.map);
                 S::enter(self.sums);
             }
-        } else if M::FUSED {
-            self.walk::<S, bool>(self.map.task.stream);
-        } else if self.map.task.stream {
-            self.walk::<S, Streamed>(Streamed);
-        } else {
-            self.walk::<S, Cached>(Cached);
+            return;
         }
-    }
-}
-
-impl<M: Map, E: Storage> InterleavedKernel<M, E> {
-    #[inline(always)]
-    fn walk<S: Simd, T: Streaming>(&self, streaming: T) {
+        let stream = self.map.task.stream;
         let mut lines = [Line::new(), Line::new()];
-        let mut sinks = Sinks::<M, E, E::Native<S>, T>::new(self.map.task.out, &mut lines, streaming);
+        let mut sinks = Sinks::<M, E, E::Native<S>, bool>::new(self.map.task.out, &mut lines, stream);
         // SAFETY: who made the two kernels promised that their pointers cover the shape.
         unsafe {
-            self.sums.planes::<S, _>(&mut Plane::<M, E, S, T>::new(&self.map.task, &mut sinks));
+            self.sums.planes::<S, _>(&mut Plane::<M, E, S, bool>::new(&self.map.task, &mut sinks));
             sinks.flush();
         }
-        if streaming.on() {
+        if stream {
             S::fence();
         }
     }
@@ -51,10 +42,14 @@ impl<M: Map, E: Storage> InterleavedKernel<M, E> {
 
 impl<M: Map, E: Storage, S: Simd, T: Streaming> Interleave for Plane<'_, '_, M, E, S, T> {
     #[inline(always)]
-    unsafe fn begin(&mut self, k: usize, o: usize, i: usize, len: usize) {
+    unsafe fn begin(&mut self, run: &PlaneRun) {
+        let channels = &self.task.tile.channels;
+        // The run of the channel of the same index.
+        let c = channels.start + run.k;
+        let element = run.element + c * self.task.shape.inner() - run.c * self.task.shape.inner();
         // SAFETY: the caller's promise.
         unsafe {
-            let part = self.seek(k, o, i, len);
+            let part = self.seek(&PlaneRun { c, element, ..*run });
             if part > 0 {
                 self.next::<false>(part);
             }

@@ -1,9 +1,9 @@
 //! Passes that write, and their walk over planes: one output per element, or two, from the inputs and the coefficients
 //! of the channel.
 
-use super::operands::{INPUTS, Lanes, Native, Operands, Sources, Variant, load};
+use super::operands::{INPUTS, Lanes, Native, Operands, Sources, Variant, is_whole, load};
 use super::sink::{Cached, Line, Sink, Streamed, Streaming};
-use super::tile::{Runs, Tile};
+use super::tile::{PlaneRun, PlaneRuns, Tile};
 use crate::lanes::{Storage, Store};
 use crate::shape::Shape;
 use crate::simd::{Kernel, Real, Simd, Vector};
@@ -65,30 +65,45 @@ impl<M: Map, E: Storage> MapKernel<M, E> {
 impl<M: Map, E: Storage> Kernel for MapKernel<M, E> {
     #[inline(always)]
     fn run<S: Simd>(self) {
-        if !S::STREAMS {
-            self.walk::<S, Cached>(Cached);
-        } else if M::FUSED {
-            self.walk::<S, bool>(self.task.stream);
-        } else if self.task.stream {
-            self.walk::<S, Streamed>(Streamed);
+        let stream = S::STREAMS && self.task.stream;
+        if M::FUSED || !S::STREAMS || self.task.shape.inner() > 1 {
+            self.walk::<S>(stream);
+        } else if stream {
+            self.walk_rows::<S, Streamed>(Streamed);
         } else {
-            self.walk::<S, Cached>(Cached);
+            self.walk_rows::<S, Cached>(Cached);
         }
     }
 }
 
 impl<M: Map, E: Storage> MapKernel<M, E> {
+    /// Walks the tile, streaming or not as is known at run time.
     #[inline(always)]
-    fn walk<S: Simd, T: Streaming>(&self, streaming: T) {
+    fn walk<S: Simd>(&self, streaming: bool) {
+        let mut lines = [Line::new(), Line::new()];
+        let mut sinks = Sinks::<M, E, E::Native<S>, bool>::new(self.task.out, &mut lines, streaming);
+        // SAFETY: who made the kernel promised that its pointers cover the shape.
+        unsafe {
+            if (M::FUSED || !S::STREAMS) && self.task.shape.inner() == 1 {
+                self.rows::<S, bool>(&mut sinks);
+            } else {
+                walk_planes(&mut Plane::<M, E, S, bool>::new(&self.task, &mut sinks));
+            }
+            sinks.flush();
+        }
+        if streaming {
+            S::fence();
+        }
+    }
+
+    /// Walks a tile of rows, streaming or not as is known when it is compiled.
+    #[inline(always)]
+    fn walk_rows<S: Simd, T: Streaming>(&self, streaming: T) {
         let mut lines = [Line::new(), Line::new()];
         let mut sinks = Sinks::<M, E, E::Native<S>, T>::new(self.task.out, &mut lines, streaming);
         // SAFETY: who made the kernel promised that its pointers cover the shape.
         unsafe {
-            if self.task.shape.inner() == 1 {
-                self.rows::<S, T>(&mut sinks);
-            } else {
-                walk_planes(&mut Plane::<M, E, S, T>::new(&self.task, &mut sinks));
-            }
+            self.rows::<S, T>(&mut sinks);
             sinks.flush();
         }
         if streaming.on() {
@@ -124,7 +139,7 @@ impl<M: Map, E: Storage> MapKernel<M, E> {
         unsafe {
             let operands = load::<Native<E, S>, WHOLE>(x, M::INPUTS, M::FUSED, &task.variant, n);
             let v = M::apply(coefs, &operands, &task.variant);
-            if WHOLE || n == <Native<E, S> as Lanes>::V::LANES {
+            if is_whole::<<Native<E, S> as Lanes>::V, WHOLE>(M::FUSED, n) {
                 sinks.put(v);
             } else {
                 sinks.put_first(v, n);
@@ -221,7 +236,7 @@ impl<'a, M: Map, E: Storage, L: Store<Element = E>, T: Streaming> Sinks<'a, M, E
 
 /// A map over planes, on its way through a run.
 pub(super) struct Plane<'a, 'b, M, E: Storage, S: Simd, T> {
-    task: &'a MapTask<E>,
+    pub(super) task: &'a MapTask<E>,
     sinks: &'a mut Sinks<'b, M, E, E::Native<S>, T>,
     /// What is left of the run.
     x: Sources<E>,
@@ -240,28 +255,25 @@ impl<'a, 'b, M: Map, E: Storage, S: Simd, T: Streaming> Plane<'a, 'b, M, E, S, T
         Self { task, sinks, x: task.x, len: 0, coefs, prefetch_distance: task.prefetch_distance }
     }
 
-    /// Goes to `len` elements of the `k`-th channel of the tile, from `(o, i)` on, and returns how many of them lie before
-    /// the place of a vector in the output, where the first vector is cut short.
+    /// Goes to a run, and returns how many of its elements lie before the place of a vector in the output, where the first
+    /// vector is cut short.
     ///
     /// # Safety
-    /// The elements belong to the tile, and who made the kernel promised that it covers them.
+    /// The run belongs to the tile, and who made the kernel promised that it covers it.
     #[inline(always)]
-    pub(super) unsafe fn seek(&mut self, k: usize, o: usize, i: usize, len: usize) -> usize {
-        let (channels, inner) = (self.task.shape.channels(), self.task.shape.inner());
-        let c = self.task.tile.channels.start + k;
-        let run = (o * channels + c) * inner + i;
-        // SAFETY: the run lies within the buffer, by the definition of the shape; `c` is a channel.
+    pub(super) unsafe fn seek(&mut self, run: &PlaneRun) -> usize {
+        // SAFETY: the run lies within the buffer, and its channel is one of the shape's.
         unsafe {
             let mut k = 0;
             while k < M::COEFS {
-                self.coefs[k] = Vector::splat(*self.task.coefs.add(k * self.task.coefs_stride + c));
+                self.coefs[k] = Vector::splat(*self.task.coefs.add(k * self.task.coefs_stride + run.c));
                 k += 1;
             }
-            self.x = self.task.x.advance(run, o * inner + i);
-            self.len = len;
-            self.sinks.seek(run);
+            self.x = self.task.x.advance(run.element, run.position);
+            self.len = run.len;
+            self.sinks.seek(run.element);
         }
-        self.sinks.room().min(len)
+        self.sinks.room().min(run.len)
     }
 
     /// Maps `n` elements, a vector if `WHOLE`.
@@ -287,24 +299,28 @@ impl<'a, 'b, M: Map, E: Storage, S: Simd, T: Streaming> Plane<'a, 'b, M, E, S, T
 #[inline(always)]
 unsafe fn walk_planes<M: Map, E: Storage, S: Simd, T: Streaming>(plane: &mut Plane<'_, '_, M, E, S, T>) {
     let task = plane.task;
-    for (o, i, len) in Runs::new(task.shape, &task.tile.positions) {
-        for k in 0..task.tile.channels.len() {
-            // SAFETY: the caller's promise.
-            unsafe {
-                let mut part = plane.seek(k, o, i, len);
-                // The parts of vectors at both ends share their code; what is fused, much code, has that alone.
-                loop {
-                    if part > 0 {
-                        plane.next::<false>(part);
-                    }
-                    while !M::FUSED && plane.len >= Plane::<M, E, S, T>::LANES {
-                        plane.next::<true>(Plane::<M, E, S, T>::LANES);
-                    }
-                    if plane.len == 0 {
-                        break;
-                    }
-                    part = plane.len.min(Plane::<M, E, S, T>::LANES);
+    let mut runs = PlaneRuns::new(task.shape, task.tile.channels.clone(), task.tile.positions.clone());
+    while let Some(run) = runs.next() {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let part = plane.seek(&run);
+            if M::FUSED {
+                // Much code, which exists once for whole vectors and for parts of them.
+                let mut n = if part > 0 { part } else { run.len.min(Plane::<M, E, S, T>::LANES) };
+                while n > 0 {
+                    plane.next::<false>(n);
+                    n = plane.len.min(Plane::<M, E, S, T>::LANES);
                 }
+                continue;
+            }
+            if part > 0 {
+                plane.next::<false>(part);
+            }
+            while plane.len >= Plane::<M, E, S, T>::LANES {
+                plane.next::<true>(Plane::<M, E, S, T>::LANES);
+            }
+            if plane.len > 0 {
+                plane.next::<false>(plane.len);
             }
         }
     }

@@ -21,7 +21,7 @@
 use super::merge::ChanFactors;
 use super::operands::{INPUTS, Lanes, Native, Operands, Sources, Variant, Wide, masked};
 use super::reduce::{self, Accumulators, Interleave, MAX_COEFS, Reduce};
-use super::tile::{MAX_GROUP, Runs, Tile, padded, start};
+use super::tile::{MAX_GROUP, PlaneRuns, Tile, padded, start};
 use super::weights::{Block, Weights};
 use crate::lanes::{Load, Storage};
 use crate::shape::Shape;
@@ -226,7 +226,7 @@ impl<E: Storage> MomentsTask<E> {
         channels: Range<usize>,
         interleaved: &mut I,
     ) {
-        let (count, inner) = (self.shape.channels(), self.shape.inner());
+        let next_plane = self.shape.channels() * self.shape.inner();
         let mut slots = [const { MaybeUninit::uninit() }; MAX_GROUP];
         let states = start(&mut slots, channels.len(), Channel::<L::V>::new());
         let mut blocks = [Block::EMPTY; Block::MOST];
@@ -234,17 +234,13 @@ impl<E: Storage> MomentsTask<E> {
         unsafe {
             let used = if FUSED { self.blocks(&mut blocks) } else { 0 };
             let blocks = &blocks[..used];
-            for (o, i, len) in Runs::new(self.shape, &self.tile.positions) {
-                let mut k = 0;
-                while k < states.len() {
-                    let c = channels.start + k;
-                    let x = self.sources((o * count + c) * inner + i, o * inner + i);
-                    reduce::prefetch_plane::<L::V, E>(x.inputs[0].wrapping_add(count * inner), len);
-                    interleaved.begin(k, o, i, len);
-                    states[k].feed::<L, FUSED>(x, len, blocks, self, c, interleaved);
-                    interleaved.end();
-                    k += 1;
-                }
+            let mut runs = PlaneRuns::new(self.shape, channels.clone(), self.tile.positions.clone());
+            while let Some(run) = runs.next() {
+                let x = self.sources(run.element, run.position);
+                reduce::prefetch_plane::<L::V, E>(x.inputs[0].wrapping_add(next_plane), run.len);
+                interleaved.begin(&run);
+                states[run.k].feed::<L, FUSED>(x, run.len, blocks, self, run.c, interleaved);
+                interleaved.end();
             }
             let mut k = 0;
             while k < states.len() {
@@ -330,6 +326,8 @@ impl<E: Storage> WideMomentsKernel<E> {
 }
 
 impl<E: Storage> Kernel for WideMomentsKernel<E> {
+    const RARE: bool = true;
+
     #[inline(always)]
     fn run<S: Simd>(self) {
         let task = &self.0;
@@ -356,14 +354,14 @@ impl<E: Storage> Kernel for WideMomentsKernel<E> {
                     continue;
                 }
                 // A channel keeps what is finite: its result must not depend on its neighbours.
-                let mut redone = [[0.0; padded(MAX_LANES)]; 2];
+                let (mut mean, mut m2) = ([0.0; padded(MAX_LANES)], [0.0; padded(MAX_LANES)]);
                 let mut scratch = [0.0; 3 * padded(MAX_LANES)];
-                let (out, room) = if redoes {
-                    let first = redone.each_mut().map(|values| values.as_mut_ptr().wrapping_sub(channels.start));
-                    (first, scratch.as_mut_ptr())
-                } else {
-                    (task.out, task.scratch)
-                };
+                let (mut out, mut room) = (task.out, task.scratch);
+                if redoes {
+                    let first = channels.start;
+                    out = [mean.as_mut_ptr().wrapping_sub(first), m2.as_mut_ptr().wrapping_sub(first)];
+                    room = scratch.as_mut_ptr();
+                }
                 task.rows_of::<Wide<E, S>, true>(channels.clone(), out, room);
                 for c in channels.filter(|_| redoes) {
                     if !(*task.out[1].add(c)).is_finite() {

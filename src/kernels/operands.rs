@@ -120,12 +120,13 @@ impl<E: Storage> Copy for Sources<E> {}
 impl<E: Storage> Sources<E> {
     /// Moved on by some elements and positions. Wrapping: an array that is not read is null.
     #[inline(always)]
-    pub(crate) fn advance(mut self, elements: usize, positions: usize) -> Self {
-        for p in &mut self.inputs {
+    pub(crate) fn advance(&self, elements: usize, positions: usize) -> Self {
+        let mut on = *self;
+        for p in &mut on.inputs {
             *p = p.wrapping_add(elements);
         }
-        self.weights = self.weights.wrapping_add(positions);
-        self
+        on.weights = on.weights.wrapping_add(positions);
+        on
     }
 }
 
@@ -137,22 +138,29 @@ pub(crate) struct Operands<V> {
     pub(crate) weight: V,
 }
 
-/// The first `n` lanes of a vector, all of them if `WHOLE`; zero if the input is not read.
+/// The first `n` lanes of a vector, all of them if it is `whole`; zero if the input is not read.
 ///
 /// # Safety
 /// The lanes can be read at `p` if they are.
 #[inline(always)]
-unsafe fn input<L: Load, const WHOLE: bool>(reads: bool, p: *const L::Element, n: usize) -> L::V {
+unsafe fn input<L: Load>(reads: bool, whole: bool, p: *const L::Element, n: usize) -> L::V {
     // SAFETY: the caller's promise.
     unsafe {
         if !reads {
             L::V::splat(Real::from_f64(0.0))
-        } else if WHOLE || n == L::V::LANES {
+        } else if whole {
             L::load(p)
         } else {
             L::load_first(p, n)
         }
     }
+}
+
+/// Whether `n` lanes are a vector. What is fused has one body for whole vectors and parts of them, the plain passes one for
+/// each.
+#[inline(always)]
+pub(super) fn is_whole<V: Vector, const WHOLE: bool>(fused: bool, n: usize) -> bool {
+    WHOLE || fused && n == V::LANES
 }
 
 /// Loads the first `n` lanes of a vector, all of them if `WHOLE`, with the weights of as many positions in planes, or
@@ -169,23 +177,24 @@ pub(crate) unsafe fn load<L: Lanes, const WHOLE: bool>(
     n: usize,
 ) -> Operands<L::V> {
     let [a, b, cotangent, residual, output] = sources.inputs;
+    let whole = is_whole::<L::V, WHOLE>(fused, n);
     // One by one: loops over arrays of vectors are seldom unrolled.
     // SAFETY: the caller's promise; positions have weights as they have elements.
     unsafe {
         Operands {
             inputs: [
-                input::<L::X, WHOLE>(variant.reads(fused, 0, own), a, n),
-                input::<L::X, WHOLE>(variant.reads(fused, 1, own), b, n),
-                input::<L::X, WHOLE>(variant.reads(fused, COTANGENT, own), cotangent, n),
-                input::<L::X, WHOLE>(variant.reads(fused, RESIDUAL, own), residual, n),
-                input::<L::X, WHOLE>(variant.reads(fused, OUTPUT, own), output, n),
+                input::<L::X>(variant.reads(fused, 0, own), whole, a, n),
+                input::<L::X>(variant.reads(fused, 1, own), whole, b, n),
+                input::<L::X>(variant.reads(fused, COTANGENT, own), whole, cotangent, n),
+                input::<L::X>(variant.reads(fused, RESIDUAL, own), whole, residual, n),
+                input::<L::X>(variant.reads(fused, OUTPUT, own), whole, output, n),
             ],
             weight: if !(fused && variant.weighted) {
                 L::V::splat(Real::from_f64(1.0))
             } else if variant.rows {
                 L::V::splat(Real::from_f64((*sources.weights).to_f64()))
             } else {
-                input::<L::W, WHOLE>(true, sources.weights, n)
+                input::<L::W>(true, whole, sources.weights, n)
             },
         }
     }

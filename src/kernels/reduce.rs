@@ -5,7 +5,8 @@
 //! follow each other; in rows they are a stride apart, one per row, and each lane is a channel. Chunks are counted from
 //! the start of the run or block of rows, so the order of all additions follows from the shape alone.
 
-use super::operands::{INPUTS, Lanes, Operands, Sources, Variant, load};
+use super::operands::{INPUTS, Lanes, Operands, Sources, Variant, is_whole, load};
+use super::tile::PlaneRun;
 use crate::simd::{Real, Vector};
 
 /// Vectors that are summed in the scalar type before they are added to f64 accumulators. 8 keeps widening at a fifth of
@@ -36,8 +37,8 @@ pub(crate) trait Reduce {
 /// Runs belong to the tile of the map, and whoever made this promised that they may be mapped. Each run begins, goes on by
 /// chunks, and ends.
 pub(crate) trait Interleave {
-    /// The reduction is about to walk `len` elements of the `k`-th channel of its tile, from `(o, i)` on.
-    unsafe fn begin(&mut self, k: usize, o: usize, i: usize, len: usize);
+    /// The reduction is about to walk this run of its tile.
+    unsafe fn begin(&mut self, run: &PlaneRun);
     /// A chunk has been summed.
     unsafe fn chunk(&mut self);
     /// The run has been summed.
@@ -47,7 +48,7 @@ pub(crate) trait Interleave {
 /// Nothing is mapped.
 impl Interleave for () {
     #[inline(always)]
-    unsafe fn begin(&mut self, _: usize, _: usize, _: usize, _: usize) {}
+    unsafe fn begin(&mut self, _: &PlaneRun) {}
     #[inline(always)]
     unsafe fn chunk(&mut self) {}
     #[inline(always)]
@@ -69,11 +70,6 @@ fn add<V: Vector>(a: [V; 2], b: [V; 2]) -> [V; 2] {
     [a[0].add(b[0]), a[1].add(b[1])]
 }
 
-#[inline(always)]
-fn zeros<V: Vector>() -> [V; 2] {
-    [V::splat(Real::from_f64(0.0)); 2]
-}
-
 /// The terms of the first `n` lanes of a vector, of all if `WHOLE`; zero in the others.
 ///
 /// # Safety
@@ -88,7 +84,7 @@ unsafe fn terms<R: Reduce, L: Lanes, const WHOLE: bool>(
     // SAFETY: the caller's promise.
     let operands = unsafe { load::<L, WHOLE>(x, R::INPUTS, R::FUSED, variant, n) };
     let [a, b] = R::terms(coefs, &operands, variant);
-    if WHOLE || n == L::V::LANES { [a, b] } else { [a.first(n), b.first(n)] }
+    if is_whole::<L::V, WHOLE>(R::FUSED, n) { [a, b] } else { [a.first(n), b.first(n)] }
 }
 
 /// The terms of `count` vectors, at most [`CHUNK`].
@@ -104,7 +100,7 @@ unsafe fn terms_of<R: Reduce, L: Lanes, const WHOLE: bool>(
     count: usize,
     n: usize,
 ) -> [[L::V; 2]; CHUNK] {
-    let mut t = [zeros(); CHUNK];
+    let mut t = [[L::V::splat(Real::from_f64(0.0)); 2]; CHUNK];
     let mut j = 0;
     while j < count {
         let x = x.advance(j * step.elements, j * step.positions);
@@ -145,13 +141,13 @@ unsafe fn add_chunk<R: Reduce, L: Lanes, const WHOLE: bool>(
     }
 }
 
-/// Adds the terms of `count` vectors, 1 to [`CHUNK`], to the accumulators, or of their first `n` lanes. Compiled once, as a
-/// loop, where terms are much code.
+/// Adds the terms of `count` vectors, 1 to [`CHUNK`], to the accumulators; those of their first `n` lanes unless they are
+/// `WHOLE`. A loop, in which fused terms, much code, exist once.
 ///
 /// # Safety
 /// As [`terms`].
 #[inline(always)]
-unsafe fn add_few<R: Reduce, L: Lanes>(
+unsafe fn add_few<R: Reduce, L: Lanes, const WHOLE: bool>(
     coefs: &[L::V; MAX_COEFS],
     x: &Sources<L::E>,
     variant: &Variant,
@@ -163,25 +159,27 @@ unsafe fn add_few<R: Reduce, L: Lanes>(
     // SAFETY: the caller's promise.
     unsafe {
         if R::SQUARES && L::V::EXACT_SQUARES {
-            return add_squares::<R, L, false>(coefs, x, variant, step, count, n, acc);
+            return add_squares::<R, L, WHOLE>(coefs, x, variant, step, count, n, acc);
         }
-        let mut sums = zeros();
+        let mut sums;
         if R::FUSED {
-            let t = terms_of::<R, L, false>(coefs, x, variant, step, count, n);
+            let t = terms_of::<R, L, WHOLE>(coefs, x, variant, step, count, n);
             if count == CHUNK {
                 sums = pairwise(&t);
             } else {
-                let mut j = 0;
+                sums = t[0];
+                let mut j = 1;
                 while j < count {
                     sums = add(sums, t[j]);
                     j += 1;
                 }
             }
         } else {
-            let mut j = 0;
+            sums = terms::<R, L, WHOLE>(coefs, x, variant, n);
+            let mut j = 1;
             while j < count {
                 let x = x.advance(j * step.elements, j * step.positions);
-                sums = add(sums, terms::<R, L, false>(coefs, &x, variant, n));
+                sums = add(sums, terms::<R, L, WHOLE>(coefs, &x, variant, n));
                 j += 1;
             }
         }
@@ -231,18 +229,27 @@ pub(crate) unsafe fn run<R: Reduce, L: Lanes, I: Interleave>(
     let mut at = 0;
     // SAFETY: every chunk lies within `len`; the caller's promise.
     unsafe {
-        if !R::FUSED {
-            while len - at >= CHUNK * lanes {
-                acc = add_chunk::<R, L, true>(coefs, &x.advance(at, at), variant, step, lanes, acc);
-                interleaved.chunk();
-                at += CHUNK * lanes;
+        if R::FUSED {
+            while at < len {
+                let whole = (len - at) / lanes;
+                let (count, n) = if whole > 0 { (whole.min(CHUNK), lanes) } else { (1, len - at) };
+                acc = add_few::<R, L, false>(coefs, &x.advance(at, at), variant, step, count, n, acc);
+                at += (count * lanes).min(len - at);
             }
+            return acc;
         }
-        while at < len {
-            let whole = (len - at) / lanes;
-            let (count, n) = if whole > 0 { (whole.min(CHUNK), lanes) } else { (1, len - at) };
-            acc = add_few::<R, L>(coefs, &x.advance(at, at), variant, step, count, n, acc);
-            at += (count * lanes).min(len - at);
+        while len - at >= CHUNK * lanes {
+            acc = add_chunk::<R, L, true>(coefs, &x.advance(at, at), variant, step, lanes, acc);
+            interleaved.chunk();
+            at += CHUNK * lanes;
+        }
+        let count = (len - at) / lanes;
+        if count > 0 {
+            acc = add_few::<R, L, true>(coefs, &x.advance(at, at), variant, step, count, lanes, acc);
+            at += count * lanes;
+        }
+        if at < len {
+            acc = add_few::<R, L, false>(coefs, &x.advance(at, at), variant, step, 1, len - at, acc);
         }
     }
     acc
@@ -352,19 +359,21 @@ unsafe fn column_panel<R: Reduce, L: Lanes>(
         let mut row = 0;
         while row < rows {
             let count = CHUNK.min(rows - row);
-            for k in 0..INPUTS {
+            let mut k = 0;
+            while k < INPUTS {
                 if variant.reads(R::FUSED, k, R::INPUTS) {
                     prefetch::<L::V, L::E>(next.inputs[k], CHUNK * lanes);
                 }
+                k += 1;
             }
             *next = next.advance(CHUNK * lanes, 0);
             let x = x.advance(row * r.row_stride, row);
-            acc = if R::FUSED || count < CHUNK {
-                add_few::<R, L>(&coefs, &x, variant, step, count, n, acc)
-            } else if n == lanes {
-                add_chunk::<R, L, true>(&coefs, &x, variant, step, n, acc)
-            } else {
-                add_chunk::<R, L, false>(&coefs, &x, variant, step, n, acc)
+            acc = match (count == CHUNK, n == lanes) {
+                _ if R::FUSED => add_few::<R, L, false>(&coefs, &x, variant, step, count, n, acc),
+                (true, true) => add_chunk::<R, L, true>(&coefs, &x, variant, step, n, acc),
+                (true, false) => add_chunk::<R, L, false>(&coefs, &x, variant, step, n, acc),
+                (false, true) => add_few::<R, L, true>(&coefs, &x, variant, step, count, n, acc),
+                (false, false) => add_few::<R, L, false>(&coefs, &x, variant, step, count, n, acc),
             };
             row += count;
         }

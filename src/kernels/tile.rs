@@ -39,35 +39,55 @@ pub(crate) const fn padded(channels: usize) -> usize {
 /// Bytes from what is read to what is prefetched: far enough for memory to answer, near enough to be used.
 pub(crate) const PREFETCH_BYTES: usize = 4096;
 
-/// The pieces of contiguous positions in a range: `(o, first i, length)`, in order.
-pub(super) struct Runs {
-    outer: usize,
-    start: usize,
-    left: usize,
-    inner: usize,
+/// Contiguous elements of one channel.
+#[derive(Clone, Copy)]
+pub(crate) struct PlaneRun {
+    /// The channel, and its index in the tile.
+    pub(crate) c: usize,
+    pub(crate) k: usize,
+    /// The first element, and its position.
+    pub(crate) element: usize,
+    pub(crate) position: usize,
+    pub(crate) len: usize,
 }
 
-impl Runs {
-    #[inline(always)]
-    pub(super) fn new(shape: Shape, positions: &Range<usize>) -> Self {
-        let inner = shape.inner().max(1);
-        Self { outer: positions.start / inner, start: positions.start % inner, left: positions.len(), inner }
+/// The runs of a tile of planes, in the order of memory: those of all channels at some positions, then at the next.
+pub(super) struct PlaneRuns {
+    shape: Shape,
+    channels: Range<usize>,
+    /// Positions that are left, from `(o, i)` on.
+    positions: Range<usize>,
+    o: usize,
+    i: usize,
+    /// The index of the next channel.
+    k: usize,
+}
+
+impl PlaneRuns {
+    #[inline]
+    pub(super) fn new(shape: Shape, channels: Range<usize>, positions: Range<usize>) -> Self {
+        let (o, i) = (positions.start / shape.inner(), positions.start % shape.inner());
+        Self { shape, channels, positions, o, i, k: 0 }
     }
 }
 
-impl Iterator for Runs {
-    type Item = (usize, usize, usize);
+impl Iterator for PlaneRuns {
+    type Item = PlaneRun;
 
-    #[inline(always)]
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.left == 0 {
+    // Not `inline(always)`, as it has no vectors: the compiler then makes one copy until late.
+    #[inline]
+    fn next(&mut self) -> Option<PlaneRun> {
+        let (inner, position) = (self.shape.inner(), self.positions.start);
+        if position >= self.positions.end {
             return None;
         }
-        let len = self.left.min(self.inner - self.start);
-        let run = (self.outer, self.start, len);
-        self.left -= len;
-        self.outer += 1;
-        self.start = 0;
-        Some(run)
+        let len = self.positions.len().min(inner - self.i);
+        let (k, c) = (self.k, self.channels.start + self.k);
+        let element = (self.o * self.shape.channels() + c) * inner + self.i;
+        self.k += 1;
+        if self.k >= self.channels.len() {
+            (self.o, self.i, self.k, self.positions.start) = (self.o + 1, 0, 0, position + len);
+        }
+        Some(PlaneRun { c, k, element, position, len })
     }
 }

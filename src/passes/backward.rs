@@ -90,7 +90,7 @@ pub(super) unsafe fn backward<E: Storage>(engine: &Engine, request: Backward<'_,
         totals,
         center,
         coefs,
-        out: [out.dx, out.dresidual].map(|p| Shared::new(p.unwrap_or(null_mut()))),
+        out: [Shared::new(out.dx.unwrap_or(null_mut())), Shared::new(out.dresidual.unwrap_or(null_mut()))],
         dgamma: out.dgamma.map(|d| Shared::new(d.as_mut_ptr())),
         dbeta: out.dbeta.map(|d| Shared::new(d.as_mut_ptr())),
     };
@@ -275,8 +275,9 @@ impl<E: Storage> Steps for BackwardPass<'_, E> {
             dispatch(isa, SumsOfAll { channels, partials, prescale, g: &mut *g, gx: &mut *gx });
         }
         // SAFETY: tasks have disjoint channels, all below the number of channels.
-        let [dgamma, dbeta] =
-            [&self.dgamma, &self.dbeta].map(|d| d.as_ref().map(|d| unsafe { d.slice(range.clone()) }));
+        let dgamma = self.dgamma.as_ref().map(|d| unsafe { d.slice(range.clone()) });
+        // SAFETY: the same.
+        let dbeta = self.dbeta.as_ref().map(|d| unsafe { d.slice(range.clone()) });
         dispatch(isa, ParameterGradients { channels, g, gx, dgamma, dbeta });
         if self.needs.maps {
             // SAFETY: tasks have disjoint channels.

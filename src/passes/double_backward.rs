@@ -47,14 +47,15 @@ pub(super) unsafe fn double_backward<E: Storage>(engine: &Engine, request: Doubl
     let products = sums(v, dy, Source::Batch(Statistics { count, mean: &mean_v, var: &vec![1.0; channels] }));
 
     let stride = stride(shape);
-    let mut buffers = [vec![0.0f64; MAPPED * stride], vec![0.0f64; MAPPED * stride]];
-    let coefs = buffers.each_mut().map(|buffer| ChannelArrays::<E::Scalar>::new(buffer.as_mut_ptr(), stride));
+    let (mut x_buffer, mut dy_buffer) = (vec![0.0f64; MAPPED * stride], vec![0.0f64; MAPPED * stride]);
+    let x_coefs = ChannelArrays::<E::Scalar>::new(x_buffer.as_mut_ptr(), stride);
+    let dy_coefs = ChannelArrays::<E::Scalar>::new(dy_buffer.as_mut_ptr(), stride);
     let all = 0..channels;
     // SAFETY: the buffers have as many arrays, and nothing else uses them yet.
-    let mut arrays = unsafe { [coefs[0].slices::<COEFS>(&all), coefs[1].slices(&all)] };
+    let (x_arrays, dy_arrays) = unsafe { (x_coefs.slices::<COEFS>(&all), dy_coefs.slices::<COEFS>(&all)) };
     let mut of_gamma = of_gamma;
+    let cotangent = |v: Option<&[E::Scalar]>, c: usize| v.map_or(0.0, |v| v[c].to_f64());
     for c in 0..channels {
-        let [dgamma, dbeta] = [dgamma_cotangent, dbeta_cotangent].map(|v| v.map_or(0.0, |v| v[c].to_f64()));
         let channel = Channel {
             mean: statistics.mean[c],
             var: statistics.var[c],
@@ -62,15 +63,16 @@ pub(super) unsafe fn double_backward<E: Storage>(engine: &Engine, request: Doubl
             gamma: gamma.map_or(1.0, |gamma| gamma[c].to_f64()),
             count,
             sums: [of_g.g()[c], of_g.gx()[c], of_v.g()[c], of_v.gx()[c], products.gx()[c]],
-            dgamma,
-            dbeta,
+            dgamma: cotangent(dgamma_cotangent, c),
+            dbeta: cotangent(dbeta_cotangent, c),
         };
-        let (values, gamma) = channel.gradients::<E::Scalar>();
-        for (arrays, values) in arrays.iter_mut().zip(values) {
-            arrays.iter_mut().zip(values).for_each(|(array, value)| array[c] = value);
+        let gradients = channel.gradients::<E::Scalar>();
+        for k in 0..COEFS {
+            x_arrays[k][c] = E::Scalar::from_f64(gradients.of_x[k]);
+            dy_arrays[k][c] = E::Scalar::from_f64(gradients.of_dy[k]);
         }
         if let Some(out) = &mut of_gamma {
-            out[c] = gamma;
+            out[c] = E::Scalar::from_f64(gradients.of_gamma);
         }
     }
     if shape.is_empty() {
@@ -78,7 +80,7 @@ pub(super) unsafe fn double_backward<E: Storage>(engine: &Engine, request: Doubl
     }
     let grid = Grid::for_map(shape);
     // The gradient of dy does not depend on dy, so v stands in its place.
-    for (coefs, (g, out)) in coefs.iter().zip([(dy, of_x), (v, of_dy)]) {
+    for (coefs, g, out) in [(&x_coefs, dy, of_x), (&dy_coefs, v, of_dy)] {
         // SAFETY: the buffers have as many arrays, and the slices are gone.
         unsafe { coefs.repeat(COEFS, &all, shape) };
         if let Some(out) = out {
@@ -101,34 +103,42 @@ struct Channel {
     dbeta: f64,
 }
 
+/// Coefficients of [`double_backward`](crate::kernels::double_backward) for the gradients of x and of dy, and the gradient
+/// of gamma.
+struct ChannelGradients {
+    of_x: [f64; COEFS],
+    of_dy: [f64; COEFS],
+    of_gamma: f64,
+}
+
 impl Channel {
-    /// The gradients of `Σ v·dx + dgamma_cotangent·dgamma + dbeta_cotangent·dbeta`: coefficients of
-    /// [`double_backward`](crate::kernels::double_backward) for x and for dy, and the gradient of gamma.
+    /// The gradients of `Σ v·dx + dgamma_cotangent·dgamma + dbeta_cotangent·dbeta`.
     ///
     /// With s = inv_std, h = mean(g·x̂), p = mean(v·x̂) and A = mean(v·g) − mean(v)·mean(g) − p·h:
     /// dy: `γs·(v − mean(v) − p·x̂) + dgamma·x̂ + dbeta`; gamma: `s·M·A`; x:
     /// `s·(−γsh·(v − mean(v)) + (dgamma − γsp)·(g − mean(g)) − x̂·(γsA + dgamma·h − 2γshp))`.
-    fn gradients<P: Real>(&self) -> ([[P; COEFS]; 2], P) {
+    fn gradients<P: Real>(&self) -> ChannelGradients {
         let s = inv_std(self.var, self.eps);
-        let (gamma, m) = (self.gamma, self.count);
-        let [g, gx, v, vx, gv] = self.sums.map(|sum| sum / m);
-        let (h, p) = (gx * s, vx * s);
+        let (gamma, m, [g, gx, v, vx, gv]) = (self.gamma, self.count, self.sums);
+        let (mean_g, mean_v, gv) = (g / m, v / m, gv / m);
+        let (h, p) = (gx / m * s, vx / m * s);
         let a = gv - p * h;
         let prescale = gradient_prescale::<P>(self.mean, self.var, self.var + self.eps);
-        let (hi, lo) = split(self.mean * prescale);
+        let (hi, lo) = split::<P>(self.mean * prescale);
         let coefs = |k_x: f64, k_v: f64, k_g: f64, k: f64| {
-            let [prescale, k_x, v, k_v, g, k_g, k, one] =
-                [prescale, k_x / prescale, v, k_v, g, k_g, k, 1.0].map(P::from_f64);
-            [prescale, hi, lo, k_x, v, k_v, one, one, g, k_g, k]
+            [prescale, hi.to_f64(), lo.to_f64(), k_x / prescale, mean_v, k_v, 1.0, 1.0, mean_g, k_g, k]
         };
         let scale = gamma * s;
-        let x = coefs(
-            -s * s * (scale * a + self.dgamma * h - 2.0 * scale * h * p),
-            -s * scale * h,
-            s * (self.dgamma - scale * p),
-            0.0,
-        );
-        ([x, coefs(s * (self.dgamma - scale * p), scale, 0.0, self.dbeta)], P::from_f64(s * m * a))
+        ChannelGradients {
+            of_x: coefs(
+                -s * s * (scale * a + self.dgamma * h - 2.0 * scale * h * p),
+                -s * scale * h,
+                s * (self.dgamma - scale * p),
+                0.0,
+            ),
+            of_dy: coefs(s * (self.dgamma - scale * p), scale, 0.0, self.dbeta),
+            of_gamma: s * m * a,
+        }
     }
 }
 

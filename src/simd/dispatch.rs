@@ -10,9 +10,15 @@ use super::{isa::Detected, portable};
 /// Runs a kernel with the code of a detected instruction set.
 pub(crate) fn dispatch<K: Kernel>(detected: Detected, kernel: K) {
     match detected.isa() {
-        // SAFETY: only detection makes a `Detected`, so this CPU has the features.
+        // SAFETY: only detection makes a `Detected`, so this CPU has the features. Those of AVX-512 include those of AVX2.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { avx512::Avx512::enter(kernel) },
+        Isa::Avx512 => unsafe {
+            if K::RARE {
+                avx2::Avx2::enter(kernel);
+            } else {
+                avx512::Avx512::enter(kernel);
+            }
+        },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => unsafe { avx2::Avx2::enter(kernel) },

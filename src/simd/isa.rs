@@ -10,7 +10,7 @@ pub enum Isa {
     Portable,
     /// 256-bit code for x86-64 with AVX2, F16C and FMA.
     Avx2,
-    /// 512-bit code for x86-64 with AVX-512F.
+    /// 512-bit code for x86-64 with AVX-512F, which is only used if the CPU also has what [`Avx2`](Self::Avx2) needs.
     Avx512,
 }
 
@@ -23,11 +23,13 @@ impl Isa {
     /// assert_eq!(Isa::available().last(), Some(&Isa::best()));
     /// ```
     pub fn available() -> &'static [Isa] {
-        match (Isa::Avx2.detect(), Isa::Avx512.detect()) {
-            (None, None) => &[Isa::Portable],
-            (Some(_), None) => &[Isa::Portable, Isa::Avx2],
-            (None, Some(_)) => &[Isa::Portable, Isa::Avx512],
-            (Some(_), Some(_)) => &[Isa::Portable, Isa::Avx2, Isa::Avx512],
+        // A list for each combination of tiers that a CPU can have.
+        const AVX512: &[Isa] = &[Isa::Portable, Isa::Avx2, Isa::Avx512];
+        const AVX2: &[Isa] = &[Isa::Portable, Isa::Avx2];
+        match Self::best() {
+            Isa::Avx512 => AVX512,
+            Isa::Avx2 => AVX2,
+            Isa::Portable => &[Isa::Portable],
         }
     }
 
@@ -45,7 +47,7 @@ impl Isa {
                 is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") && is_x86_feature_detected!("fma")
             }
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => is_x86_feature_detected!("avx512f"),
+            Isa::Avx512 => Isa::Avx2.detect().is_some() && is_x86_feature_detected!("avx512f"),
             #[cfg(not(target_arch = "x86_64"))]
             Isa::Avx2 | Isa::Avx512 => false,
         };

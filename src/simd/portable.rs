@@ -175,23 +175,24 @@ impl Vector for f64x8 {
 }
 
 #[cfg(feature = "half")]
+// Outlined where it is more than a shift: too much code to inline at every use.
 impl HalfLanes for f32x16 {
     #[inline(always)]
     unsafe fn load_bf16(p: *const bf16) -> Self {
         // SAFETY: the caller's promise.
         Self::new(unsafe { p.cast::<[bf16; 16]>().read_unaligned() }.map(bf16::to_f32))
     }
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn store_bf16<const STREAM: bool>(self, p: *mut bf16) {
         // SAFETY: the caller's promise.
         unsafe { p.cast::<[bf16; 16]>().write_unaligned(self.to_array().map(bf16::from_f32)) }
     }
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn load_f16(p: *const f16) -> Self {
         // SAFETY: the caller's promise.
         Self::new(unsafe { p.cast::<[f16; 16]>().read_unaligned() }.map(f16::to_f32))
     }
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn store_f16<const STREAM: bool>(self, p: *mut f16) {
         // SAFETY: the caller's promise.
         unsafe { p.cast::<[f16; 16]>().write_unaligned(self.to_array().map(f16::from_f32)) }
@@ -199,4 +200,5 @@ impl HalfLanes for f32x16 {
 }
 
 #[cfg(not(feature = "half"))]
+// Outlined where it is more than a shift: too much code to inline at every use.
 impl HalfLanes for f32x16 {}

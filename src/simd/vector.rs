@@ -98,5 +98,7 @@ pub trait Simd: Sized + 'static {
 /// Code to run in the context of an instruction set. `run` and all it calls must be `#[inline(always)]`, except through
 /// [`Simd::enter`]: what is not inlined into the `#[target_feature]` function is compiled without the feature.
 pub trait Kernel {
+    /// Whether it is run so seldom that 256-bit code serves AVX-512 too.
+    const RARE: bool = false;
     fn run<S: Simd>(self);
 }
