@@ -64,11 +64,15 @@ impl<E: Storage, const FUSED: bool> GradientSumsKernel<E, FUSED> {
 }
 
 impl<E: Storage, const FUSED: bool> Kernel for GradientSumsKernel<E, FUSED> {
+    const AVX2_SERVES: bool = E::AVX2_SERVES;
+
     #[inline(always)]
     fn run<S: Simd>(self) {
-        // SAFETY: who made the kernel promised that its pointers cover the shape.
+        // SAFETY: who made the kernel promised that its pointers cover the shape, and this code runs in the tier.
         unsafe {
-            if self.0.shape.inner() == 1 {
+            if !(FUSED || S::PLAIN_PASSES) {
+                S::enter(GradientSumsKernel::<E, true>(self.0));
+            } else if self.0.shape.inner() == 1 {
                 self.0.rows::<Native<E, S>, FUSED>();
             } else {
                 self.0.planes::<Native<E, S>, FUSED>();

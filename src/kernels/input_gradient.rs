@@ -24,6 +24,7 @@ impl<const FUSED: bool> Map for InputGradient<FUSED> {
     const RECOMPUTE_COEFS: usize = if FUSED { normalize::COEFS } else { 0 };
     const FACTORS: &'static [usize] = if FUSED { &[0, 6, 7] } else { &[0, 6] };
     const FUSED: bool = FUSED;
+    type Fused = InputGradient<true>;
     #[inline(always)]
     fn apply<V: Vector>(coefs: &[V; MAX_COEFS], operands: &Operands<V>, variant: &Variant) -> [V; 2] {
         let [prescale, mean_hi, mean_lo, scale, mean_g, slope, boost, forward @ ..] = *coefs;

@@ -16,6 +16,8 @@ pub(crate) struct InterleavedKernel<M, E: Storage> {
 }
 
 impl<M: Map, E: Storage> Kernel for InterleavedKernel<M, E> {
+    const AVX2_SERVES: bool = E::AVX2_SERVES;
+
     #[inline(always)]
     fn run<S: Simd>(self) {
         if !(S::STREAMS && E::INTERLEAVES) {

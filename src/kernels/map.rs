@@ -1,7 +1,7 @@
 //! Passes that write, and their walk over planes: one output per element, or two, from the inputs and the coefficients
 //! of the channel.
 
-use super::operands::{INPUTS, Lanes, Native, Operands, Sources, Variant, is_whole, load};
+use super::operands::{INPUTS, Lanes, Native, Operands, Sources, Variant, load};
 use super::sink::{Cached, Line, Sink, Streamed, Streaming};
 use super::tile::{PlaneRun, PlaneRuns, Tile};
 use crate::lanes::{Storage, Store};
@@ -24,6 +24,8 @@ pub(crate) trait Map {
     const FACTORS: &'static [usize];
     /// Whether anything is fused; without, there is one output.
     const FUSED: bool;
+    /// The body for the same pass with anything fused.
+    type Fused: Map;
     fn apply<V: Vector>(coefs: &[V; MAX_COEFS], x: &Operands<V>, variant: &Variant) -> [V; 2];
 }
 
@@ -60,13 +62,23 @@ impl<M: Map, E: Storage> MapKernel<M, E> {
     pub(crate) unsafe fn new(task: MapTask<E>) -> Self {
         Self { task, pass: PhantomData }
     }
+
+    /// The same, by the code of the fused pass. Its coefficients are the same, and those after them are not used.
+    pub(super) fn fused(self) -> MapKernel<M::Fused, E> {
+        MapKernel { task: self.task, pass: PhantomData }
+    }
 }
 
 impl<M: Map, E: Storage> Kernel for MapKernel<M, E> {
+    const AVX2_SERVES: bool = E::AVX2_SERVES;
+
     #[inline(always)]
     fn run<S: Simd>(self) {
         let stream = S::STREAMS && self.task.stream;
-        if M::FUSED || !S::STREAMS || self.task.shape.inner() > 1 {
+        if !(M::FUSED || S::PLAIN_PASSES) {
+            // SAFETY: this code runs in the tier.
+            unsafe { S::enter(self.fused()) };
+        } else if M::FUSED || !S::STREAMS || self.task.shape.inner() > 1 {
             self.walk::<S>(stream);
         } else if stream {
             self.walk_rows::<S, Streamed>(Streamed);
@@ -139,7 +151,7 @@ impl<M: Map, E: Storage> MapKernel<M, E> {
         unsafe {
             let operands = load::<Native<E, S>, WHOLE>(x, M::INPUTS, M::FUSED, &task.variant, n);
             let v = M::apply(coefs, &operands, &task.variant);
-            if is_whole::<<Native<E, S> as Lanes>::V, WHOLE>(M::FUSED, n) {
+            if WHOLE {
                 sinks.put(v);
             } else {
                 sinks.put_first(v, n);
@@ -303,13 +315,20 @@ unsafe fn walk_planes<M: Map, E: Storage, S: Simd, T: Streaming>(plane: &mut Pla
     while let Some(run) = runs.next() {
         // SAFETY: the caller's promise.
         unsafe {
-            let part = plane.seek(&run);
+            let mut part = plane.seek(&run);
             if M::FUSED {
-                // Much code, which exists once for whole vectors and for parts of them.
-                let mut n = if part > 0 { part } else { run.len.min(Plane::<M, E, S, T>::LANES) };
-                while n > 0 {
-                    plane.next::<false>(n);
-                    n = plane.len.min(Plane::<M, E, S, T>::LANES);
+                // The parts of vectors at both ends share their code, of which there is much.
+                loop {
+                    if part > 0 {
+                        plane.next::<false>(part);
+                    }
+                    while plane.len >= Plane::<M, E, S, T>::LANES {
+                        plane.next::<true>(Plane::<M, E, S, T>::LANES);
+                    }
+                    part = plane.len;
+                    if part == 0 {
+                        break;
+                    }
                 }
                 continue;
             }

@@ -77,7 +77,7 @@ impl<M: Map, E: Storage> MapKernel<M, E> {
                     x = x.advance(part, 0);
                     left -= part;
                 }
-                while !M::FUSED && left >= lanes {
+                while left >= lanes {
                     let coefs = self.coefs::<S>(c, lanes, all_channels, unit_factors);
                     self.prefetch_ahead::<S>(&x);
                     Self::vector::<S, T, true>(&self.task, &coefs, &x, lanes, sinks);
@@ -88,10 +88,7 @@ impl<M: Map, E: Storage> MapKernel<M, E> {
                 if left == 0 {
                     break;
                 }
-                part = left.min(lanes);
-                if M::FUSED && part == lanes {
-                    self.prefetch_ahead::<S>(&x);
-                }
+                part = left;
             }
         }
     }

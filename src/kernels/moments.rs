@@ -299,6 +299,8 @@ impl<E: Storage> MomentsKernel<E> {
 }
 
 impl<E: Storage> Kernel for MomentsKernel<E> {
+    const AVX2_SERVES: bool = E::AVX2_SERVES;
+
     #[inline(always)]
     fn run<S: Simd>(self) {
         // SAFETY: who made the kernel promised that its pointers cover the shape.
@@ -326,7 +328,7 @@ impl<E: Storage> WideMomentsKernel<E> {
 }
 
 impl<E: Storage> Kernel for WideMomentsKernel<E> {
-    const RARE: bool = true;
+    const AVX2_SERVES: bool = true;
 
     #[inline(always)]
     fn run<S: Simd>(self) {

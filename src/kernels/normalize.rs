@@ -17,6 +17,7 @@ impl<const FUSED: bool> Map for Normalize<FUSED> {
     const COEFS: usize = COEFS;
     const FACTORS: &'static [usize] = &[0];
     const FUSED: bool = FUSED;
+    type Fused = Normalize<true>;
     #[inline(always)]
     fn apply<V: Vector>(coefs: &[V; MAX_COEFS], x: &Operands<V>, variant: &Variant) -> [V; 2] {
         let coefs = [coefs[0], coefs[1], coefs[2], coefs[3], coefs[4]];

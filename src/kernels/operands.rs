@@ -156,13 +156,6 @@ unsafe fn input<L: Load>(reads: bool, whole: bool, p: *const L::Element, n: usiz
     }
 }
 
-/// Whether `n` lanes are a vector. What is fused has one body for whole vectors and parts of them, the plain passes one for
-/// each.
-#[inline(always)]
-pub(super) fn is_whole<V: Vector, const WHOLE: bool>(fused: bool, n: usize) -> bool {
-    WHOLE || fused && n == V::LANES
-}
-
 /// Loads the first `n` lanes of a vector, all of them if `WHOLE`, with the weights of as many positions in planes, or
 /// the one weight of a row.
 ///
@@ -177,24 +170,23 @@ pub(crate) unsafe fn load<L: Lanes, const WHOLE: bool>(
     n: usize,
 ) -> Operands<L::V> {
     let [a, b, cotangent, residual, output] = sources.inputs;
-    let whole = is_whole::<L::V, WHOLE>(fused, n);
     // One by one: loops over arrays of vectors are seldom unrolled.
     // SAFETY: the caller's promise; positions have weights as they have elements.
     unsafe {
         Operands {
             inputs: [
-                input::<L::X>(variant.reads(fused, 0, own), whole, a, n),
-                input::<L::X>(variant.reads(fused, 1, own), whole, b, n),
-                input::<L::X>(variant.reads(fused, COTANGENT, own), whole, cotangent, n),
-                input::<L::X>(variant.reads(fused, RESIDUAL, own), whole, residual, n),
-                input::<L::X>(variant.reads(fused, OUTPUT, own), whole, output, n),
+                input::<L::X>(variant.reads(fused, 0, own), WHOLE, a, n),
+                input::<L::X>(variant.reads(fused, 1, own), WHOLE, b, n),
+                input::<L::X>(variant.reads(fused, COTANGENT, own), WHOLE, cotangent, n),
+                input::<L::X>(variant.reads(fused, RESIDUAL, own), WHOLE, residual, n),
+                input::<L::X>(variant.reads(fused, OUTPUT, own), WHOLE, output, n),
             ],
             weight: if !(fused && variant.weighted) {
                 L::V::splat(Real::from_f64(1.0))
             } else if variant.rows {
                 L::V::splat(Real::from_f64((*sources.weights).to_f64()))
             } else {
-                input::<L::W>(true, whole, sources.weights, n)
+                input::<L::W>(true, WHOLE, sources.weights, n)
             },
         }
     }

@@ -5,7 +5,7 @@
 //! follow each other; in rows they are a stride apart, one per row, and each lane is a channel. Chunks are counted from
 //! the start of the run or block of rows, so the order of all additions follows from the shape alone.
 
-use super::operands::{INPUTS, Lanes, Operands, Sources, Variant, is_whole, load};
+use super::operands::{INPUTS, Lanes, Operands, Sources, Variant, load};
 use super::tile::PlaneRun;
 use crate::simd::{Real, Vector};
 
@@ -84,7 +84,7 @@ unsafe fn terms<R: Reduce, L: Lanes, const WHOLE: bool>(
     // SAFETY: the caller's promise.
     let operands = unsafe { load::<L, WHOLE>(x, R::INPUTS, R::FUSED, variant, n) };
     let [a, b] = R::terms(coefs, &operands, variant);
-    if is_whole::<L::V, WHOLE>(R::FUSED, n) { [a, b] } else { [a.first(n), b.first(n)] }
+    if WHOLE { [a, b] } else { [a.first(n), b.first(n)] }
 }
 
 /// The terms of `count` vectors, at most [`CHUNK`].
@@ -229,22 +229,14 @@ pub(crate) unsafe fn run<R: Reduce, L: Lanes, I: Interleave>(
     let mut at = 0;
     // SAFETY: every chunk lies within `len`; the caller's promise.
     unsafe {
-        if R::FUSED {
-            while at < len {
-                let whole = (len - at) / lanes;
-                let (count, n) = if whole > 0 { (whole.min(CHUNK), lanes) } else { (1, len - at) };
-                acc = add_few::<R, L, false>(coefs, &x.advance(at, at), variant, step, count, n, acc);
-                at += (count * lanes).min(len - at);
-            }
-            return acc;
-        }
-        while len - at >= CHUNK * lanes {
+        while !R::FUSED && len - at >= CHUNK * lanes {
             acc = add_chunk::<R, L, true>(coefs, &x.advance(at, at), variant, step, lanes, acc);
             interleaved.chunk();
             at += CHUNK * lanes;
         }
-        let count = (len - at) / lanes;
-        if count > 0 {
+        // One chunk that is not full, or what is fused, much code, in a loop over all chunks.
+        while len - at >= lanes {
+            let count = ((len - at) / lanes).min(CHUNK);
             acc = add_few::<R, L, true>(coefs, &x.advance(at, at), variant, step, count, lanes, acc);
             at += count * lanes;
         }
@@ -369,7 +361,8 @@ unsafe fn column_panel<R: Reduce, L: Lanes>(
             *next = next.advance(CHUNK * lanes, 0);
             let x = x.advance(row * r.row_stride, row);
             acc = match (count == CHUNK, n == lanes) {
-                _ if R::FUSED => add_few::<R, L, false>(&coefs, &x, variant, step, count, n, acc),
+                (_, true) if R::FUSED => add_few::<R, L, true>(&coefs, &x, variant, step, count, n, acc),
+                (_, false) if R::FUSED => add_few::<R, L, false>(&coefs, &x, variant, step, count, n, acc),
                 (true, true) => add_chunk::<R, L, true>(&coefs, &x, variant, step, n, acc),
                 (true, false) => add_chunk::<R, L, false>(&coefs, &x, variant, step, n, acc),
                 (false, true) => add_few::<R, L, true>(&coefs, &x, variant, step, count, n, acc),

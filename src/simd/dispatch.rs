@@ -13,7 +13,7 @@ pub(crate) fn dispatch<K: Kernel>(detected: Detected, kernel: K) {
         // SAFETY: only detection makes a `Detected`, so this CPU has the features. Those of AVX-512 include those of AVX2.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => unsafe {
-            if K::RARE {
+            if K::AVX2_SERVES {
                 avx2::Avx2::enter(kernel);
             } else {
                 avx512::Avx512::enter(kernel);
