@@ -141,7 +141,7 @@ impl<M: Map, E: Storage> MapKernel<M, E> {
     /// The lanes can be read in every input used, and written.
     #[inline(always)]
     pub(super) unsafe fn vector<S: Simd, T: Streaming, const WHOLE: bool>(
-        task: &MapTask<E>,
+        variant: &Variant,
         coefs: &[<Native<E, S> as Lanes>::V; MAX_COEFS],
         x: &Sources<E>,
         n: usize,
@@ -149,8 +149,8 @@ impl<M: Map, E: Storage> MapKernel<M, E> {
     ) {
         // SAFETY: the caller's promise.
         unsafe {
-            let operands = load::<Native<E, S>, WHOLE>(x, M::INPUTS, M::FUSED, &task.variant, n);
-            let v = M::apply(coefs, &operands, &task.variant);
+            let operands = load::<Native<E, S>, WHOLE>(x, M::INPUTS, M::FUSED, variant, n);
+            let v = M::apply(coefs, &operands, variant);
             if WHOLE {
                 sinks.put(v);
             } else {
@@ -254,7 +254,8 @@ pub(super) struct Plane<'a, 'b, M, E: Storage, S: Simd, T> {
     x: Sources<E>,
     pub(super) len: usize,
     coefs: [<Native<E, S> as Lanes>::V; MAX_COEFS],
-    /// Copied: through `task` it would be reloaded after every store.
+    /// Copied: through `task` they would be reloaded after every store.
+    variant: Variant,
     prefetch_distance: usize,
 }
 
@@ -264,7 +265,7 @@ impl<'a, 'b, M: Map, E: Storage, S: Simd, T: Streaming> Plane<'a, 'b, M, E, S, T
     #[inline(always)]
     pub(super) fn new(task: &'a MapTask<E>, sinks: &'a mut Sinks<'b, M, E, E::Native<S>, T>) -> Self {
         let coefs = [Vector::splat(Real::from_f64(0.0)); MAX_COEFS];
-        Self { task, sinks, x: task.x, len: 0, coefs, prefetch_distance: task.prefetch_distance }
+        Self { task, sinks, x: task.x, len: 0, coefs, variant: task.variant, prefetch_distance: task.prefetch_distance }
     }
 
     /// Goes to a run, and returns how many of its elements lie before the place of a vector in the output, where the first
@@ -298,7 +299,7 @@ impl<'a, 'b, M: Map, E: Storage, S: Simd, T: Streaming> Plane<'a, 'b, M, E, S, T
             MapKernel::<M, E>::prefetch::<S, false>(self.task, &self.x, self.prefetch_distance);
         }
         // SAFETY: the caller's promise.
-        unsafe { MapKernel::<M, E>::vector::<S, T, WHOLE>(self.task, &self.coefs, &self.x, n, self.sinks) };
+        unsafe { MapKernel::<M, E>::vector::<S, T, WHOLE>(&self.variant, &self.coefs, &self.x, n, self.sinks) };
         self.x = self.x.advance(n, n);
         self.len -= n;
     }

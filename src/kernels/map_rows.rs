@@ -62,6 +62,8 @@ impl<M: Map, E: Storage> MapKernel<M, E> {
         sinks: &mut Sinks<'_, M, E, E::Native<S>, T>,
     ) {
         let lanes = <Native<E, S> as Lanes>::V::LANES;
+        // Copied: through `task` it would be reloaded after every store.
+        let variant = self.task.variant;
         let (channels, all_channels) = (self.task.tile.channels.clone(), self.has_all_channels());
         let (mut x, mut c, mut left) = (self.task.x.advance(first, row), first % self.task.shape.channels(), len);
         // SAFETY: the caller's promise; in whole rows coefficients begin again after the last.
@@ -72,7 +74,7 @@ impl<M: Map, E: Storage> MapKernel<M, E> {
             loop {
                 if part > 0 {
                     let coefs = self.coefs::<S>(c, part, all_channels, unit_factors);
-                    Self::vector::<S, T, false>(&self.task, &coefs, &x, part, sinks);
+                    Self::vector::<S, T, false>(&variant, &coefs, &x, part, sinks);
                     c = next_channel(&channels, c + part);
                     x = x.advance(part, 0);
                     left -= part;
@@ -80,7 +82,7 @@ impl<M: Map, E: Storage> MapKernel<M, E> {
                 while left >= lanes {
                     let coefs = self.coefs::<S>(c, lanes, all_channels, unit_factors);
                     self.prefetch_ahead::<S>(&x);
-                    Self::vector::<S, T, true>(&self.task, &coefs, &x, lanes, sinks);
+                    Self::vector::<S, T, true>(&variant, &coefs, &x, lanes, sinks);
                     c = next_channel(&channels, c + lanes);
                     x = x.advance(lanes, 0);
                     left -= lanes;
@@ -231,7 +233,7 @@ impl<M: Map, E: Storage> MapKernel<M, E> {
                         Self::prefetch::<S, false>(&self.task, next, 0);
                         *next = next.advance(lanes, 0);
                     }
-                    Self::vector::<S, T, true>(&self.task, &coefs[k], &x, lanes, sinks);
+                    Self::vector::<S, T, true>(&self.task.variant, &coefs[k], &x, lanes, sinks);
                     k += 1;
                 }
             }

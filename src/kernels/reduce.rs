@@ -234,9 +234,14 @@ pub(crate) unsafe fn run<R: Reduce, L: Lanes, I: Interleave>(
             interleaved.chunk();
             at += CHUNK * lanes;
         }
-        // One chunk that is not full, or what is fused, much code, in a loop over all chunks.
-        while len - at >= lanes {
+        // What is fused, much code, is there once, in a loop over all chunks.
+        while R::FUSED && len - at >= lanes {
             let count = ((len - at) / lanes).min(CHUNK);
+            acc = add_few::<R, L, true>(coefs, &x.advance(at, at), variant, step, count, lanes, acc);
+            at += count * lanes;
+        }
+        let count = (len - at) / lanes;
+        if !R::FUSED && count > 0 {
             acc = add_few::<R, L, true>(coefs, &x.advance(at, at), variant, step, count, lanes, acc);
             at += count * lanes;
         }
@@ -253,10 +258,10 @@ const LINE: usize = 64;
 /// Prefetches the cache lines of `n` elements.
 #[inline(always)]
 fn prefetch<V: Vector, E>(p: *const E, n: usize) {
-    let (bytes, mut at) = (n * size_of::<E>(), 0);
-    while at < bytes {
-        V::prefetch::<false>(p.cast::<u8>().wrapping_add(at));
-        at += LINE;
+    let mut line = p.cast::<u8>();
+    for _ in 0..(n * size_of::<E>()).div_ceil(LINE) {
+        V::prefetch::<false>(line);
+        line = line.wrapping_add(LINE);
     }
 }
 

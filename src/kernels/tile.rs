@@ -55,39 +55,47 @@ pub(crate) struct PlaneRun {
 pub(super) struct PlaneRuns {
     shape: Shape,
     channels: Range<usize>,
-    /// Positions that are left, from `(o, i)` on.
+    /// Positions of the next run and after it.
     positions: Range<usize>,
-    o: usize,
-    i: usize,
-    /// The index of the next channel.
-    k: usize,
+    next: PlaneRun,
 }
 
 impl PlaneRuns {
+    /// Of a tile with at least one channel.
     #[inline]
     pub(super) fn new(shape: Shape, channels: Range<usize>, positions: Range<usize>) -> Self {
-        let (o, i) = (positions.start / shape.inner(), positions.start % shape.inner());
-        Self { shape, channels, positions, o, i, k: 0 }
+        // As after the last channel of a run without elements.
+        let next = PlaneRun { c: channels.end, k: channels.len(), element: 0, position: positions.start, len: 0 };
+        Self { shape, channels, positions, next }
+    }
+
+    /// Goes to the first channel at the positions after those of the last run.
+    #[inline]
+    fn next_positions(&mut self) {
+        let (c, inner) = (self.channels.start, self.shape.inner());
+        self.positions.start += self.next.len;
+        let position = self.positions.start;
+        let (o, i) = (position / inner, position % inner);
+        let element = (o * self.shape.channels() + c) * inner + i;
+        self.next = PlaneRun { c, k: 0, element, position, len: self.positions.len().min(inner - i) };
     }
 }
 
 impl Iterator for PlaneRuns {
     type Item = PlaneRun;
 
-    // Not `inline(always)`, as it has no vectors: the compiler then makes one copy until late.
     #[inline]
     fn next(&mut self) -> Option<PlaneRun> {
-        let (inner, position) = (self.shape.inner(), self.positions.start);
-        if position >= self.positions.end {
-            return None;
+        if self.next.k == self.channels.len() {
+            self.next_positions();
+            if self.next.len == 0 {
+                return None;
+            }
         }
-        let len = self.positions.len().min(inner - self.i);
-        let (k, c) = (self.k, self.channels.start + self.k);
-        let element = (self.o * self.shape.channels() + c) * inner + self.i;
-        self.k += 1;
-        if self.k >= self.channels.len() {
-            (self.o, self.i, self.k, self.positions.start) = (self.o + 1, 0, 0, position + len);
-        }
-        Some(PlaneRun { c, k, element, position, len })
+        let run = self.next;
+        self.next.c += 1;
+        self.next.k += 1;
+        self.next.element += self.shape.inner();
+        Some(run)
     }
 }
