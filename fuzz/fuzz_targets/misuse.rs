@@ -6,7 +6,8 @@ use batchnorm::{
     Activation, Affine, BatchNorm, Error, Extras, GradientSums, Gradients, Isa, Momentum, RunningStatistics, Shape,
     Source, Statistics,
 };
-use batchnorm_fuzz::{Dims, Float, Place, Value, baseline};
+use batchnorm_fuzz::{Dims, Place, Scalar, baseline};
+use batchnorm_testing::Float;
 use libfuzzer_sys::fuzz_target;
 
 #[derive(Arbitrary, Debug)]
@@ -15,7 +16,7 @@ struct Input {
     dims: Dims,
     double: bool,
     place: Place,
-    eps: Value,
+    eps: Scalar,
     /// How much too long an argument is; 0 in most.
     lengths: Lengths,
     gamma: bool,
@@ -33,14 +34,14 @@ struct Fusing {
     output: Option<Delta>,
     dresidual: Option<Delta>,
     /// All of them, and the last.
-    weights: Option<(Delta, Value, Value)>,
+    weights: Option<(Delta, Scalar, Scalar)>,
 }
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
 enum Act {
     Identity,
     Relu,
-    LeakyRelu(Value),
+    LeakyRelu(Scalar),
     Silu,
 }
 
@@ -97,8 +98,8 @@ impl Delta {
 /// Statistics to normalize with, valid or not.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 enum Averages {
-    Batch { count: Value, mean: Value, var: Value },
-    Running { mean: Value, var: Value, last_var: Value },
+    Batch { count: Scalar, mean: Scalar, var: Scalar },
+    Running { mean: Scalar, var: Scalar, last_var: Scalar },
 }
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
@@ -201,7 +202,7 @@ enum Owned {
 
 impl Owned {
     fn new(averages: Averages, channels: usize) -> Option<Self> {
-        let all = |v: Value| vec![v.f64(); channels];
+        let all = |v: Scalar| vec![v.f64(); channels];
         match averages {
             Averages::Batch { count, mean, var } => {
                 let statistics = told(Statistics::from_parts(count.f64(), all(mean), all(var)));
@@ -257,7 +258,7 @@ impl<E: Float> Arguments<E> {
         let (lengths, channels) = (input.lengths, shape.channels());
         let values = |delta: Delta, n| vec![E::of(0.125); delta.apply(n)];
         let wide = |delta: Delta| vec![0.125; delta.apply(channels)];
-        let weights = |(delta, all, last): (Delta, Value, Value)| {
+        let weights = |(delta, all, last): (Delta, Scalar, Scalar)| {
             let mut weights = vec![E::of(all.f64()); delta.apply(shape.values_per_channel())];
             if let Some(weight) = weights.last_mut() {
                 *weight = E::of(last.f64());
@@ -292,7 +293,7 @@ impl<E: Float> Arguments<E> {
         let (statistics, sums) = (self.statistics.channels() == channels, self.sums.channels() == channels);
         let of_shape = |v: &Option<Vec<E>>| v.as_ref().is_none_or(|v| v.len() == n);
         let dresidual = of_shape(&self.dresidual);
-        let weight = |w: &E| w.f64() >= 0.0 && w.f64().is_finite();
+        let weight = |w: &E| w.to_f64() >= 0.0 && w.to_f64().is_finite();
         let extras = [&self.residual, &self.output].into_iter().all(of_shape)
             && self.weights.as_ref().is_none_or(|w| w.len() == shape.values_per_channel() && w.iter().all(weight));
         let usable = source.channels() == channels
@@ -341,7 +342,7 @@ impl<E: Float> Arguments<E> {
 
     /// Whether no value exists.
     fn none(&self, shape: Shape) -> bool {
-        shape.is_empty() || self.weights.as_ref().is_some_and(|w| w.iter().all(|w| w.f64() == 0.0))
+        shape.is_empty() || self.weights.as_ref().is_some_and(|w| w.iter().all(|w| w.to_f64() == 0.0))
     }
 
     /// The statistics of a pass that takes no running ones.

@@ -1,7 +1,7 @@
 //! Do mean, variance, outputs and gradients stay within the bounds of docs/numerics.md on data made to break them?
 
 use crate::common::*;
-use crate::oracle::{self, Ledger};
+use crate::oracle;
 use batchnorm::reference::indices;
 use batchnorm::{BatchNorm, Isa, Shape, Statistics};
 

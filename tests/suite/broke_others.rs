@@ -91,7 +91,7 @@ fn pytorch_126525_sum_overflow() {
         let x: Vec<f32> = (0..1000).map(|i| 3e38 + 1e36 * (i % 7) as f32).collect();
         let p = Problem { shape, eps: 1e-5, dy: vec![1.0; 1000], gamma: None, beta: None, x };
         let out = train(&p.plan(), &p, Way::Fused, 0);
-        let mut ledger = oracle::Ledger::default();
+        let mut ledger = Ledger::default();
         oracle::check_forward(&mut ledger, &p, &oracle::statistics(shape, &p.x), &out, &shape);
         ledger.close("sum overflow", 1000);
     }
@@ -133,7 +133,7 @@ fn pytorch_121651_layout_changes_results() {
     let [planes_out, rows_out] = [&shifted, &rows].map(|p| train(&p.plan(), p, Way::Fused, 0));
     let exact = oracle::statistics(shifted.shape, &shifted.x);
     assert_eq!(exact, oracle::statistics(rows_shape, &rows.x));
-    let mut ledger = oracle::Ledger::default();
+    let mut ledger = Ledger::default();
     oracle::check_forward(&mut ledger, &shifted, &exact, &planes_out, &"planes");
     oracle::check_forward(&mut ledger, &rows, &exact, &rows_out, &"rows");
     ledger.close("layouts", 2 * n * c * pixels);

@@ -4,7 +4,6 @@
 //! step h miss the gradient by h²/6 of its third derivative and by the rounding of L over h.
 
 use crate::common::*;
-use crate::fusion::{ACTIVATIONS, Fusion, Weighting};
 use batchnorm::{Activation, Affine, RunningStatistics, Shape, Statistics, reference};
 
 /// The loss, where `running` is given with its statistics, else with the batch's own.

@@ -2,7 +2,6 @@
 //! that one byte too far is a crash.
 
 use crate::common::*;
-use crate::fusion::{ACTIVATIONS, Fusion, WEIGHTINGS};
 use batchnorm::{Affine, Extras, GradientSums, Gradients, Source, Statistics};
 use std::ptr::NonNull;
 

@@ -1,8 +1,6 @@
 //! Are bf16 and f16 read and rounded as the crate `half` does it, and computed as f32 is?
 
 use crate::common::*;
-use crate::fusion::*;
-use crate::oracle::Ledger;
 use batchnorm::{Activation, Affine, BatchNorm, Element, GradientSums, Isa, Shape, Statistics};
 use half::{bf16, f16};
 

@@ -1,8 +1,6 @@
 //! Is x̂ rebuilt from y within the stated bound, and what cannot be rebuilt refused?
 
 use crate::common::*;
-use crate::fusion::stored;
-use crate::oracle::{Factors, Ledger};
 use batchnorm::{Activation, Affine, BatchNorm, Error, Gradients, Shape, Statistics, reference};
 
 fn shapes() -> [Shape; 3] {
@@ -17,7 +15,7 @@ fn problem<T: Number>(shape: Shape, seed: u64, activation: Activation, gammas: &
     let mut p = Problem::<T>::random(shape, seed);
     let slope = if let Activation::LeakyRelu(slope) = activation { slope } else { 1.0 };
     let root = (shape.values_per_channel() as f64).sqrt();
-    let [smallest, largest] = range::<T>();
+    let [smallest, largest] = T::INVERTIBLE;
     let (smallest, largest) = (smallest / slope.min(1.0), largest / (root + 64.0) / slope.max(1.0));
     let ratios = [0.0, 64.0, -1.0, 7.0, -64.0];
     for c in 0..shape.channels() {
@@ -28,15 +26,6 @@ fn problem<T: Number>(shape: Shape, seed: u64, activation: Activation, gammas: &
         p.gamma.as_mut().unwrap()[c] = gamma;
     }
     p
-}
-
-/// What y must stay in: the normal range, or 2^±500 for f64.
-fn range<T: Number>() -> [f64; 2] {
-    if T::LARGEST == f64::MAX {
-        [-500, 500].map(|k| 2f64.powi(k))
-    } else {
-        [T::SMALLEST_SUBNORMAL / (2.0 * T::U), T::LARGEST]
-    }
 }
 
 /// What a training step gives that keeps y alone.
@@ -115,7 +104,7 @@ fn gradients<T: Number>(ledger: &mut Ledger, shape: Shape, activation: Activatio
     let (dx, dgamma, dbeta) = reference::backward(shape, &x, &g, statistics, p.eps, &gamma);
     for c in 0..shape.channels() {
         let (mean, var) = (statistics.0[c], statistics.1[c]);
-        let (f, u) = (Factors::new::<T>((1.0 + mean * mean / var).sqrt()), 2.0 * T::Param::U);
+        let (f, u) = (Factors::new::<T>(kappa(mean, var)), 2.0 * T::Param::U);
         let sum = |f: &dyn Fn(usize) -> f64| reference::indices(shape, c).map(f).sum::<f64>();
         let of_sums = [
             (f.sums + u) * sum(&|k| g[k].abs()),
@@ -253,7 +242,7 @@ fn refused<T: Number>(plan: &BatchNorm, gamma: [f64; 3], beta: [f64; 3]) -> Stri
 
 /// What is said of a channel with this gamma, beta and slope.
 fn message<T: Number>([gamma, beta, slope]: [f64; 3], channel: usize) -> String {
-    let [least, most] = range::<T>();
+    let [least, most] = T::INVERTIBLE;
     format!(
         "channel {channel} cannot be rebuilt from its output: expected |beta| <= 64*|gamma|, and outputs of {least:e} to \
          {most:e}, got gamma {gamma:?}, beta {beta:?} and slope {slope:?}"
@@ -280,7 +269,7 @@ fn refusals<T: Number>() {
         );
     }
     // The same of the slope, where it is smaller than 1 or larger.
-    let [smallest, largest] = range::<T>();
+    let [smallest, largest] = T::INVERTIBLE;
     for (limit, past) in [(smallest, 0.5 * smallest), (largest / 2.0, 2.0 * largest)] {
         accepted::<T>(&plan(Activation::LeakyRelu(limit)), 1.0, 0.0);
         let refused = refused::<T>(&plan(Activation::LeakyRelu(past)), [1.0; 3], [0.0; 3]);
@@ -292,7 +281,7 @@ fn refusals<T: Number>() {
         let plan = plan(activation);
         // At each limit, and past it.
         let next = 1.0 + 4.0 * T::Param::U;
-        let [smallest, largest] = range::<T>();
+        let [smallest, largest] = T::INVERTIBLE;
         let (smallest, largest) = (smallest / slope.min(1.0), largest / slope.max(1.0) / 2f64.sqrt());
         for (gamma, beta) in
             [(1.0, 64.0), (-1.0, -64.0), (smallest, 0.0), (-smallest, 64.0 * smallest), (largest / next, 0.0)]

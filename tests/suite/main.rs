@@ -8,7 +8,6 @@ mod common;
 mod double_backward;
 mod fold;
 mod fused;
-mod fusion;
 mod gradients;
 #[cfg(unix)]
 mod guard_pages;

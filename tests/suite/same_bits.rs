@@ -1,7 +1,6 @@
 //! Do results keep every bit, whatever instruction set, threads, executor, alignment and way of calling?
 
 use crate::common::*;
-use crate::fusion::{Fusion, Weighting};
 use batchnorm::{Activation, BatchNorm, Executor, Isa, Shape, Threads};
 use std::sync::Arc;
 

@@ -1,8 +1,6 @@
 //! Do weighted batches give what the positions that exist, each as often as its weight says, would give?
 
 use crate::common::*;
-use crate::fusion::*;
-use crate::oracle::Ledger;
 use batchnorm::{
     Activation, Affine, BatchNorm, Error, Extras, GradientSums, Gradients, Momentum, RunningStatistics, Shape,
     Statistics, reference,
