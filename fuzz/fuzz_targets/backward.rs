@@ -1,5 +1,5 @@
-//! The gradients, through the batch's statistics and with frozen ones: against the reference, and the same bits
-//! however they are run.
+//! The gradients, through the statistics of the batch and with constant ones: compared with the reference, and with the
+//! same bits however they are run.
 #![no_main]
 
 use arbitrary::Arbitrary;
@@ -31,7 +31,7 @@ fn run<E: Float>(input: &Input) {
         let [mean, var] = [each(|given| given.0.finite::<f64>()), each(|given| given.1.finite::<f64>().abs())];
         batch = Statistics::from_parts(batch.count(), mean, var).expect("equal lengths");
     }
-    // Running averages refuse a NaN.
+    // Running averages must not be NaN.
     let known = |v: &[f64]| v.iter().map(|&v| if v.is_nan() { 1.0 } else { v }).collect::<Vec<_>>();
     let running = RunningStatistics::from_parts(known(batch.mean()), known(batch.var()), 1).expect("equal lengths");
     let source: Source = if input.frozen { (&running).into() } else { (&batch).into() };
@@ -56,8 +56,8 @@ fn run<E: Float>(input: &Input) {
     });
 }
 
-/// Compares gradients with the reference for the same statistics, and dx for the same sums too: errors in those do not
-/// count here.
+/// Compares gradients with the reference for the same statistics, and dx for the same sums as well, since the inputs of
+/// a pass count as exact.
 fn check<E: Float>(p: &Problem<E>, source: Source<'_>, given: bool, (sums, dx, dgamma, dbeta): &BackwardOutputs<E>) {
     let (x, dy, gamma, shape) = (to_f64(&p.x), to_f64(&p.dy), p.gamma_f64(), p.shape);
     let (statistics, frozen) = match &source {
@@ -96,12 +96,12 @@ fn check<E: Float>(p: &Problem<E>, source: Source<'_>, given: bool, (sums, dx, d
     ledger.close_silently();
 }
 
-/// What the bounds of a channel's gradients are made of.
+/// The terms of the bounds of a channel's gradients.
 struct Terms {
     mean: f64,
     inv_std: f64,
     gamma: f64,
-    /// The factor of deviations from a given mean in lanes. Those from the batch's own mean stay in range.
+    /// The factor that lanes multiply deviations from a given mean by. Those from the batch's own mean stay in range.
     prescale: f64,
     /// Σ|g| and Σ|g·x̂|.
     g: f64,
@@ -144,20 +144,20 @@ impl Terms {
         channel.allowance::<E>(self.inv_std).x_hat + subnormal::<E>() * (1.0 + self.inv_std)
     }
 
-    /// The errors of dbeta and dgamma. That of dgamma has a part that is not relative to its terms: of x̂, and of products
-    /// that are subnormal.
+    /// The errors of dbeta and dgamma. That of dgamma has a part that is not relative to its terms: of x̂, and of
+    /// products that are subnormal.
     fn sums<E: Float>(&self, channel: &Channel) -> [f64; 2] {
         let relative = channel.factors::<E>().sums + channel.allowance::<E>(self.inv_std).reference;
         let products = self.x_hat::<E>(channel) * self.g + channel.values * subnormal::<E>() * (self.inv_std + 2.0);
         [relative * self.g + subnormal::<E>(), relative * self.gx + products + subnormal::<E>()]
     }
 
-    /// What dx is the sum of, without its scale and without cancellation.
+    /// The sum of the absolute values of dx's terms, without its scale.
     fn size(&self, x: f64, g: f64) -> f64 {
         g.abs() + self.g_mean.abs() + ((x - self.mean) * self.inv_std * self.gx_mean).abs()
     }
 
-    /// The largest of what lanes have for dx: its terms, and the slope of x − mean.
+    /// The largest value that lanes need for dx: the sum of its terms, or the slope of x − mean.
     fn largest(&self, x: f64, g: f64) -> f64 {
         self.size(x, g).max((self.gx_mean * self.inv_std).abs())
     }
@@ -174,7 +174,7 @@ impl Terms {
             let subnormals = 1.0 + distance * (1.0 + self.prescale) + 2.0 * distance * self.inv_std;
             subnormal::<E>() * subnormals + self.x_hat::<E>(channel) * self.gx_mean.abs()
         };
-        // The result, and a product that the reference makes before it.
+        // The rounding of the result, and of a product that the reference computes before it.
         let tiny = self.gamma.abs() < E::SMALLEST_NORMAL / self.inv_std / E::LARGEST_FACTOR;
         let of_scale = if tiny { 1.0 + size / E::LARGEST_FACTOR } else { 1.0 };
         relative * scaled(size) + scaled(of_means) + subnormal::<E>() * of_scale + self.gamma.abs() * f64::from_bits(1)

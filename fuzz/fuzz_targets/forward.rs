@@ -1,4 +1,5 @@
-//! Statistics, the training pass and inference: against the reference, and the same bits however they are run.
+//! Statistics, the training pass and inference: compared with the reference, and with the same bits however they are
+//! run.
 #![no_main]
 
 use arbitrary::Arbitrary;
@@ -11,7 +12,7 @@ use libfuzzer_sys::fuzz_target;
 struct Input {
     case: Case,
     place: Place,
-    /// Mean and variance at test time.
+    /// Mean and variance for inference.
     running: [(Scalar, Scalar); 3],
 }
 
@@ -47,7 +48,7 @@ fn run<E: Float>(input: &Input) {
         assert_same("mean", statistics.mean(), own.mean(), &isa);
         assert_same("var", statistics.var(), own.var(), &isa);
         let own = normalize(plan, &p, Source::from(&running), way, offset);
-        assert_same("y at test time", &inferred, &own, &isa);
+        assert_same("y of inference", &inferred, &own, &isa);
     });
 }
 
@@ -65,7 +66,7 @@ fn check_statistics<E: Float>(ledger: &mut Ledger, exact: &[Channel], actual: &S
     }
 }
 
-/// y with the given mean and variance.
+/// Checks y for the given mean and variance.
 fn check_y<E: Float>(
     ledger: &mut Ledger,
     p: &Problem<E>,
@@ -75,7 +76,7 @@ fn check_y<E: Float>(
 ) {
     let (x, gamma, beta) = (to_f64(&p.x), p.gamma_f64(), p.beta_f64());
     let expected = reference::normalize(p.shape, &x, (mean, var), p.eps, &gamma, &beta);
-    // A scale is two factors in lanes.
+    // In lanes a scale is two factors.
     let largest_scale = E::LARGEST * (E::LARGEST_FACTOR / 64.0);
     for (c, channel) in channels.iter().enumerate() {
         let (gamma, beta) = (gamma[c], beta[c]);
@@ -97,7 +98,7 @@ fn check_y<E: Float>(
     }
 }
 
-/// NaN and Inf stay in their channels: the others do not change when those are taken away.
+/// NaN and Inf stay in their channels: the other channels have the same bits without them.
 fn check_neighbours<E: Float>(p: &Problem<E>, exact: &[Channel], y: &[E], statistics: &Statistics) {
     let mut healed = p.clone();
     for (c, _) in exact.iter().enumerate().filter(|(_, channel)| !channel.finite) {

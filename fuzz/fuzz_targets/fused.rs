@@ -1,5 +1,5 @@
-//! Everything that is fused to the passes, in every element type: against the reference, the same bits however it is
-//! run, and x̂ rebuilt from y where a channel has an inverse.
+//! Passes with everything fused, in every element type: compared with the reference, with the same bits however they
+//! are run, and with x̂ rebuilt from y if a channel has an inverse.
 #![no_main]
 
 use arbitrary::Arbitrary;
@@ -43,7 +43,7 @@ fn run<E: Number>(input: &Input) {
     let mut ledger = Ledger::default();
     fusion.compare(&mut ledger, &given, &expected, &"fused");
     ledger.close_silently();
-    // y tells what z was, unless it was rounded to 0, or was NaN because z was Inf.
+    // The sign of z can be told from y unless y was rounded to 0, or is NaN because z was Inf.
     let telling = |y: &E| y.to_f64() != 0.0 && !y.to_f64().is_nan();
     let given = input.given && expected.outputs.y.iter().all(telling);
     let expected = expected.bits();
@@ -56,8 +56,8 @@ fn run<E: Number>(input: &Input) {
     });
 }
 
-/// Either a channel is refused, and nothing is written, or x̂ comes back within its bound: seen in dgamma where dy is 1
-/// at the first position.
+/// Either a channel is refused and nothing is written, or x̂ is rebuilt within its bound. With dy = 1 at the first
+/// position and 0 elsewhere, dgamma is that x̂.
 fn rebuild<E: Number>(plan: &BatchNorm, p: &Problem<E>, activation: Activation) {
     let (mut y, mut statistics) = (p.x.clone(), Statistics::new(p.shape.channels()));
     match plan.forward_training_invertible(&mut y, p.affine(), &mut statistics) {
@@ -91,9 +91,9 @@ fn rebuild<E: Number>(plan: &BatchNorm, p: &Problem<E>, activation: Activation) 
         };
         let (gamma, beta) = (gamma[c], beta[c]);
         let x_hat = (x - mean) * inv_std;
-        // κ: f64 has one lane for the mean.
+        // With κ, since f64 has one lane value for the mean.
         let bound = (10.0 * E::U + 1e-13 * kappa) * (1.0 + x_hat.abs() + (beta / gamma).abs());
         let error = (dgamma[c].to_f64() / slope - x_hat).abs();
-        assert!(error <= bound, "channel {c}: x̂ {x_hat:e} came back off by {error:e}, bound {bound:e}");
+        assert!(error <= bound, "channel {c}: x̂ {x_hat:e} was rebuilt with error {error:e}, bound {bound:e}");
     }
 }

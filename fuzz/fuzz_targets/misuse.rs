@@ -1,4 +1,4 @@
-//! Wrong arguments of every kind: an error that says so, with no output touched, and never a panic.
+//! Wrong arguments of every kind: each gives an error and leaves all outputs unchanged, and none a panic.
 #![no_main]
 
 use arbitrary::Arbitrary;
@@ -17,7 +17,7 @@ struct Input {
     double: bool,
     place: Place,
     eps: Scalar,
-    /// How much too long an argument is; 0 in most.
+    /// The errors in the lengths of arguments, most of them 0.
     lengths: Lengths,
     gamma: bool,
     beta: bool,
@@ -33,7 +33,7 @@ struct Fusing {
     residual: Option<Delta>,
     output: Option<Delta>,
     dresidual: Option<Delta>,
-    /// All of them, and the last.
+    /// The number of weights, their value, and that of the last.
     weights: Option<(Delta, Scalar, Scalar)>,
 }
 
@@ -125,12 +125,12 @@ fuzz_target!(|input: Input| {
     if input.double { run::<f64>(&input) } else { run::<f32>(&input) }
 });
 
-/// An error whose message was written, or nothing.
+/// The result if there is one; otherwise the error must have a message.
 fn told<T>(result: Result<T, Error>) -> Option<T> {
     result.map_err(|error| assert!(!error.to_string().is_empty())).ok()
 }
 
-/// A shape exists exactly where its bytes can.
+/// A shape is valid exactly if its bytes can be addressed.
 fn shapes([a, b, c, d, e]: [usize; 5]) {
     let fits = |dims: &[usize]| {
         let bytes = dims.iter().try_fold(8u128, |product, &dim| product.checked_mul(dim as u128));
@@ -138,7 +138,7 @@ fn shapes([a, b, c, d, e]: [usize; 5]) {
     };
     let check = |dims: &[usize], shape: Result<Shape, Error>| {
         let shape = told(shape);
-        // Where an extent is 0 the product of the others decides.
+        // If an extent is 0, the product of the others decides.
         if dims.iter().all(|&dim| dim > 0) {
             assert_eq!(shape.is_some(), fits(dims), "{dims:?}");
         }
@@ -155,7 +155,7 @@ fn shapes([a, b, c, d, e]: [usize; 5]) {
     check(&[a, b, c, d, e], Shape::ncdhw(a, b, c, d, e));
     check(&[a, b, c, d], Shape::nhwc(a, b, c, d));
     check(&[a, b, c, d, e], Shape::ndhwc(a, b, c, d, e));
-    // A plan for any shape is made at once and rejects what is too short for it.
+    // A plan can be made for any shape, and rejects arguments that are too short for it.
     if let Some(shape) = told(Shape::new(a, b, c)).filter(|shape| shape.len() > 1) {
         let mut statistics = Statistics::new(1);
         let wrong = BatchNorm::new(shape).forward_training(&[0.0f32], Affine::default(), &mut [0.0], &mut statistics);
@@ -187,7 +187,7 @@ fn run<E: Float>(input: &Input) {
         let result = arguments.call(input.call, plan, &source);
         assert_eq!(told(result.clone()).is_some(), valid, "{result:?}");
         if !valid {
-            // Weights, which may be NaN, were not lent to be written.
+            // Weights, which may be NaN, are borrowed immutably.
             (before.weights, arguments.weights) = (None, None);
             assert_eq!(before, arguments, "after {result:?}");
         }
@@ -235,7 +235,7 @@ impl Owned {
     }
 }
 
-/// All that a call may read or write.
+/// Everything that a call may read or write.
 #[derive(Clone, Debug, PartialEq)]
 struct Arguments<E> {
     x: Vec<E>,
@@ -326,7 +326,7 @@ impl<E: Float> Arguments<E> {
         }
     }
 
-    /// Whether y tells what x was: all channels have one gamma and one beta.
+    /// Whether x can be rebuilt from y. All channels have the same gamma and beta.
     fn invertible(&self, input: &Input, shape: Shape) -> bool {
         let slope = match input.fusing.activation {
             Act::Identity => 1.0,
@@ -345,7 +345,7 @@ impl<E: Float> Arguments<E> {
         shape.is_empty() || self.weights.as_ref().is_some_and(|w| w.iter().all(|w| w.to_f64() == 0.0))
     }
 
-    /// The statistics of a pass that takes no running ones.
+    /// The statistics for a pass that does not take running ones.
     fn batch<'a>(&'a self, source: &'a Owned) -> &'a Statistics {
         match source {
             Owned::Batch(s) => s,
@@ -394,7 +394,7 @@ impl<E: Float> Arguments<E> {
         }
     }
 
-    /// What is for another number of channels does not merge and changes nothing.
+    /// Statistics and sums of another number of channels do not merge, and change nothing.
     fn merge(&self) {
         let channels = self.statistics.channels();
         let (mut statistics, mut sums) = (Statistics::new(channels + 1), GradientSums::new(channels + 1));

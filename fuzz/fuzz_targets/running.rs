@@ -10,7 +10,7 @@ use libfuzzer_sys::fuzz_target;
 #[derive(Arbitrary, Debug)]
 struct Input {
     case: Case,
-    /// Where the batch is cut into parts.
+    /// The positions where the batch is cut into parts.
     cuts: [u8; 3],
     running: [(Scalar, Scalar); 3],
     batches: u64,
@@ -49,7 +49,7 @@ fn run<E: Float>(input: &Input) {
     update(input, &[&whole, &parts[0].1, &parts[1].1]);
 }
 
-/// A part of a batch: the plan for it, where it lies, and its statistics.
+/// A part of a batch: the plan for it, its statistics and its elements.
 type Part = (BatchNorm, Statistics, std::ops::Range<usize>);
 
 /// Cuts a batch into four parts along its outer extent; some may be empty.
@@ -70,7 +70,7 @@ fn parts<E: Float>(p: &Problem<E>, cuts: [u8; 3]) -> Vec<Part> {
     starts.zip(ends).map(part).collect()
 }
 
-/// Merged parts are the whole, in either order.
+/// Merged in either order, parts give the statistics of the whole batch.
 fn merge_statistics<E: Float>(p: &Problem<E>, parts: &[Part]) -> Statistics {
     let exact = channels(p.shape, &p.x);
     let merge = |parts: &mut dyn Iterator<Item = &Part>| {
@@ -102,7 +102,7 @@ fn merge_statistics<E: Float>(p: &Problem<E>, parts: &[Part]) -> Statistics {
     whole
 }
 
-/// Gradient sums of the parts, about the mean of the whole, are those of the whole.
+/// The merged gradient sums of the parts, with the mean of the whole batch, are those of the whole.
 fn merge_sums<E: Float>(p: &Problem<E>, parts: &[Part], whole: &Statistics) {
     let sums = |plan: &BatchNorm, range: std::ops::Range<usize>| {
         let mut sums = GradientSums::new(p.shape.channels());
@@ -121,9 +121,9 @@ fn merge_sums<E: Float>(p: &Problem<E>, parts: &[Part], whole: &Statistics) {
             g += dy;
             gx += dy * (x - whole.mean()[c]).abs();
         }
-        // Lanes hold the terms of dbeta and, of a tiny channel, those of dgamma.
+        // The sums must stay in the range of lanes, and so must those of dgamma in a tiny channel.
         if exact.promised && g <= E::LARGEST && gx <= E::LARGEST * exact.var.sqrt().min(1.0) {
-            // Both may be off by the bound of one sum.
+            // Both may have the error of one sum.
             let allowance = exact.allowance::<E>(1.0);
             let relative = 2.0 * (exact.factors::<E>().sums + allowance.reference);
             let floor = allowance.x_hat * g + 2.0 * exact.values * subnormal::<E>();
@@ -136,7 +136,7 @@ fn merge_sums<E: Float>(p: &Problem<E>, parts: &[Part], whole: &Statistics) {
     ledger.close_silently();
 }
 
-/// Updates follow their formula, bit by bit, or are errors that change nothing.
+/// Updates follow their formula bit for bit, or are errors that change nothing.
 fn update(input: &Input, batches: &[&Statistics]) {
     let channels = batches[0].channels();
     let (mean, var): (Vec<f64>, Vec<f64>) =

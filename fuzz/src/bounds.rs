@@ -3,14 +3,14 @@
 use batchnorm::{Shape, reference};
 use batchnorm_testing::{Allowance, Factors, Float, kappa, oracle};
 
-/// What the promises are stated in: the exact values of a channel.
+/// The exact values of a channel that the promises are stated in.
 #[derive(Clone, Copy, Debug)]
 pub struct Channel {
     pub mean: f64,
     pub var: f64,
     /// The number of values.
     pub values: f64,
-    /// How badly the channel is conditioned: sqrt(1 + mean²/var).
+    /// Its conditioning, by [`kappa`].
     pub kappa: f64,
     /// Whether all values are finite, and whether they are all the same.
     pub finite: bool,
@@ -36,14 +36,14 @@ pub fn channels<E: Float>(shape: Shape, x: &[E]) -> Vec<Channel> {
     exact.into_iter().enumerate().map(channel).collect()
 }
 
-/// What a subnormal result may be off, together with that of the reference: the smallest positive value of each.
+/// The error of a subnormal result and of the reference's: the smallest positive value of each type.
 pub fn subnormal<E: Float>() -> f64 {
     E::SMALLEST_SUBNORMAL + f64::from_bits(1)
 }
 
 impl Channel {
-    /// The channel with statistics that are not those of its values. The promises hold for them too if x̂ is not lost in
-    /// the rounding of the mean to two lanes, and if data of the element type may have them.
+    /// The channel with statistics that are not those of its values. The promises hold for them too if x̂ is not lost
+    /// in the rounding of the mean to two lanes, and if data of the element type may have them.
     pub fn given<E: Float>(&self, mean: f64, var: f64, eps: f64) -> Self {
         let kappa = (1.0 + mean * mean / (var + eps)).sqrt();
         let promised = kappa <= 1e6 && mean.abs().max(var.sqrt()) <= E::LARGEST;

@@ -1,4 +1,4 @@
-//! From bytes to shapes, values and settings.
+//! How bytes become shapes, values and settings.
 
 use arbitrary::{Arbitrary, Unstructured};
 use batchnorm::{Shape, reference};
@@ -97,7 +97,7 @@ fn noise(seed: u8, k: usize) -> f64 {
     (mix(state) >> 11) as f64 / (1u64 << 52) as f64 - 1.0
 }
 
-/// Extents, cut to a size that keeps hundreds of executions a second; large ones are split over threads.
+/// Extents, limited to sizes that allow hundreds of executions per second. Large ones are split over threads.
 #[derive(Clone, Copy, Debug)]
 pub struct Dims {
     outer: u16,
@@ -109,8 +109,8 @@ pub struct Dims {
 }
 
 impl Arbitrary<'_> for Dims {
-    /// The size follows from all bytes from here on: were it a byte of its own, what is made from a large input would
-    /// nearly always be large again, and little else would be run.
+    /// The size follows from all bytes from here on. If it were a byte of its own, nearly all mutations of a large
+    /// input would be large too, and little else would run.
     fn arbitrary(u: &mut Unstructured<'_>) -> arbitrary::Result<Self> {
         let rest = u.peek_bytes(u.len()).unwrap_or_default();
         let hash = rest.iter().fold(0x811c_9dc5, |h, &b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
@@ -122,9 +122,9 @@ impl Arbitrary<'_> for Dims {
 impl Dims {
     pub fn shape(self) -> Shape {
         let (limit, channels) = match self.size {
-            // Enough for several threads, and for several segments of a channel: one in 512.
+            // One in 512: large enough for several threads and for several segments per channel.
             0..128 => (140_000, 80),
-            // More channels than a group of rows has: one in 64.
+            // One in 64: more channels than a group of rows has.
             128..1152 => (1 << 14, 10_000),
             _ => (1 << 10, 80),
         };
@@ -137,14 +137,14 @@ impl Dims {
     }
 }
 
-/// One element that is set apart.
+/// One element that gets a value of its own.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 struct Point {
     at: u32,
     value: Scalar,
 }
 
-/// The input of a target. Fills and parameters are repeated over the channels.
+/// The input of a target. Channels share fills and parameters in turn.
 #[derive(Arbitrary, Debug)]
 pub struct Case {
     pub dims: Dims,

@@ -28,7 +28,7 @@ pub struct Fusing {
     pub element: Type,
     activation: Act,
     residual: Option<[Scalar; 3]>,
-    /// Weights of positions, repeated.
+    /// Weights of positions, which share them in turn.
     weights: Option<[Scalar; 5]>,
 }
 

@@ -1,23 +1,23 @@
-//! Where a pass runs and where its buffers lie: what must not change a bit.
+//! The threads, instruction set, alignment and way of calling of a pass, which must not change a bit.
 
 use arbitrary::Arbitrary;
 use batchnorm::{BatchNorm, Executor, Isa, Shape, Threads};
 use batchnorm_testing::Way;
 use std::sync::{Arc, LazyLock};
 
-/// The threads of a pass. Most of them are executors, not all well behaved.
+/// The threads of a pass. Most are executors, and some of these break their contract.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 pub enum Runner {
     Sequential,
     Rayon,
-    /// Two threads, even and odd indices.
+    /// Two threads, one for even and one for odd indices.
     Pair,
     Backwards,
-    /// Each index twice.
+    /// Runs each index twice.
     Repeating,
-    /// No index at all.
+    /// Runs no index at all.
     Forgetful,
-    /// A good executor that claims to have threads without number.
+    /// Runs all indices, and claims the largest number of threads.
     Boundless,
 }
 
@@ -59,7 +59,7 @@ pub fn baseline(shape: Shape, eps: f64) -> BatchNorm {
 }
 
 impl Place {
-    /// Runs `f` with a plan like `plan` on each instruction set.
+    /// Runs `f` with a plan like `plan` for each instruction set.
     pub fn each_isa(self, plan: &BatchNorm, f: impl Fn(&BatchNorm, Isa) + Sync) {
         for &isa in Isa::available() {
             let plan = plan.clone().isa(isa).expect("an available Isa");

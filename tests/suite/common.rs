@@ -25,8 +25,13 @@ pub(crate) fn train_frozen<T: Number>(
     Outputs { statistics: Statistics::new(p.shape.channels()), sums, y, dx, dgamma, dbeta }
 }
 
-/// Shapes whose lengths lie around every boundary: vectors, chunks, blocks, groups of channels, segments; and primes.
-/// Small enough to be walked by all settings; `of` is a type's lanes.
+/// The shape of these extents: outer, channels and inner.
+pub(crate) fn shape((outer, channels, inner): (usize, usize, usize)) -> Shape {
+    Shape::new(outer, channels, inner).unwrap()
+}
+
+/// Shapes whose lengths are around every boundary (vectors, chunks, blocks, groups of channels, segments) or prime, and
+/// small enough to be run with all settings.
 pub(crate) fn boundary_shapes(lanes: usize) -> Vec<Shape> {
     let chunk = 8 * lanes;
     let around = |n: usize| [n - 1, n, n + 1];
@@ -41,22 +46,22 @@ pub(crate) fn boundary_shapes(lanes: usize) -> Vec<Shape> {
     for rows in [around(8), around(64), around(128), around(256)].concat() {
         shapes.push((rows, lanes + 1, 1));
     }
-    // Rows of whole vectors: one, a panel, more than a panel, and so many that coefficients fill a cache.
+    // Rows of whole vectors: one vector, a panel, more than a panel, and so many that coefficients fill a cache.
     for vectors in [1, 3, 4, 5, 41] {
         shapes.push((19, vectors * lanes, 1));
     }
     shapes.extend([(2, 15, 5), (2, 16, 5), (2, 17, 5), (7, 33, 3), (4, 1, 2), (1, 509, 2), (4100, 2, 1)]);
-    shapes.into_iter().map(|(o, c, i)| Shape::new(o, c, i).unwrap()).collect()
+    shapes.into_iter().map(shape).collect()
 }
 
-/// Shapes of more than one segment: planes cut inside, between images, and rows, narrow and wide.
+/// Shapes of more than one segment: planes that are cut inside an image and between images, narrow and wide rows.
 pub(crate) fn segmented_shapes() -> Vec<Shape> {
-    [(1, 2, 3 * 16384 + 1), (9, 3, 4999), (131_072 + 65, 1, 1), (2 * 512 + 1, 257, 1)]
-        .map(|(o, c, i)| Shape::new(o, c, i).unwrap())
-        .into()
+    [(1, 2, 3 * 16384 + 1), (9, 3, 4999), (131_072 + 65, 1, 1), (2 * 512 + 1, 257, 1)].map(shape).into()
 }
 
 /// Runs `f` for every instruction set of this machine.
 pub(crate) fn every_isa(mut f: impl FnMut(Isa)) {
-    Isa::available().iter().for_each(|&isa| f(isa));
+    for &isa in Isa::available() {
+        f(isa);
+    }
 }

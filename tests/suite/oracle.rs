@@ -5,7 +5,7 @@ use batchnorm::reference::indices;
 pub(crate) use batchnorm_testing::oracle::{Double, inv_std, statistics};
 use std::fmt::Debug;
 
-/// The bounds are stated up to this.
+/// The largest κ that the bounds are stated for.
 const WORST_KAPPA: f64 = 1e6;
 
 /// The largest gamma·inv_std for which dx is promised.
@@ -65,9 +65,9 @@ pub(crate) fn check_y<T: Float>(
 }
 
 /// Checks dbeta and dgamma against the exact gradients for the given statistics, and dx against the exact one for these
-/// and `out.sums`: what a pass is given counts as exact. The result may be subnormal, and so may the means of dy and of
-/// dy·x̂, whose roundings count once for each unit of what these are multiplied by. `batch` is the number of values per
-/// channel where gradients flow through the statistics, and `None` where these are constants.
+/// and `out.sums`, since the inputs of a pass count as exact. The result may be subnormal, and so may the means of dy
+/// and of dy·x̂; their roundings are multiplied by the same factors as the means. `batch` is the number of values per
+/// channel if gradients flow through the statistics, and `None` if these are constants.
 pub(crate) fn check_gradients<T: Float>(
     ledger: &mut Ledger,
     p: &Problem<T>,
@@ -109,7 +109,7 @@ pub(crate) fn check_gradients<T: Float>(
             let exact = scale * (g - mean_g - x_hat * mean_g_x_hat);
             let size = g.0.abs() + mean_g.0.abs() + (x_hat * mean_g_x_hat).0.abs();
             let dx = out.dx[k].to_f64();
-            // What is beyond the type's range is to be infinite.
+            // Beyond the range of the type, dx must be infinite.
             let error = match exact.0 {
                 e if e.abs() > T::LARGEST && e.is_sign_negative() == dx.is_sign_negative() && dx.is_infinite() => 0.0,
                 _ => (Double::from(dx) - exact).abs().0,

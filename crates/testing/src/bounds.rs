@@ -5,12 +5,12 @@ use batchnorm::{Activation, reference};
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
-/// How badly a channel is conditioned: sqrt(1 + mean²/var), and 1 for a constant channel.
+/// The conditioning of a channel, κ: sqrt(1 + mean²/var), and 1 for a constant channel.
 pub fn kappa(mean: f64, var: f64) -> f64 {
     if var == 0.0 { 1.0 } else { (1.0 + mean * mean / var).sqrt() }
 }
 
-/// The factors of the bounds, for a channel of the given conditioning.
+/// The factors of the bounds for a channel.
 #[derive(Clone, Copy, Debug)]
 pub struct Factors {
     /// Times std.
@@ -38,14 +38,14 @@ impl Factors {
     }
 }
 
-/// What a comparison of any data with the reference allows beyond the stated bounds. Fuzzing needs it; the tests' own
-/// data does not.
+/// Errors beyond the stated bounds that a comparison of arbitrary data with the reference allows. Fuzzing needs them;
+/// the data of the tests does not.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Allowance {
-    /// The relative error of the reference itself: n additions in f64 have one of at most n·2⁻⁵³ relative to the sum of
+    /// The relative error of the reference itself. That of n additions in f64 is at most n·2⁻⁵³, relative to the sum of
     /// absolute values, and the mean is rounded.
     pub reference: f64,
-    /// The error of x̂ near 0. Lanes have the mean as two values, to u²·|mean|.
+    /// The error of x̂ near 0. In lanes the mean is the sum of two values, which lose u²·|mean| of it.
     pub x_hat: f64,
 }
 
@@ -62,7 +62,7 @@ fn unit<T: Number>() -> f64 {
     T::Param::U + f64::EPSILON
 }
 
-/// The error of a result once it is stored as T, if it is `error` in lanes: one more rounding in a type of fewer bits.
+/// The error of a result that is stored as T, if it is `error` in lanes: a type of fewer bits adds one rounding.
 pub fn stored<T: Number>(exact: f64, error: f64) -> f64 {
     if size_of::<T>() == size_of::<T::Param>() {
         error
@@ -127,7 +127,8 @@ impl Ledger {
         self.enter((T::NAME, quantity), error, bound, context);
     }
 
-    /// Notes the error of a result. Beyond the range of T it must be infinite with the right sign, and NaN if `exact` is.
+    /// Notes the error of a result. Beyond the range of T it must be infinite with the right sign, and NaN if `exact`
+    /// is.
     pub fn compare<T: Value>(
         &mut self,
         quantity: &'static str,
@@ -156,7 +157,8 @@ impl Ledger {
         }
     }
 
-    /// Prints the largest error of each quantity, and fails if one is over its bound or fewer than `entries` were noted.
+    /// Prints the largest error of each quantity, and fails if one is over its bound or fewer than `entries` were
+    /// noted.
     pub fn close(self, title: &str, entries: usize) {
         for ((element, quantity), (multiple, context)) in &self.worst {
             println!("{title}, {element}: worst {quantity} {multiple:.3} of its bound ({context})");

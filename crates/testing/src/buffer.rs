@@ -5,8 +5,8 @@ use std::ops::{Deref, DerefMut};
 
 /// A slice whose first element lies `offset` elements behind a cache line.
 ///
-/// Canaries around it find writes outside of it. While fuzzing, AddressSanitizer finds every access behind the end of an
-/// allocation, so that is where the slice ends, and `offset` counts from the start of the allocation.
+/// Canaries on both sides show writes outside of it. In fuzz targets the slice ends where its allocation ends, so that
+/// AddressSanitizer finds every access behind it, and `offset` counts from the start of the allocation.
 pub struct Buffer<T: Value> {
     memory: Vec<T>,
     start: usize,
@@ -25,7 +25,7 @@ impl<T: Value> Buffer<T> {
         memory[start..start + len].copy_from_slice(values);
         Self { memory, start, len }
     }
-    /// A buffer for an output: NaN, so that what is not written shows.
+    /// A buffer for an output, filled with NaN to show values that were not written.
     pub fn output(len: usize, offset: usize) -> Self {
         Self::new(&vec![T::NAN; len], offset)
     }

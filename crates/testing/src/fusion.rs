@@ -1,5 +1,5 @@
-//! Training steps with everything that can be fused to their passes: every way to run them, and the comparison with the
-//! reference, by the bounds of docs/numerics.md carried through the activation.
+//! Training steps with everything that can be fused to their passes: all ways to run them, and their comparison with
+//! the reference, with the bounds of docs/numerics.md carried through the activation.
 
 use crate::{Allowance, Buffer, Factors, Ledger, Number, Outputs, Problem, Random, Value, Way};
 use crate::{bits_of, kappa, normal, output, stored, to_f64, z_gradient};
@@ -29,7 +29,7 @@ pub const WEIGHTINGS: [Weighting; 3] = [Weighting::Absent, Weighting::Mask, Weig
 /// A problem and what is fused to its passes.
 #[derive(Clone, Debug)]
 pub struct Fusion<T: Number> {
-    /// Everything else.
+    /// All other inputs.
     pub problem: Problem<T>,
     /// Of the plan.
     pub activation: Activation,
@@ -42,21 +42,21 @@ pub struct Fusion<T: Number> {
 /// All outputs of a step.
 #[derive(Clone, Debug)]
 pub struct Step<T: Number> {
-    /// Those of every step.
+    /// All other outputs.
     pub outputs: Outputs<T>,
     /// The gradient of the residual, which is that of z.
     pub dresidual: Vec<T>,
 }
 
-/// What [`Fusion::compare`] takes as given.
+/// The statistics that [`Fusion::compare`] takes as exact, and the channels that it compares.
 pub struct Given<'a> {
-    /// The mean and variance that x is compared as normalized with.
+    /// Mean and variance in the forward pass.
     pub forward: (&'a [f64], &'a [f64]),
-    /// The mean and variance that the backward pass was given.
+    /// Mean and variance in the backward pass.
     pub backward: (&'a [f64], &'a [f64]),
-    /// Whether these are constants.
+    /// Whether they are constants.
     pub frozen: bool,
-    /// The channels to compare, with what is allowed for them.
+    /// What is allowed for a channel, or nothing if it is not compared.
     pub channels: &'a dyn Fn(usize) -> Option<Allowance>,
 }
 
@@ -82,12 +82,12 @@ impl<T: Number> Fusion<T> {
         let weights: Vec<_> = (0..shape.values_per_channel()).map(|k| Value::of(weight(k))).collect();
         let weights = (weighting != Weighting::Absent).then_some(weights);
         let mut fusion = Self { problem: Problem::random(shape, seed), activation, residual, weights };
-        fusion.set_masked(|k| [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e4][k % 4]);
+        fusion.set_masked(&|k| [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e4][k % 4]);
         fusion
     }
 
     /// Puts a value into all inputs wherever the weight is 0.
-    pub fn set_masked(&mut self, value: impl Fn(usize) -> f64) {
+    pub fn set_masked(&mut self, value: &dyn Fn(usize) -> f64) {
         for k in self.masked() {
             self.problem.x[k] = T::of(value(k));
             self.problem.dy[k] = T::of(value(k / 4));
@@ -133,8 +133,10 @@ impl<T: Number> Fusion<T> {
         let (len, channels, affine) = (p.shape.len(), p.shape.channels(), p.affine());
         let (mut statistics, mut sums) = (Statistics::new(channels), GradientSums::new(channels));
         let (x, dy) = (Buffer::new(&p.x, offset), Buffer::new(&p.dy, 3 * offset));
-        let [mut y, mut dx, mut dresidual] = [5, 7, 9].map(|k| Buffer::<T>::output(len, k * offset));
-        let [mut dgamma, mut dbeta] = [1, 2].map(|k| Buffer::<T::Param>::output(channels, k * offset));
+        let output = |k: usize| Buffer::<T>::output(len, k * offset);
+        let (mut y, mut dx, mut dresidual) = (output(5), output(7), output(9));
+        let output = |k: usize| Buffer::<T::Param>::output(channels, k * offset);
+        let (mut dgamma, mut dbeta) = (output(1), output(2));
         let residual = self.residual.as_ref().map(|r| Buffer::new(r, 11 * offset));
         let weights = self.weights.as_ref().map(|w| Buffer::new(w, 13 * offset));
         let mut extras = Extras { residual: residual.as_deref(), output: None, weights: weights.as_deref() };
@@ -198,7 +200,7 @@ impl<T: Number> Fusion<T> {
         Step { outputs, dresidual: dresidual.to_vec() }
     }
 
-    /// Compares a step with the reference, for data whose sums the reference has right.
+    /// Compares a step with the reference, for data whose sums are accurate in the reference.
     pub fn check(&self, ledger: &mut Ledger, running: Option<&RunningStatistics>, step: &Step<T>, context: &dyn Debug) {
         let (mut clean, statistics) = (self.problem.x.clone(), &step.outputs.statistics);
         self.masked().into_iter().for_each(|k| clean[k] = T::of(0.0));
@@ -211,7 +213,7 @@ impl<T: Number> Fusion<T> {
         }
         let given = Given {
             forward: running.map_or((&own.0, &own.1), |r| (r.mean(), r.var())),
-            // A pass answers for what it does with what it is given, and the backward pass is given these.
+            // A bound covers a pass's own error, given its inputs, and these are the inputs of the backward pass.
             backward: running.map_or((statistics.mean(), statistics.var()), |r| (r.mean(), r.var())),
             frozen: running.is_some(),
             channels: &|_| Some(Allowance::default()),
@@ -222,7 +224,7 @@ impl<T: Number> Fusion<T> {
     /// Compares a step with the reference for given statistics.
     pub fn compare(&self, ledger: &mut Ledger, given: &Given<'_>, step: &Step<T>, context: &dyn Debug) {
         let mut clean = self.clone();
-        clean.set_masked(|_| 0.0);
+        clean.set_masked(&|_| 0.0);
         let (p, out, shape) = (&clean.problem, &step.outputs, self.problem.shape);
         let (x, dy, gamma, beta) = (to_f64(&p.x), to_f64(&p.dy), p.gamma_f64(), p.beta_f64());
         let residual = clean.residual.as_deref().map_or_else(|| vec![0.0; x.len()], to_f64);
@@ -234,12 +236,13 @@ impl<T: Number> Fusion<T> {
         }
 
         let (ones, zeros) = (vec![1.0; shape.channels()], vec![0.0; shape.channels()]);
-        let [x_hat, x_hat_backward] =
-            [given.forward, given.backward].map(|of| reference::normalize(shape, &x, of, p.eps, &ones, &zeros));
-        let [z, z_backward] = [given.forward, given.backward].map(|of| {
+        let x_hat = |of| reference::normalize(shape, &x, of, p.eps, &ones, &zeros);
+        let z = |of| {
             let y = reference::normalize(shape, &x, of, p.eps, &gamma, &beta);
             y.iter().zip(&residual).map(|(y, r)| y + r).collect::<Vec<_>>()
-        });
+        };
+        let (x_hat, x_hat_backward) = (x_hat(given.forward), x_hat(given.backward));
+        let (z, z_backward) = (z(given.forward), z(given.backward));
         let allowances = (0..shape.channels()).map(given.channels).collect::<Vec<_>>();
         let channels = || allowances.iter().enumerate().filter_map(|(c, &allowance)| Some((c, allowance?)));
         let existing = |c: usize| reference::indices(shape, c).zip(&w).filter(|(_, w)| **w > 0.0);

@@ -1,7 +1,6 @@
-//! What the tests in `tests/suite` and the fuzz targets share: numbers, inputs, ways to run a pass, and what its results
-//! are compared with.
-//!
-//! The bounds are those of docs/numerics.md.
+//! What the tests in `tests/suite` and the fuzz targets share: element types as numbers, inputs, ways to run a step,
+//! and comparisons of its results: by bits, with exact arithmetic, and with the reference by the bounds of
+//! docs/numerics.md.
 
 mod bounds;
 mod buffer;

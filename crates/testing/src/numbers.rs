@@ -16,8 +16,8 @@ pub trait Value: Copy + Debug + Default + PartialEq {
     const SMALLEST_NORMAL: f64 = Self::SMALLEST_SUBNORMAL / (2.0 * Self::U);
     /// The largest finite value.
     const LARGEST: f64;
-    /// The largest of the powers of two that dx is multiplied by in lanes, as the first factor of gamma·inv_std. Its
-    /// reciprocal is the smallest.
+    /// In lanes, dx is multiplied by gamma·inv_std in two factors, the first of which is a power of two. This is the
+    /// largest, and its reciprocal the smallest.
     const LARGEST_FACTOR: f64;
     /// One of the NaNs.
     const NAN: Self;

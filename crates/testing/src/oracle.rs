@@ -5,7 +5,8 @@ use crate::Value;
 use batchnorm::{Shape, reference::indices};
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
-/// The unevaluated sum of two f64, the second at most half an ulp of the first. Dekker, Numerische Mathematik 18 (1971).
+/// The unevaluated sum of two f64, the second at most half an ulp of the first. Dekker, Numerische Mathematik 18
+/// (1971).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Double(pub f64, pub f64);
 

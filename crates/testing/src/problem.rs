@@ -31,7 +31,7 @@ impl<T: Number> Problem<T> {
             }
         }
         let dy = normal(&mut random, shape.len());
-        let [gamma, beta] = [(); 2].map(|()| normal(&mut random, shape.channels()));
+        let (gamma, beta) = (normal(&mut random, shape.channels()), normal(&mut random, shape.channels()));
         Self { shape, eps: 1e-5, x, dy, gamma: Some(gamma), beta: Some(beta) }
     }
     /// gamma and beta.

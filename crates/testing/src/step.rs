@@ -119,7 +119,7 @@ pub fn backward<T: Number>(
     let mut sums = GradientSums::new(channels);
     let (x, dy) = (Buffer::new(&p.x, offset), Buffer::new(&p.dy, 3 * offset));
     let mut dx = Buffer::<T>::output(len, 7 * offset);
-    let [mut dgamma, mut dbeta] = [1, 2].map(|k| Buffer::<T::Param>::output(channels, k * offset));
+    let (mut dgamma, mut dbeta) = (Buffer::output(channels, offset), Buffer::output(channels, 2 * offset));
     plan.gradient_sums::<T>(&x, &dy, source, Affine::default(), &mut sums).unwrap();
     if way.in_place() {
         dx.copy_from_slice(&dy);
