@@ -26,7 +26,7 @@ struct Input {
     fusing: Fusing,
 }
 
-/// What is fused, valid or not.
+/// An activation and extras, valid or not.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 struct Fusing {
     activation: Act,

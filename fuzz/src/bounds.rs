@@ -1,4 +1,4 @@
-//! What is promised for the channels of any data.
+//! The promises for channels of arbitrary data.
 
 use batchnorm::{Shape, reference};
 use batchnorm_testing::{Allowance, Factors, Float, kappa, oracle};
@@ -42,7 +42,7 @@ pub fn subnormal<E: Float>() -> f64 {
 }
 
 impl Channel {
-    /// The channel with statistics that are not those of its values. The promises hold for them too if x̂ is not lost
+    /// The channel with statistics that are not those of its values. The promises also apply to them if x̂ is not lost
     /// in the rounding of the mean to two lanes, and if data of the element type may have them.
     pub fn given<E: Float>(&self, mean: f64, var: f64, eps: f64) -> Self {
         let kappa = (1.0 + mean * mean / (var + eps)).sqrt();
@@ -50,12 +50,12 @@ impl Channel {
         Self { mean, var, kappa, finite: true, promised, ..*self }
     }
 
-    /// What is promised.
+    /// The promised factors.
     pub fn factors<E: Float>(&self) -> Factors {
         Factors::new::<E>(self.kappa)
     }
 
-    /// What is allowed beyond that.
+    /// The errors allowed beyond them.
     pub fn allowance<E: Float>(&self, inv_std: f64) -> Allowance {
         Allowance::new::<E>(self.values, self.mean, inv_std, self.kappa)
     }

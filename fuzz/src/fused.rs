@@ -1,4 +1,4 @@
-//! What is fused to the passes of a [`Case`], in any element type, and which of its channels are compared.
+//! The activation and the extras of a [`Case`], in any element type, and the channels that are compared.
 
 use crate::{Case, Scalar, case::finite};
 use arbitrary::Arbitrary;
@@ -22,7 +22,7 @@ enum Act {
     Silu,
 }
 
-/// What is fused to a case.
+/// An activation and extras.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 pub struct Fusing {
     pub element: Type,
@@ -42,7 +42,7 @@ impl Fusing {
         }
     }
 
-    /// The case with what is fused to it.
+    /// The case with these.
     pub fn fusion<E: Number>(self, case: &Case) -> Fusion<E> {
         let Problem { shape, eps, x, dy, gamma, beta } = case.problem::<f64>();
         let cast = |v: Vec<f64>| v.into_iter().map(E::of).collect::<Vec<_>>();
@@ -58,7 +58,7 @@ impl Fusing {
     }
 }
 
-/// What is allowed for each channel of the given statistics. Only those of ordinary size are compared, since the bounds
+/// The allowance for each channel of the given statistics. Only those of ordinary size are compared, since the bounds
 /// near the ends of the range are not part of [`Fusion::compare`].
 pub fn allowances<E: Number>(fusion: &Fusion<E>, mean: &[f64], var: &[f64]) -> Vec<Option<Allowance>> {
     let (p, weights) = (&fusion.problem, fusion.weights_f64());

@@ -1,5 +1,5 @@
-//! What the fuzz targets share besides [`batchnorm_testing`]: how bytes become a [`Case`], where its passes run, and
-//! what is promised for any data.
+//! Code shared by the fuzz targets, besides [`batchnorm_testing`]: how bytes become a [`Case`], where its passes run,
+//! and the promises for arbitrary data.
 //!
 //! Every target runs a case once with [`batchnorm::Isa::Portable`], sequentially, and compares the results with
 //! [`batchnorm::reference`]. All other ways to run the case must then give the same bits.

@@ -40,7 +40,7 @@ fn compare<T: Float>(
         ledger.note::<T>("dbeta", (out.dbeta[c].to_f64() - dbeta[c]).abs(), f.sums * size, context);
         ledger.note::<T>("dgamma", (out.dgamma[c].to_f64() - dgamma[c]).abs(), f.sums * size_x_hat, context);
         let [mean_g, mean_g_x_hat] = if running.is_some() { [0.0; 2] } else { [dbeta[c] / m, dgamma[c] / m] };
-        // What the errors of the sums may add to dx.
+        // The errors of the sums, as they reach dx.
         let of_sums = if running.is_some() { [0.0; 2] } else { [f.sums * size / m, f.sums * size_x_hat / m] };
         for k in channel() {
             let bound = f.y * (gamma[c].abs() * (1.0 + x_hat[k].abs()) + beta[c].abs()) + T::SMALLEST_SUBNORMAL;

@@ -1,5 +1,5 @@
-//! What the tests share besides [`batchnorm_testing`]: whole training steps, and the shapes and instruction sets to run
-//! them on.
+//! Code shared by the tests, besides [`batchnorm_testing`]: whole training steps, and the shapes and instruction sets
+//! to run them on.
 
 use batchnorm::{BatchNorm, Isa, RunningStatistics, Shape, Source, Statistics};
 pub(crate) use batchnorm_testing::*;

@@ -273,7 +273,7 @@ fn refusals<T: Number>() {
             )
         );
     }
-    // The range limits slopes too, below 1 and above.
+    // The range also limits slopes, below 1 and above.
     let [smallest, largest] = T::INVERTIBLE;
     for (limit, past) in [(smallest, 0.5 * smallest), (largest / 2.0, 2.0 * largest)] {
         accepted::<T>(&plan(Activation::LeakyRelu(limit)), 1.0, 0.0);

@@ -107,7 +107,7 @@ fn weights_are_counts() {
     let step = fusion.run(&fusion.plan(), None, Way::Fused, false, 0);
     let expected = copied.run(&copied.plan(), None, Way::Fused, false, 0);
     assert_eq!(step.outputs.statistics.count(), shape.values_per_channel() as f64);
-    // With the statistics of the weighted batch, the outputs of the copies must be right too.
+    // With the statistics of the weighted batch, the outputs of the copies must also be right.
     let swapped =
         Step { outputs: Outputs { statistics: step.outputs.statistics.clone(), ..expected.outputs }, ..expected };
     copied.check(&mut ledger, None, &swapped, &"copies");

@@ -26,7 +26,7 @@ pub enum Weighting {
 /// All weightings.
 pub const WEIGHTINGS: [Weighting; 3] = [Weighting::Absent, Weighting::Mask, Weighting::Samples];
 
-/// A problem and what is fused to its passes.
+/// A problem with an activation and extras.
 #[derive(Clone, Debug)]
 pub struct Fusion<T: Number> {
     /// All other inputs.
@@ -56,7 +56,7 @@ pub struct Given<'a> {
     pub backward: (&'a [f64], &'a [f64]),
     /// Whether they are constants.
     pub frozen: bool,
-    /// What is allowed for a channel, or nothing if it is not compared.
+    /// The allowance for a channel, or nothing if it is not compared.
     pub channels: &'a dyn Fn(usize) -> Option<Allowance>,
 }
 

@@ -1,5 +1,5 @@
-//! What the tests in `tests/suite` and the fuzz targets share: element types as numbers, inputs, ways to run a step,
-//! and comparisons of its results: by bits, with exact arithmetic, and with the reference by the bounds of
+//! Code shared by the tests in `tests/suite` and the fuzz targets: element types as numbers, inputs, ways to run a
+//! step, and comparisons of its results by bits, with exact arithmetic, and with the reference by the bounds of
 //! docs/numerics.md.
 
 mod bounds;

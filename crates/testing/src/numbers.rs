@@ -1,4 +1,4 @@
-//! Element types as numbers: what comparisons need to know about them.
+//! Element types as numbers, with the constants that comparisons need.
 
 use batchnorm::Element;
 use half::{bf16, f16};

@@ -8,7 +8,7 @@ use batchnorm::{Affine, BatchNorm, RunningStatistics, Shape, reference};
 pub struct Problem<T: Number> {
     /// The extents of x and dy.
     pub shape: Shape,
-    /// What is added to the variance.
+    /// Added to the variance.
     pub eps: f64,
     /// The input of the layer.
     pub x: Vec<T>,
