@@ -1,6 +1,6 @@
-//! The C interface with arbitrary descriptors, lengths and pointers, in memory between two pages that nothing may touch:
-//! no call crashes or panics, one that fails has written nothing, and one that succeeds has written its outputs only,
-//! which do not overlap.
+//! The C interface with arbitrary descriptors, lengths and pointers, in memory between two inaccessible pages: no call
+//! crashes or panics, one that fails writes nothing, and one that succeeds writes only its outputs, which do not
+//! overlap.
 #![no_main]
 
 use arbitrary::Arbitrary;
@@ -14,13 +14,13 @@ use std::sync::LazyLock;
 
 const PAGE: usize = 4096;
 const BYTES: usize = 6 * PAGE;
-/// Arrays of all calls, each with a slot of its own.
+/// The number of arrays of all calls, each with a slot of its own.
 const ARRAYS: usize = 16;
 
-/// Where `BYTES` of memory lie between two pages without access.
+/// The address of `BYTES` of memory between two inaccessible pages.
 static MEMORY: LazyLock<usize> = LazyLock::new(|| {
     let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-    // SAFETY: a new mapping, of which the inner part is made accessible.
+    // SAFETY: the mapping is new, and its inner part is made accessible.
     unsafe {
         let first = libc::mmap(null_mut(), BYTES + 2 * PAGE, libc::PROT_NONE, flags, -1, 0);
         assert_ne!(first, libc::MAP_FAILED);
@@ -30,7 +30,7 @@ static MEMORY: LazyLock<usize> = LazyLock::new(|| {
     }
 });
 
-/// An integer that is right most of the time.
+/// A value that is right most of the time.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 enum Tweak<T> {
     Right,
@@ -49,17 +49,17 @@ impl<T> Tweak<T> {
     }
 }
 
-/// An array: where it lies, and what it says of its length.
+/// The place of an array, and the length that it claims.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 enum Place {
-    /// In the slot of its own, exactly at its end.
+    /// At the end of its own slot.
     Slot,
     SlotToo,
     /// Anywhere, at an offset in bytes.
     Anywhere(u16),
-    /// As `Anywhere`, at a multiple of 8.
+    /// Like `Anywhere`, at a multiple of 8.
     Aligned(u16),
-    /// Ending where the memory ends.
+    /// At the end of the memory.
     End,
     Absent,
     Null,
@@ -89,7 +89,7 @@ struct Input {
     nulls: u8,
     fill: f64,
     count: Tweak<f64>,
-    /// The plan's own, or of the caller's as much as it takes, or so much.
+    /// The plan's own memory, or as much of the caller's as it needs, or this much.
     scratch: Option<Tweak<u16>>,
     arrays: [Layout; ARRAYS],
     running: bool,
@@ -101,13 +101,13 @@ struct Input {
 
 unsafe extern "C" fn parallel_for(_: *mut c_void, n: usize, task: bn_task, arg: *mut c_void) {
     for i in (0..n).rev() {
-        // SAFETY: as the library asks for.
+        // SAFETY: the library guarantees that `task` may be called with `arg` and every index below n.
         unsafe { task(arg, i) };
     }
 }
 
-/// An array of `len` elements of `size` bytes. One of the right length lies in the memory; another may lie anywhere, since
-/// the library must not touch it.
+/// An array of `len` elements of `size` bytes. One that claims the right length lies in the memory; another may lie
+/// anywhere, since the library must not touch it.
 fn array(k: usize, layout: Layout, len: usize, size: usize) -> (*mut c_void, usize) {
     let (claimed, bytes) = (layout.len.or(len), len * size);
     let room = BYTES - bytes;
@@ -134,9 +134,9 @@ fuzz_target!(|input: Input| {
     };
     let activation = input.activation.or(i32::from(input.nulls / 8 % 4));
     let slope = input.slope.or(if activation == BN_ACTIVATION_LEAKY_RELU { 0.25 } else { 0.0 });
-    // Small enough for all arrays in their slots; an extent without bounds makes no plan, or one whose arrays are empty.
+    // Small enough for all arrays to fit in their slots. An arbitrary extent gives no plan, or one with empty arrays.
     let [outer, channels, inner] = [0, 1, 2].map(|k| input.extent[k].or(usize::from(input.extents[k] % 5)));
-    // A number of channels for which there may be memory would take it.
+    // Otherwise a large number of channels might fit in the machine's memory, and take it.
     let channels = if channels > 1 << 16 { channels | 1 << 60 } else { channels };
     let threads = input.threads.or(BN_THREADS_SEQUENTIAL);
     let caller = threads == BN_THREADS_CALLER;
@@ -193,7 +193,7 @@ fuzz_target!(|input: Input| {
         unsafe { memory.cast::<f64>().add(k).write(input.fill + (k % 7) as f64) };
     }
     let before = bytes().to_vec();
-    // The first 6 and the last 6 are of elements or parameters; what is written of them is named where a call is made.
+    // The first 6 and the last 6 are of elements or parameters; each call below names those that it may write.
     let n = channels;
     let lens = [len, len, len, n, n, n, n, n, n, n, len, len, len, positions, n, len];
     let sizes = [e, e, e, p, p, p, 8, 8, 8, 8, e, e, e, p, p, e];
@@ -203,7 +203,7 @@ fuzz_target!(|input: Input| {
     let outputs = [2, 4, 5, 12, 15].map(|k| bn_slice_mut { data: arrays[k].0, len: arrays[k].1 });
     let [y, dgamma, dbeta, dresidual, dy_gradient] = outputs;
     let [a, b, c, d] = [6, 7, 8, 9].map(|k| bn_doubles { data: arrays[k].0.cast(), len: arrays[k].1 });
-    // SAFETY: the structs of the header are zero by design: no pointer in them must not be null.
+    // SAFETY: zero is a valid value of all structs of the header: every pointer in them may be null.
     let mut statistics: bn_statistics = unsafe { zeroed() };
     let (mut running, mut sums): (bn_running_statistics, bn_gradient_sums) =
         // SAFETY: as above.
@@ -234,7 +234,8 @@ fuzz_target!(|input: Input| {
         };
     }
     // The call, and which of the arrays it may write.
-    // SAFETY: an array of the length that the plan asks for lies in the memory; structs are the size they say, or another.
+    // SAFETY: an array that claims the length that the plan expects lies in the memory; structs have the size that they
+    // claim, or claim another one, which the library rejects.
     let (status, outputs): (i32, &[usize]) = unsafe {
         match input.call % 16 {
             0 => {
@@ -377,8 +378,8 @@ fuzz_target!(|input: Input| {
                 });
                 (bn_double_backward(plan, &args), &[2, 4, 15])
             }
-            // The weights of a layer may have any number of rows, so theirs must be there: in the room of activations,
-            // where these are no smaller.
+            // The weights of a layer may have any number of rows, so the claimed length must be right: they take the
+            // place of an activation, if elements are as large as parameters.
             call @ (10 | 11) if e == p && arrays[2].1 == len && arrays[4].1 == channels => {
                 let args = args!(bn_fold_layer_args { scale_shift: scale_shift_mut, weight: y, bias: dgamma });
                 let fold = if call == 10 { bn_fold_preceding } else { bn_fold_following };

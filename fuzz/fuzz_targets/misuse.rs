@@ -1,4 +1,4 @@
-//! Wrong arguments of every kind: an error that says so, with no output touched, and never a panic.
+//! Wrong arguments of every kind: each gives an error and leaves all outputs unchanged, and none a panic.
 #![no_main]
 
 use arbitrary::Arbitrary;
@@ -6,7 +6,8 @@ use batchnorm::{
     Activation, Affine, BatchNorm, Error, Extras, GradientSums, Gradients, Isa, Momentum, RunningStatistics, Shape,
     Source, Statistics,
 };
-use batchnorm_fuzz::{Dims, Float, Place, Value, baseline};
+use batchnorm_fuzz::{Dims, Place, Scalar, baseline};
+use batchnorm_testing::Float;
 use libfuzzer_sys::fuzz_target;
 
 #[derive(Arbitrary, Debug)]
@@ -15,8 +16,8 @@ struct Input {
     dims: Dims,
     double: bool,
     place: Place,
-    eps: Value,
-    /// How much too long an argument is; 0 in most.
+    eps: Scalar,
+    /// The errors in the lengths of arguments, most of them 0.
     lengths: Lengths,
     gamma: bool,
     beta: bool,
@@ -25,22 +26,22 @@ struct Input {
     fusing: Fusing,
 }
 
-/// What is fused, valid or not.
+/// An activation and extras, valid or not.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 struct Fusing {
     activation: Act,
     residual: Option<Delta>,
     output: Option<Delta>,
     dresidual: Option<Delta>,
-    /// All of them, and the last.
-    weights: Option<(Delta, Value, Value)>,
+    /// The number of weights, their value, and that of the last.
+    weights: Option<(Delta, Scalar, Scalar)>,
 }
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
 enum Act {
     Identity,
     Relu,
-    LeakyRelu(Value),
+    LeakyRelu(Scalar),
     Silu,
 }
 
@@ -97,8 +98,8 @@ impl Delta {
 /// Statistics to normalize with, valid or not.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 enum Averages {
-    Batch { count: Value, mean: Value, var: Value },
-    Running { mean: Value, var: Value, last_var: Value },
+    Batch { count: Scalar, mean: Scalar, var: Scalar },
+    Running { mean: Scalar, var: Scalar, last_var: Scalar },
 }
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
@@ -124,12 +125,12 @@ fuzz_target!(|input: Input| {
     if input.double { run::<f64>(&input) } else { run::<f32>(&input) }
 });
 
-/// An error whose message was written, or nothing.
+/// The result if there is one; otherwise the error must have a message.
 fn told<T>(result: Result<T, Error>) -> Option<T> {
     result.map_err(|error| assert!(!error.to_string().is_empty())).ok()
 }
 
-/// A shape exists exactly where its bytes can.
+/// A shape is valid exactly if its bytes can be addressed.
 fn shapes([a, b, c, d, e]: [usize; 5]) {
     let fits = |dims: &[usize]| {
         let bytes = dims.iter().try_fold(8u128, |product, &dim| product.checked_mul(dim as u128));
@@ -137,7 +138,7 @@ fn shapes([a, b, c, d, e]: [usize; 5]) {
     };
     let check = |dims: &[usize], shape: Result<Shape, Error>| {
         let shape = told(shape);
-        // Where an extent is 0 the product of the others decides.
+        // If an extent is 0, the product of the others decides.
         if dims.iter().all(|&dim| dim > 0) {
             assert_eq!(shape.is_some(), fits(dims), "{dims:?}");
         }
@@ -154,7 +155,7 @@ fn shapes([a, b, c, d, e]: [usize; 5]) {
     check(&[a, b, c, d, e], Shape::ncdhw(a, b, c, d, e));
     check(&[a, b, c, d], Shape::nhwc(a, b, c, d));
     check(&[a, b, c, d, e], Shape::ndhwc(a, b, c, d, e));
-    // A plan for any shape is made at once and rejects what is too short for it.
+    // A plan can be made for any shape, and rejects arguments that are too short for it.
     if let Some(shape) = told(Shape::new(a, b, c)).filter(|shape| shape.len() > 1) {
         let mut statistics = Statistics::new(1);
         let wrong = BatchNorm::new(shape).forward_training(&[0.0f32], Affine::default(), &mut [0.0], &mut statistics);
@@ -186,7 +187,7 @@ fn run<E: Float>(input: &Input) {
         let result = arguments.call(input.call, plan, &source);
         assert_eq!(told(result.clone()).is_some(), valid, "{result:?}");
         if !valid {
-            // Weights, which may be NaN, were not lent to be written.
+            // Weights, which may be NaN, are borrowed immutably.
             (before.weights, arguments.weights) = (None, None);
             assert_eq!(before, arguments, "after {result:?}");
         }
@@ -201,7 +202,7 @@ enum Owned {
 
 impl Owned {
     fn new(averages: Averages, channels: usize) -> Option<Self> {
-        let all = |v: Value| vec![v.f64(); channels];
+        let all = |v: Scalar| vec![v.f64(); channels];
         match averages {
             Averages::Batch { count, mean, var } => {
                 let statistics = told(Statistics::from_parts(count.f64(), all(mean), all(var)));
@@ -234,7 +235,7 @@ impl Owned {
     }
 }
 
-/// All that a call may read or write.
+/// Everything that a call may read or write.
 #[derive(Clone, Debug, PartialEq)]
 struct Arguments<E> {
     x: Vec<E>,
@@ -257,7 +258,7 @@ impl<E: Float> Arguments<E> {
         let (lengths, channels) = (input.lengths, shape.channels());
         let values = |delta: Delta, n| vec![E::of(0.125); delta.apply(n)];
         let wide = |delta: Delta| vec![0.125; delta.apply(channels)];
-        let weights = |(delta, all, last): (Delta, Value, Value)| {
+        let weights = |(delta, all, last): (Delta, Scalar, Scalar)| {
             let mut weights = vec![E::of(all.f64()); delta.apply(shape.values_per_channel())];
             if let Some(weight) = weights.last_mut() {
                 *weight = E::of(last.f64());
@@ -292,7 +293,7 @@ impl<E: Float> Arguments<E> {
         let (statistics, sums) = (self.statistics.channels() == channels, self.sums.channels() == channels);
         let of_shape = |v: &Option<Vec<E>>| v.as_ref().is_none_or(|v| v.len() == n);
         let dresidual = of_shape(&self.dresidual);
-        let weight = |w: &E| w.f64() >= 0.0 && w.f64().is_finite();
+        let weight = |w: &E| w.to_f64() >= 0.0 && w.to_f64().is_finite();
         let extras = [&self.residual, &self.output].into_iter().all(of_shape)
             && self.weights.as_ref().is_none_or(|w| w.len() == shape.values_per_channel() && w.iter().all(weight));
         let usable = source.channels() == channels
@@ -325,7 +326,7 @@ impl<E: Float> Arguments<E> {
         }
     }
 
-    /// Whether y tells what x was: all channels have one gamma and one beta.
+    /// Whether x can be rebuilt from y. All channels have the same gamma and beta.
     fn invertible(&self, input: &Input, shape: Shape) -> bool {
         let slope = match input.fusing.activation {
             Act::Identity => 1.0,
@@ -341,10 +342,10 @@ impl<E: Float> Arguments<E> {
 
     /// Whether no value exists.
     fn none(&self, shape: Shape) -> bool {
-        shape.is_empty() || self.weights.as_ref().is_some_and(|w| w.iter().all(|w| w.f64() == 0.0))
+        shape.is_empty() || self.weights.as_ref().is_some_and(|w| w.iter().all(|w| w.to_f64() == 0.0))
     }
 
-    /// The statistics of a pass that takes no running ones.
+    /// The statistics for a pass that does not take running ones.
     fn batch<'a>(&'a self, source: &'a Owned) -> &'a Statistics {
         match source {
             Owned::Batch(s) => s,
@@ -393,7 +394,7 @@ impl<E: Float> Arguments<E> {
         }
     }
 
-    /// What is for another number of channels does not merge and changes nothing.
+    /// Statistics and sums of another number of channels do not merge, and change nothing.
     fn merge(&self) {
         let channels = self.statistics.channels();
         let (mut statistics, mut sums) = (Statistics::new(channels + 1), GradientSums::new(channels + 1));

@@ -3,15 +3,16 @@
 
 use arbitrary::Arbitrary;
 use batchnorm::{Affine, BatchNorm, GradientSums, Momentum, RunningStatistics, Shape, Statistics, reference};
-use batchnorm_fuzz::{Case, Data, Float, Value, baseline, channels, same, widen, within};
+use batchnorm_fuzz::{Case, Scalar, baseline, channels, subnormal};
+use batchnorm_testing::{Float, Ledger, Problem, Value, assert_same};
 use libfuzzer_sys::fuzz_target;
 
 #[derive(Arbitrary, Debug)]
 struct Input {
     case: Case,
-    /// Where the batch is cut into parts.
+    /// The positions where the batch is cut into parts.
     cuts: [u8; 3],
-    running: [(Value, Value); 3],
+    running: [(Scalar, Scalar); 3],
     batches: u64,
     biased: bool,
     updates: [Update; 3],
@@ -22,7 +23,7 @@ enum Update {
     Cumulative,
     Old,
     New,
-    Exponential(Value),
+    Exponential(Scalar),
     Decay(f32),
 }
 
@@ -41,94 +42,101 @@ impl Update {
 fuzz_target!(|input: Input| if input.case.double { run::<f64>(&input) } else { run::<f32>(&input) });
 
 fn run<E: Float>(input: &Input) {
-    let data = input.case.data::<E>();
-    let parts = parts(&data, input.cuts);
-    let whole = merge_statistics(&data, &parts);
-    merge_sums(&data, &parts, &whole);
+    let p = input.case.problem::<E>();
+    let parts = parts(&p, input.cuts);
+    let whole = merge_statistics(&p, &parts);
+    merge_sums(&p, &parts, &whole);
     update(input, &[&whole, &parts[0].1, &parts[1].1]);
 }
 
-/// A part of a batch: the plan for it, where it lies, and its statistics.
+/// A part of a batch: the plan for it, its statistics and its elements.
 type Part = (BatchNorm, Statistics, std::ops::Range<usize>);
 
 /// Cuts a batch into four parts along its outer extent; some may be empty.
-fn parts<E: Float>(data: &Data<E>, cuts: [u8; 3]) -> Vec<Part> {
-    let shape = data.shape;
+fn parts<E: Float>(p: &Problem<E>, cuts: [u8; 3]) -> Vec<Part> {
+    let shape = p.shape;
     let mut at = cuts.map(|cut| usize::from(cut) % (shape.outer() + 1));
     at.sort_unstable();
     let ends = at.into_iter().chain([shape.outer()]);
     let starts = [0].into_iter().chain(at);
     let part = |(start, end): (usize, usize)| {
-        let plan = baseline(Shape::new(end - start, shape.channels(), shape.inner()).expect("a part"), data.eps);
+        let plan = baseline(Shape::new(end - start, shape.channels(), shape.inner()).expect("a part"), p.eps);
         let stride = shape.channels() * shape.inner();
         let range = start * stride..end * stride;
         let mut statistics = Statistics::new(shape.channels());
-        plan.statistics(&data.x[range.clone()], &mut statistics).expect("valid arguments");
+        plan.statistics(&p.x[range.clone()], &mut statistics).expect("valid arguments");
         (plan, statistics, range)
     };
     starts.zip(ends).map(part).collect()
 }
 
-/// Merged parts are the whole, in either order.
-fn merge_statistics<E: Float>(data: &Data<E>, parts: &[Part]) -> Statistics {
-    let exact = channels::<E>(data.shape, &widen(&data.x));
+/// Merged in either order, parts give the statistics of the whole batch.
+fn merge_statistics<E: Float>(p: &Problem<E>, parts: &[Part]) -> Statistics {
+    let exact = channels(p.shape, &p.x);
     let merge = |parts: &mut dyn Iterator<Item = &Part>| {
-        let mut whole = Statistics::new(data.shape.channels());
+        let mut whole = Statistics::new(p.shape.channels());
         parts.for_each(|(_, part, _)| whole.merge(part).expect("equal numbers of channels"));
         whole
     };
     let whole = merge(&mut parts.iter());
+    let mut ledger = Ledger::default();
     for merged in [&whole, &merge(&mut parts.iter().rev())] {
-        assert_eq!(merged.count(), data.shape.values_per_channel() as f64);
+        assert_eq!(merged.count(), p.shape.values_per_channel() as f64);
         for (c, exact) in exact.iter().enumerate() {
             let (mean, var) = (merged.mean()[c], merged.var()[c]);
             if exact.constant {
                 assert_eq!((mean, var), (exact.mean, 0.0), "constant channel {c}, merged");
             } else if exact.promised {
-                within("merged mean", c, exact, exact.mean, mean, exact.mean_bound::<E>());
-                within("merged var", c, exact, exact.var, var, exact.var_bound::<E>());
+                ledger.note::<E>("merged mean", (mean - exact.mean).abs(), exact.mean_bound::<E>(), exact);
+                ledger.note::<E>("merged var", (var - exact.var).abs(), exact.var_bound::<E>(), exact);
             } else if !exact.finite {
                 assert!(var.is_nan(), "var of channel {c} with NaN or Inf is {var}");
             }
         }
     }
+    ledger.close_silently();
     let mut same_again = whole.clone();
-    same_again.merge(&Statistics::new(data.shape.channels())).expect("equal numbers of channels");
-    same("mean merged with nothing", batchnorm::Isa::Portable, whole.mean(), same_again.mean());
-    same("var merged with nothing", batchnorm::Isa::Portable, whole.var(), same_again.var());
+    same_again.merge(&Statistics::new(p.shape.channels())).expect("equal numbers of channels");
+    assert_same("mean", whole.mean(), same_again.mean(), &"merged with nothing");
+    assert_same("var", whole.var(), same_again.var(), &"merged with nothing");
     whole
 }
 
-/// Gradient sums of the parts, about the mean of the whole, are those of the whole.
-fn merge_sums<E: Float>(data: &Data<E>, parts: &[Part], whole: &Statistics) {
+/// The merged gradient sums of the parts, with the mean of the whole batch, are those of the whole.
+fn merge_sums<E: Float>(p: &Problem<E>, parts: &[Part], whole: &Statistics) {
     let sums = |plan: &BatchNorm, range: std::ops::Range<usize>| {
-        let mut sums = GradientSums::new(data.shape.channels());
-        let (x, dy) = (&data.x[range.clone()], &data.dy[range]);
+        let mut sums = GradientSums::new(p.shape.channels());
+        let (x, dy) = (&p.x[range.clone()], &p.dy[range]);
         plan.gradient_sums(x, dy, whole, Affine::default(), &mut sums).expect("valid arguments");
         sums
     };
-    let expected = sums(&baseline(data.shape, data.eps), 0..data.x.len());
-    let mut merged = GradientSums::new(data.shape.channels());
+    let expected = sums(&baseline(p.shape, p.eps), 0..p.x.len());
+    let mut merged = GradientSums::new(p.shape.channels());
     parts.iter().for_each(|(plan, _, range)| merged.merge(&sums(plan, range.clone())).expect("equal channels"));
-    for (c, exact) in channels::<E>(data.shape, &widen(&data.x)).iter().enumerate() {
+    let mut ledger = Ledger::default();
+    for (c, exact) in channels(p.shape, &p.x).iter().enumerate() {
         let (mut g, mut gx) = (0.0, 0.0);
-        for k in reference::indices(data.shape, c) {
-            let (dy, x) = (data.dy[k].f64().abs(), data.x[k].f64());
+        for k in reference::indices(p.shape, c) {
+            let (dy, x) = (p.dy[k].to_f64().abs(), p.x[k].to_f64());
             g += dy;
             gx += dy * (x - whole.mean()[c]).abs();
         }
-        // Lanes hold the terms of dbeta and, of a tiny channel, those of dgamma.
-        if exact.promised && g <= E::MAX && gx <= E::MAX * exact.var.sqrt().min(1.0) {
-            // Both may be off by the bound of one sum.
-            let relative = 2.0 * exact.relative::<E>();
-            let floor = E::U * E::U * exact.mean.abs() * g + 2.0 * exact.values * E::SUBNORMAL;
-            within("merged Σg", c, exact, expected.g()[c], merged.g()[c], relative * g);
-            within("merged Σg·(x − mean)", c, exact, expected.gx()[c], merged.gx()[c], relative * gx + 2.0 * floor);
+        // The sums must stay in the range of lanes, and so must those of dgamma in a tiny channel.
+        if exact.promised && g <= E::LARGEST && gx <= E::LARGEST * exact.var.sqrt().min(1.0) {
+            // Both may have the error of one sum.
+            let allowance = exact.allowance::<E>(1.0);
+            let relative = 2.0 * (exact.factors::<E>().sums + allowance.reference);
+            let floor = allowance.x_hat * g + 2.0 * exact.values * subnormal::<E>();
+            let [error_g, error_gx] =
+                [(expected.g()[c], merged.g()[c]), (expected.gx()[c], merged.gx()[c])].map(|(a, b)| (a - b).abs());
+            ledger.note::<E>("merged Σg", error_g, relative * g, exact);
+            ledger.note::<E>("merged Σg·(x − mean)", error_gx, relative * gx + 2.0 * floor, exact);
         }
     }
+    ledger.close_silently();
 }
 
-/// Updates follow their formula, bit by bit, or are errors that change nothing.
+/// Updates follow their formula bit for bit, or are errors that change nothing.
 fn update(input: &Input, batches: &[&Statistics]) {
     let channels = batches[0].channels();
     let (mean, var): (Vec<f64>, Vec<f64>) =

@@ -1,12 +1,12 @@
-//! From bytes to shapes, values and settings.
+//! How bytes become shapes, values and settings.
 
-use crate::Float;
 use arbitrary::{Arbitrary, Unstructured};
-use batchnorm::{Affine, Shape, reference};
+use batchnorm::{Shape, reference};
+use batchnorm_testing::{Float, Problem, Value, mix};
 
-/// A value, most of them of the kind that breaks things.
+/// A number, most often one of the kind that breaks things.
 #[derive(Arbitrary, Clone, Copy, Debug)]
-pub enum Value {
+pub enum Scalar {
     Zero,
     NegativeZero,
     One,
@@ -25,7 +25,7 @@ pub enum Value {
     Wide(f64),
 }
 
-impl Value {
+impl Scalar {
     pub fn f64(self) -> f64 {
         match self {
             Self::Zero => 0.0,
@@ -47,22 +47,22 @@ impl Value {
         }
     }
 
-    /// 1 instead of NaN and Inf, and what passes the largest value of `E` cut to it.
-    pub fn finite<E: Float>(self) -> f64 {
+    /// 1 instead of NaN and Inf, and otherwise cut to the range of `E`.
+    pub fn finite<E: Value>(self) -> f64 {
         finite::<E>(if self.f64().is_finite() { self.f64() } else { 1.0 })
     }
 }
 
-pub(crate) fn finite<E: Float>(v: f64) -> f64 {
-    E::of(v.clamp(-E::MAX, E::MAX)).f64()
+pub(crate) fn finite<E: Value>(v: f64) -> f64 {
+    E::of(v.clamp(-E::LARGEST, E::LARGEST)).to_f64()
 }
 
 /// The values of a channel: `offset + scale·f(k)`.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 struct Fill {
     pattern: Pattern,
-    offset: Value,
-    scale: Value,
+    offset: Scalar,
+    scale: Scalar,
     seed: u8,
 }
 
@@ -91,15 +91,13 @@ impl Fill {
     }
 }
 
-/// Uniform in [-1, 1): the finalizer of SplitMix64.
+/// Uniform in [-1, 1).
 fn noise(seed: u8, k: usize) -> f64 {
-    let mut z = (k as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ u64::from(seed) << 56;
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 52) as f64 - 1.0
+    let state = (k as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (u64::from(seed) << 56);
+    (mix(state) >> 11) as f64 / (1u64 << 52) as f64 - 1.0
 }
 
-/// Extents, cut to a size that keeps hundreds of executions a second; large ones are split over threads.
+/// Extents, limited to sizes that allow hundreds of executions per second. Large ones are split over threads.
 #[derive(Clone, Copy, Debug)]
 pub struct Dims {
     outer: u16,
@@ -111,8 +109,8 @@ pub struct Dims {
 }
 
 impl Arbitrary<'_> for Dims {
-    /// The size follows from all bytes from here on: were it a byte of its own, what is made from a large input would
-    /// nearly always be large again, and little else would be run.
+    /// The size follows from all bytes from here on. If it were a byte of its own, nearly all mutations of a large
+    /// input would be large too, and little else would run.
     fn arbitrary(u: &mut Unstructured<'_>) -> arbitrary::Result<Self> {
         let rest = u.peek_bytes(u.len()).unwrap_or_default();
         let hash = rest.iter().fold(0x811c_9dc5, |h, &b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
@@ -124,9 +122,9 @@ impl Arbitrary<'_> for Dims {
 impl Dims {
     pub fn shape(self) -> Shape {
         let (limit, channels) = match self.size {
-            // Enough for several threads, and for several segments of a channel: one in 512.
+            // One in 512: large enough for several threads and for several segments per channel.
             0..128 => (140_000, 80),
-            // More channels than a group of rows has: one in 64.
+            // One in 64: more channels than a group of rows has.
             128..1152 => (1 << 14, 10_000),
             _ => (1 << 10, 80),
         };
@@ -139,40 +137,26 @@ impl Dims {
     }
 }
 
-/// One element that is set apart.
+/// One element that gets a value of its own.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 struct Point {
     at: u32,
-    value: Value,
+    value: Scalar,
 }
 
-/// The input of a target. Fills and parameters are repeated over the channels.
+/// The input of a target. Channels share fills and parameters in turn.
 #[derive(Arbitrary, Debug)]
 pub struct Case {
     pub dims: Dims,
     /// f64 instead of f32.
     pub double: bool,
-    eps: Value,
+    eps: Scalar,
     x: [Fill; 3],
     x_points: [Option<Point>; 3],
     dy: [Fill; 2],
     dy_points: [Option<Point>; 2],
-    gamma: Option<[Value; 3]>,
-    beta: Option<[Value; 3]>,
-}
-
-/// A case in an element type.
-pub struct Data<E> {
-    pub shape: Shape,
-    pub eps: f64,
-    pub x: Vec<E>,
-    pub dy: Vec<E>,
-    pub gamma: Option<Vec<E>>,
-    pub beta: Option<Vec<E>>,
-}
-
-pub fn widen<E: Float>(v: &[E]) -> Vec<f64> {
-    v.iter().map(|v| v.f64()).collect()
+    gamma: Option<[Scalar; 3]>,
+    beta: Option<[Scalar; 3]>,
 }
 
 fn fill<E: Float>(shape: Shape, fills: &[Fill], points: &[Option<Point>]) -> Vec<E> {
@@ -190,12 +174,13 @@ fn fill<E: Float>(shape: Shape, fills: &[Fill], points: &[Option<Point>]) -> Vec
 }
 
 impl Case {
-    pub fn data<E: Float>(&self) -> Data<E> {
+    /// The case in an element type.
+    pub fn problem<E: Float>(&self) -> Problem<E> {
         let shape = self.dims.shape();
-        let params = |values: &Option<[Value; 3]>| {
+        let params = |values: &Option<[Scalar; 3]>| {
             values.map(|v| (0..shape.channels()).map(|c| E::of(v[c % 3].finite::<E>())).collect())
         };
-        Data {
+        Problem {
             shape,
             eps: self.eps.finite::<f64>().abs(),
             x: fill(shape, &self.x, &self.x_points),
@@ -203,17 +188,5 @@ impl Case {
             gamma: params(&self.gamma),
             beta: params(&self.beta),
         }
-    }
-}
-
-impl<E: Float> Data<E> {
-    pub fn affine(&self) -> Affine<'_, E> {
-        Affine { gamma: self.gamma.as_deref(), beta: self.beta.as_deref() }
-    }
-
-    /// gamma and beta in f64, for the reference, with what absent ones stand for.
-    pub fn params(&self) -> (Vec<f64>, Vec<f64>) {
-        let wide = |p: &Option<Vec<E>>, absent| p.as_deref().map_or(vec![absent; self.shape.channels()], widen);
-        (wide(&self.gamma, 1.0), wide(&self.beta, 0.0))
     }
 }

@@ -1,23 +1,23 @@
-//! Where a pass runs and where its buffers lie: what must not change a bit.
+//! The threads, instruction set, alignment and way of calling of a pass, which must not change a bit.
 
 use arbitrary::Arbitrary;
 use batchnorm::{BatchNorm, Executor, Isa, Shape, Threads};
-use std::ops::{Deref, DerefMut};
+use batchnorm_testing::Way;
 use std::sync::{Arc, LazyLock};
 
-/// The threads of a pass. Most of them are executors, not all well behaved.
+/// The threads of a pass. Most are executors, and some of these break their contract.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 pub enum Runner {
     Sequential,
     Rayon,
-    /// Two threads, even and odd indices.
+    /// Two threads, one for even and one for odd indices.
     Pair,
     Backwards,
-    /// Each index twice.
+    /// Runs each index twice.
     Repeating,
-    /// No index at all.
+    /// Runs no index at all.
     Forgetful,
-    /// A good executor that claims to have threads without number.
+    /// Runs all indices, and claims the largest number of threads.
     Boundless,
 }
 
@@ -47,10 +47,9 @@ static POOL: LazyLock<rayon::ThreadPool> =
 #[derive(Arbitrary, Clone, Copy, Debug)]
 pub struct Place {
     pub runner: Runner,
-    /// Elements by which buffers are off their allocation's alignment.
     offset: u8,
-    pub in_place: bool,
-    pub halves: bool,
+    in_place: bool,
+    halves: bool,
 }
 
 /// The plan that the others are compared with.
@@ -60,7 +59,7 @@ pub fn baseline(shape: Shape, eps: f64) -> BatchNorm {
 }
 
 impl Place {
-    /// Runs `f` with a plan like `plan` on each instruction set.
+    /// Runs `f` with a plan like `plan` for each instruction set.
     pub fn each_isa(self, plan: &BatchNorm, f: impl Fn(&BatchNorm, Isa) + Sync) {
         for &isa in Isa::available() {
             let plan = plan.clone().isa(isa).expect("an available Isa");
@@ -72,30 +71,18 @@ impl Place {
         }
     }
 
-    pub fn buffer<E: Copy>(self, values: &[E]) -> Buffer<E> {
-        let offset = usize::from(self.offset % 17);
-        let padding = values.first().map(|&v| vec![v; offset]).unwrap_or_default();
-        let start = padding.len();
-        Buffer { memory: [&padding, values].concat().into_boxed_slice(), start }
+    /// How its passes are called.
+    pub fn way(self) -> Way {
+        match (self.halves, self.in_place) {
+            (false, false) => Way::Fused,
+            (false, true) => Way::FusedInPlace,
+            (true, false) => Way::Halves,
+            (true, true) => Way::HalvesInPlace,
+        }
     }
-}
 
-/// Values whose allocation ends right behind them, where a sanitizer sees every access outside.
-pub struct Buffer<E> {
-    memory: Box<[E]>,
-    start: usize,
-}
-
-impl<E> Deref for Buffer<E> {
-    type Target = [E];
-
-    fn deref(&self) -> &[E] {
-        &self.memory[self.start..]
-    }
-}
-
-impl<E> DerefMut for Buffer<E> {
-    fn deref_mut(&mut self) -> &mut [E] {
-        &mut self.memory[self.start..]
+    /// The elements that its buffers are misaligned by.
+    pub fn offset(self) -> usize {
+        self.offset.into()
     }
 }

@@ -90,8 +90,7 @@ impl<E: Storage> GradientSumsTask<E> {
         let mut slots = [const { MaybeUninit::uninit() }; MAX_GROUP];
         let Range { start: first, end } = self.tile.channels;
         let sums = start(&mut slots, end - first, [L::V::wide_zero(); 2]);
-        let mut runs = PlaneRuns::new(self.shape, first..end, self.tile.positions.clone());
-        while let Some(run) = runs.next() {
+        for run in PlaneRuns::new(self.shape, first..end, self.tile.positions.clone()) {
             let x = self.x.advance(run.element, run.position);
             let mut coefs = [L::V::splat(Real::from_f64(0.0)); MAX_COEFS];
             // SAFETY: the run lies within the buffers, and its channel is one of the shape's.

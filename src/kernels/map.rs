@@ -312,8 +312,7 @@ impl<'a, 'b, M: Map, E: Storage, S: Simd, T: Streaming> Plane<'a, 'b, M, E, S, T
 #[inline(always)]
 unsafe fn walk_planes<M: Map, E: Storage, S: Simd, T: Streaming>(plane: &mut Plane<'_, '_, M, E, S, T>) {
     let task = plane.task;
-    let mut runs = PlaneRuns::new(task.shape, task.tile.channels.clone(), task.tile.positions.clone());
-    while let Some(run) = runs.next() {
+    for run in PlaneRuns::new(task.shape, task.tile.channels.clone(), task.tile.positions.clone()) {
         // SAFETY: the caller's promise.
         unsafe {
             let mut part = plane.seek(&run);

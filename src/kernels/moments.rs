@@ -234,8 +234,7 @@ impl<E: Storage> MomentsTask<E> {
         unsafe {
             let used = if FUSED { self.blocks(&mut blocks) } else { 0 };
             let blocks = &blocks[..used];
-            let mut runs = PlaneRuns::new(self.shape, channels.clone(), self.tile.positions.clone());
-            while let Some(run) = runs.next() {
+            for run in PlaneRuns::new(self.shape, channels.clone(), self.tile.positions.clone()) {
                 let x = self.sources(run.element, run.position);
                 reduce::prefetch_plane::<L::V, E>(x.inputs[0].wrapping_add(next_plane), run.len);
                 interleaved.begin(&run);

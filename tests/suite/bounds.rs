@@ -1,19 +1,19 @@
 //! Do mean, variance, outputs and gradients stay within the bounds of docs/numerics.md on data made to break them?
 
 use crate::common::*;
-use crate::oracle::{self, Ledger};
+use crate::oracle;
 use batchnorm::reference::indices;
 use batchnorm::{BatchNorm, Isa, Shape, Statistics};
 
-/// Value `i` of `m` of a channel.
+/// A name, and the value at `i` of the `m` of a channel.
 type Family = (&'static str, fn(usize, usize, &mut Random) -> f64);
 
-/// Where a channel has one value that is far from the others.
+/// A channel with one value, at `at`, that is far from the others.
 fn outlier(i: usize, at: usize, size: f64, random: &mut Random) -> f64 {
     if i == at { size } else { 1.0 + random.normal() }
 }
 
-/// One channel each. The names of the first say κ.
+/// One channel each. The first names give κ.
 const FAMILIES: [Family; 30] = [
     ("mean 0", |_, _, r| r.normal()),
     ("kappa 10", |_, _, r| 10.0 + r.normal()),
@@ -47,7 +47,7 @@ const FAMILIES: [Family; 30] = [
     ("nearly constant", |i, _, _| if i % 97 == 5 { 1.000_001 } else { 1.0 }),
 ];
 
-/// All families as the channels of one problem, so that each also has the others for neighbours.
+/// All families as the channels of one problem, so that each has the others as neighbours.
 fn families<T: Float>(outer: usize, inner: usize, eps: f64) -> Problem<T> {
     let shape = Shape::new(outer, FAMILIES.len(), inner).unwrap();
     let m = shape.values_per_channel();
@@ -69,7 +69,7 @@ fn check<T: Float>(ledger: &mut Ledger, p: &Problem<T>, isas: &[Isa]) {
     for &isa in isas {
         let context = (T::NAME, isa, p.shape, p.eps);
         let out = train(&p.plan().isa(isa).unwrap(), p, Way::Fused, 0);
-        // The oracle is slow, and what has the bits of what was checked is checked.
+        // The oracle is slow, and results with the same bits need no second check.
         if let Some(seen) = &seen {
             assert_same_bits(seen, &out, &context);
             continue;
@@ -84,7 +84,7 @@ fn check<T: Float>(ledger: &mut Ledger, p: &Problem<T>, isas: &[Isa]) {
     }
 }
 
-/// Both walks for M values in a channel; planes of several images where M divides.
+/// Both walks for M values per channel, with planes of several images if M can be divided.
 fn check_walks<T: Float>(ledger: &mut Ledger, m: usize, isas: &[Isa]) {
     let images = [8, 3, 1].into_iter().find(|&n| m.is_multiple_of(n) && m / n > 1);
     for eps in [1e-5, 0.0] {
@@ -124,7 +124,7 @@ fn a_hundred_thousand_values() {
     ledger.close("1e5 values", 100_000);
 }
 
-/// Mean, variance and y of channels of mean κ and standard deviation 1.
+/// Mean, variance and y of channels with mean κ and standard deviation 1.
 fn check_many(outer: usize, inner: usize) {
     let kappas = [0.0, 1e3, 0.999e6];
     let shape = Shape::new(outer, kappas.len(), inner).unwrap();
@@ -132,7 +132,7 @@ fn check_many(outer: usize, inner: usize) {
     let mut p = Problem { shape, eps: 1e-5, x: vec![0.0f32; shape.len()], dy: vec![], gamma: None, beta: None };
     for (c, kappa) in kappas.into_iter().enumerate() {
         for k in indices(shape, c) {
-            // The sum of two uniforms is smooth enough, and quickly made.
+            // The sum of two uniform values is smooth enough and fast to generate.
             p.x[k] = (kappa + 2.45 * (random.uniform() + random.uniform() - 1.0)) as f32;
         }
     }
@@ -156,7 +156,7 @@ fn ten_million_values_in_rows() {
     check_many(10_000_000, 1);
 }
 
-/// Mean, var and y of one channel.
+/// Checks mean, var and y of one channel.
 fn check_channel(ledger: &mut Ledger, (outer, inner): (usize, usize), x: Vec<f32>, context: &dyn std::fmt::Debug) {
     let shape = Shape::new(outer, 1, inner).unwrap();
     let p = Problem { x, ..Problem::<f32>::random(shape, 19) };
@@ -164,8 +164,8 @@ fn check_channel(ledger: &mut Ledger, (outer, inner): (usize, usize), x: Vec<f32
     oracle::check_forward(ledger, &p, &oracle::statistics(shape, &p.x), &out, &(shape, context));
 }
 
-/// A block that lies apart from the pivot, of values found by search whose roundings in lanes would add up, were they
-/// summed there: the sum rounded down, the squares rounded up.
+/// A block far from its pivot. A search finds values whose rounding errors would add up if lanes summed them: the sum
+/// is rounded down, and the squares are rounded up.
 #[test]
 fn a_step_whose_roundings_add_up() {
     let sum = |v: [f32; 8]| ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
@@ -179,7 +179,7 @@ fn a_step_whose_roundings_add_up() {
     let worst = (0..100_000).map(|_| candidate()).max_by(|&a, &b| variance_error(a).total_cmp(&variance_error(b)));
     let worst: [f32; 8] = worst.unwrap();
     let mut ledger = Ledger::default();
-    // The first blocks: 128 values of a plane, 8 rows.
+    // The first block has 128 values of a plane, or 8 rows.
     for (outer, inner, run) in [(1, 256, 16), (16, 1, 1)] {
         let half = outer * inner / 2;
         let x = (0..2 * half).map(|i| if i < half { 0.0 } else { worst[(i - half) / run] }).collect();
@@ -188,8 +188,8 @@ fn a_step_whose_roundings_add_up() {
     ledger.close("step", 100);
 }
 
-/// Blocks of a constant each, as long as the kernel's, whose distance from the pivot is rounded, wherever a neighbour of
-/// the level allows, by almost u and with the sign that hurts: towards the mean of all, or all away from it.
+/// Constant blocks, as long as the kernel's. The distance of each from its pivot is rounded by almost u if a value next
+/// to the block's level allows it, and in the worst direction: all towards the overall mean, or all away from it.
 #[test]
 fn blocks_made_against_their_pivots() {
     let mut ledger = Ledger::default();
@@ -235,10 +235,10 @@ fn blocks_made_against_their_pivots() {
     ledger.close("against pivots", 1_000_000);
 }
 
-/// Integers about c: pivots, deviations, squares and their sums have few enough bits to be exact in any order.
+/// Integers around a mean: pivots, deviations, squares and their sums have few enough bits to be exact in any order.
 #[test]
 fn exact_data_is_exact() {
-    fn check<T: Float>(m: usize, value: impl Fn(usize) -> f64, (mean, var): (f64, f64)) {
+    fn check<T: Float>(m: usize, value: &dyn Fn(usize) -> f64, (mean, var): (f64, f64)) {
         for (outer, inner) in [(m, 1), (1, m), (4, m / 4)] {
             let shape = Shape::new(outer, 1, inner).unwrap();
             let mut p = Problem::<T>::random(shape, 16);
@@ -257,28 +257,28 @@ fn exact_data_is_exact() {
             });
         }
     }
-    fn both(m: usize, value: impl Fn(usize) -> f64, moments: (f64, f64)) {
-        check::<f32>(m, &value, moments);
-        check::<f64>(m, &value, moments);
+    fn both(m: usize, value: &dyn Fn(usize) -> f64, moments: (f64, f64)) {
+        check::<f32>(m, value, moments);
+        check::<f64>(m, value, moments);
     }
     for m in [8, 64, 128, 512, 4096, 65_536] {
-        both(m, |i| if i % 2 == 0 { 3.0 } else { -1.0 }, (1.0, 4.0));
-        both(m, |i| 65_537.0 + [1.0, -1.0, -1.0, 1.0][i % 4], (65_537.0, 1.0));
-        both(m, |_| 0.1f32.into(), (0.1f32.into(), 0.0));
+        both(m, &|i| if i % 2 == 0 { 3.0 } else { -1.0 }, (1.0, 4.0));
+        both(m, &|i| 65_537.0 + [1.0, -1.0, -1.0, 1.0][i % 4], (65_537.0, 1.0));
+        both(m, &|_| 0.1f32.into(), (0.1f32.into(), 0.0));
     }
-    // Half of each, in any order.
+    // Half of the values are 1001 and half are 999, in any order.
     for m in [8, 64, 256, 512] {
         let mut order: Vec<usize> = (0..m).collect();
         let mut random = Random(17);
         for i in (1..m).rev() {
             order.swap(i, random.below(i + 1));
         }
-        both(m, |i| if order[i].is_multiple_of(2) { 1001.0 } else { 999.0 }, (1000.0, 1.0));
+        both(m, &|i| if order[i].is_multiple_of(2) { 1001.0 } else { 999.0 }, (1000.0, 1.0));
     }
 }
 
-/// Integers in any order, where M and inner are powers of two, M at least 16, and (largest − smallest)·M² is at most 2²⁸:
-/// every pivot, sum and merge is exact then.
+/// Integers in any order. If M and inner are powers of two, M is at least 16 and (largest − smallest)·M² is at most
+/// 2²⁸, every pivot, sum and merge is exact.
 #[test]
 fn integers_in_any_order_are_exact() {
     fn check<T: Float>(m: usize, range: usize, offset: f64) {

@@ -1,10 +1,10 @@
-//! What broke other libraries, one test each, named after what happened there.
+//! Bugs of other libraries: one test each, named after the issue or commit and what went wrong.
 
 use crate::common::*;
 use crate::oracle;
 use batchnorm::*;
 
-/// A constant channel came out as noise of the size of 1/sqrt(eps): its variance was not zero.
+/// The output of a constant channel was noise of the size of 1/sqrt(eps), since its variance was not zero.
 #[test]
 fn pytorch_5410_constant_channel() {
     for shape in [Shape::nchw(8, 2, 5, 5).unwrap(), Shape::nc(200, 2).unwrap()] {
@@ -21,7 +21,7 @@ fn pytorch_5410_constant_channel() {
     }
 }
 
-/// Squares of large finite values overflowed f32, and y was 0 or NaN.
+/// Squares of large finite values overflowed f32, so y was 0 or NaN.
 #[test]
 fn pytorch_162489_squares_overflow() {
     for shape in [Shape::ncl(2, 1, 50).unwrap(), Shape::nc(100, 1).unwrap()] {
@@ -47,7 +47,7 @@ fn pytorch_12013_empty_batch() {
     }
 }
 
-/// Inf in one channel made others NaN.
+/// Inf in one channel made the others NaN.
 #[test]
 fn pytorch_90342_infinity_in_one_channel() {
     for shape in [Shape::nchw(2, 3, 4, 4).unwrap(), Shape::nhwc(2, 4, 4, 3).unwrap()] {
@@ -72,7 +72,7 @@ fn pytorch_106605_negative_running_variance() {
     assert_eq!(y, [7.0; 2]);
 }
 
-/// eps was rounded to a 16-bit type and became 0. Here it stays f64, also beside a variance far below the f32 range.
+/// eps was rounded to a 16-bit type and became 0. Here it is f64, even if the variance is far below the range of f32.
 #[test]
 fn tensorflow_24979_eps_lost() {
     for eps in [1e-12, 1e-60, 1e-300] {
@@ -84,14 +84,14 @@ fn tensorflow_24979_eps_lost() {
     }
 }
 
-/// A sum left the range of the element type, though the mean does not.
+/// A sum left the range of the element type, although the mean does not.
 #[test]
 fn pytorch_126525_sum_overflow() {
     for shape in [Shape::ncl(1, 1, 1000).unwrap(), Shape::nc(1000, 1).unwrap()] {
         let x: Vec<f32> = (0..1000).map(|i| 3e38 + 1e36 * (i % 7) as f32).collect();
         let p = Problem { shape, eps: 1e-5, dy: vec![1.0; 1000], gamma: None, beta: None, x };
         let out = train(&p.plan(), &p, Way::Fused, 0);
-        let mut ledger = oracle::Ledger::default();
+        let mut ledger = Ledger::default();
         oracle::check_forward(&mut ledger, &p, &oracle::statistics(shape, &p.x), &out, &shape);
         ledger.close("sum overflow", 1000);
     }
@@ -114,8 +114,8 @@ fn onednn_354_threads_change_results() {
     }
 }
 
-/// The same data in another layout gave results far apart: one kernel was much less accurate. The two walks here sum
-/// in different orders, so they may differ in the last bits, and both must be right by the same bounds.
+/// The same data in another layout gave very different results, since one kernel was much less accurate. The two walks
+/// here add in different orders, so their results may differ in the last bits, but both must keep the same bounds.
 #[test]
 fn pytorch_121651_layout_changes_results() {
     let (n, c, pixels) = (4, 3, 1000);
@@ -133,7 +133,7 @@ fn pytorch_121651_layout_changes_results() {
     let [planes_out, rows_out] = [&shifted, &rows].map(|p| train(&p.plan(), p, Way::Fused, 0));
     let exact = oracle::statistics(shifted.shape, &shifted.x);
     assert_eq!(exact, oracle::statistics(rows_shape, &rows.x));
-    let mut ledger = oracle::Ledger::default();
+    let mut ledger = Ledger::default();
     oracle::check_forward(&mut ledger, &shifted, &exact, &planes_out, &"planes");
     oracle::check_forward(&mut ledger, &rows, &exact, &rows_out, &"rows");
     ledger.close("layouts", 2 * n * c * pixels);
@@ -181,7 +181,7 @@ fn tensorflow_58999_running_statistics_of_another_length() {
 }
 
 /// Channels that do not fill a vector were read and written past their end (oneDNN 3b27b4c967, d46cec184d, d310bfe968).
-/// [`guard_pages`](crate::guard_pages) has the inaccessible pages; here what lies behind must neither count nor change.
+/// [`guard_pages`](crate::guard_pages) has inaccessible pages; here, values behind a buffer must not count or change.
 #[test]
 fn onednn_3b27b4c967_reads_past_the_tail() {
     for channels in 1..=40 {
@@ -198,7 +198,7 @@ fn onednn_3b27b4c967_reads_past_the_tail() {
     }
 }
 
-/// Work for fewer threads than there are gave a division by zero.
+/// Work for fewer threads than there are caused a division by zero.
 #[test]
 fn onednn_9172a741a7_more_threads_than_work() {
     struct Many(usize);

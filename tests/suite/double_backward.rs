@@ -1,9 +1,9 @@
-//! Second derivatives against finite differences of the reference's first.
+//! Do second derivatives agree with finite differences of the reference's gradients?
 
 use crate::common::*;
 use batchnorm::{Activation, Affine, BatchNorm, Cotangents, Error, SecondGradients, Shape, Statistics, reference};
 
-/// A scalar of what the backward pass makes of x, dy and gamma.
+/// A scalar function of the gradients of the reference: their dot product with these cotangents.
 struct Penalty {
     shape: Shape,
     eps: f64,
@@ -51,7 +51,7 @@ fn agrees_with_finite_differences() {
         let out = SecondGradients { x: Some(&mut of_x), dy: Some(&mut of_dy), gamma: Some(&mut of_gamma) };
         plan.double_backward(&p.x, &p.dy, &statistics, p.affine(), cotangents, out).unwrap();
         let close = |name: &str, k: usize, found: f64, expected: f64| {
-            // Fourth differences at 1e-3 of values of about 1, and rounding of 1e-16 over 1e-3.
+            // The error of fourth order for a step of 1e-3 and values of about 1, and a rounding of 1e-16 over 1e-3.
             assert!(
                 (found - expected).abs() <= 1e-7 * (1.0 + expected.abs()),
                 "{name}[{k}] {found} {expected} {shape:?}"
@@ -67,7 +67,7 @@ fn agrees_with_finite_differences() {
     }
 }
 
-/// All gradients of f32 inputs, as f64, and their bits.
+/// All second derivatives for f32 inputs, as f64, and their bits.
 fn of_f32(plan: &BatchNorm, p: &Problem<f32>) -> (Vec<f64>, Vec<u64>) {
     let (n, c) = (p.shape.len(), p.shape.channels());
     let mut statistics = Statistics::new(c);
@@ -109,7 +109,7 @@ fn f32_follows_f64_with_the_same_bits_everywhere() {
         for (part, expected) in
             [(0..shape.len(), &x), (shape.len()..2 * shape.len(), &dy), (2 * shape.len()..first.len(), &gamma)]
         {
-            // Three terms of three factors each: sixteen roundings of the largest; sums over M for gamma.
+            // Three terms of three factors each: sixteen roundings of the largest term. For gamma, sums over M values.
             let bound =
                 16.0 * f32::U * largest(expected) * if part.start == 2 * shape.len() { (o * i) as f64 } else { 4.0 };
             for (found, expected) in first[part].iter().zip(expected) {

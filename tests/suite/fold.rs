@@ -1,9 +1,9 @@
-//! Does a network in which a normalization was folded into its neighbour give what it gave before?
+//! Does a network give the same outputs after a normalization was folded into an adjacent layer?
 
 use crate::common::*;
 use batchnorm::*;
 
-/// A convolution of a batch of images, stride 1, or with extents and a kernel of 1 a linear layer.
+/// A convolution of a batch of images with stride 1, or a linear layer if the extent and the kernel are 1.
 #[derive(Clone, Copy, Debug)]
 struct Layer {
     images: usize,
@@ -20,7 +20,7 @@ const LINEAR: Layer = Layer { images: 5, inputs: 7, outputs: 6, groups: 1, exten
 const CONVOLUTION: Layer = Layer { images: 2, inputs: 4, outputs: 6, groups: 1, extent: 6, kernel: 3, padding: 0 };
 
 impl Layer {
-    /// Products that are added up for an output.
+    /// The number of products in the sum of an output.
     fn products(&self) -> usize {
         self.inputs / self.groups * self.kernel * self.kernel
     }
@@ -37,7 +37,7 @@ impl Layer {
         Shape::nchw(self.images, self.outputs, self.out_extent(), self.out_extent()).unwrap()
     }
 
-    /// The layer's output; around an image of input channel c lies `pad[c]`.
+    /// The layer's output. Images of input channel c are padded with `pad[c]`.
     fn run<T: Float>(&self, x: &[T], weight: &[T], bias: &[T], pad: &[T]) -> Vec<T> {
         let (extent, group) = (self.extent, self.inputs / self.groups);
         let value = |n: usize, c: usize, row: usize, column: usize| {
@@ -56,7 +56,7 @@ impl Layer {
                     let mut sum = bias[o];
                     for (k, weight) in weight[o * self.products()..][..self.products()].iter().enumerate() {
                         let (c, i, j) = (k / self.kernel / self.kernel, k / self.kernel % self.kernel, k % self.kernel);
-                        // Rounded once each, whether f64 comes between or not.
+                        // Rounded once each: for f32, the f64 in between changes nothing.
                         let product = T::of(weight.to_f64() * value(n, first + c, row + i, column + j).to_f64());
                         sum = T::of(sum.to_f64() + product.to_f64());
                     }
@@ -76,7 +76,7 @@ struct Normalization<T> {
 }
 
 impl<T: Float> Normalization<T> {
-    /// Means are `offset` times the standard deviations.
+    /// Means are about `offset` times the standard deviations.
     fn random(channels: usize, offset: f64, random: &mut Random) -> Self {
         let std: Vec<f64> = (0..channels).map(|_| 0.5 + random.uniform()).collect();
         let mean = std.iter().map(|std| std * offset * random.normal()).collect::<Vec<_>>();
@@ -111,7 +111,7 @@ fn abs<T: Float>(values: &[T]) -> Vec<f64> {
     values.iter().map(|v| v.to_f64().abs()).collect()
 }
 
-/// That no difference is over `roundings·u` times the size of what was added up.
+/// Fails if a difference is over `roundings·u` times the size of the terms.
 fn assert_close<T: Float>(unfolded: &[T], folded: &[T], sizes: &[f64], roundings: usize, layer: &Layer) {
     for (k, size) in sizes.iter().enumerate() {
         let (difference, bound) = ((unfolded[k].to_f64() - folded[k].to_f64()).abs(), roundings as f64 * T::U * size);
@@ -120,18 +120,20 @@ fn assert_close<T: Float>(unfolded: &[T], folded: &[T], sizes: &[f64], roundings
     assert_eq!(unfolded.len(), sizes.len());
 }
 
-/// Into the layer before. Sizes are S = |scale|·(Σ|w·x| + |b| + |mean|) + |beta|, for K products a sum.
+/// Folds into the preceding layer. The size of an output with K products is S = |scale|·(Σ|w·x| + |b| + |mean|) +
+/// |beta|.
 ///
-/// Without folding: K + 1 roundings of the layer; of the normalization at most four in scale, two of x − mean, the
-/// product, the sum. With it: as many of the scale, one of a weight; of a bias one each for mean·scale, beta − that,
-/// scale·b, the sum; K + 1 of the layer. In all (K + 9) + (K + 9).
+/// Without folding, the layer has K + 1 roundings. The normalization has at most four in scale, two in x − mean, one in
+/// the product and one in the sum. With folding, there are as many in scale and one in a weight; in a bias there is one
+/// each for mean·scale, for beta minus that, for scale·b and for the sum; the layer has K + 1. In all (K + 9) + (K +
+/// 9).
 fn preceding<T: Float>(layer: Layer, offset: f64) {
     let mut random = Random(7);
     let n = Normalization::<T>::random(layer.outputs, offset, &mut random);
     let x = normals::<T>(layer.input().len(), &mut random);
     let (mut weight, mut bias): (Vec<T>, Vec<T>) =
         (normals(layer.outputs * layer.products(), &mut random), normals(layer.outputs, &mut random));
-    // Where the data has the mean that the normalization takes away.
+    // So that the data has the mean that the normalization subtracts.
     for (bias, mean) in bias.iter_mut().zip(n.running.mean()) {
         *bias = T::of(bias.to_f64() + mean);
     }
@@ -147,10 +149,12 @@ fn preceding<T: Float>(layer: Layer, offset: f64) {
     assert_close(&unfolded, &layer.run(&x, &weight, &bias, &zeros), &sizes, 2 * (layer.products() + 9), &layer);
 }
 
-/// Into the layer after. Sizes are S = Σ|w|·(|scale|·(|x| + |mean|) + |beta|) + |b|, for K products a sum.
+/// Folds into the following layer. The size of an output with K products is S = Σ|w|·(|scale|·(|x| + |mean|) + |beta|)
+/// + |b|.
 ///
-/// Without folding: 8 roundings of the normalization as above, K + 1 of the layer. With it: 5 in a weight; in the bias
-/// 6 of a shift, K + 1 of the sum, 1 of the bias itself; K + 1 of the layer. In all (K + 9) + (2·K + 9).
+/// Without folding, there are 8 roundings in the normalization, as above, and K + 1 in the layer. With folding, there
+/// are 5 in a weight; in the bias 6 for a shift, K + 1 for the sum and 1 for the bias itself; and K + 1 in the layer.
+/// In all (K + 9) + (2·K + 9).
 fn following<T: Float>(layer: Layer, offset: f64, pad: bool) {
     let mut random = Random(8);
     let n = Normalization::<T>::random(layer.inputs, offset, &mut random);
@@ -208,7 +212,7 @@ fn zero_padding_is_right_where_shift_is_zero() {
     let (zeros, bias) = (vec![0.0; layer.inputs], vec![0.0; layer.outputs]);
     let compare = |mean: f64| {
         let n = Normalization {
-            // Powers of two: nothing is rounded but sums.
+            // Powers of two, so that only sums are rounded.
             running: RunningStatistics::from_parts(vec![mean; layer.inputs], vec![4.0; layer.inputs], 1).unwrap(),
             gamma: vec![2.0; layer.inputs],
             beta: vec![0.0; layer.inputs],
@@ -238,7 +242,7 @@ fn f32_weights_are_rounded_once() {
     let scale = [f64::from(third) / 2.5f64.sqrt(), 7.0 / 5.5f64.sqrt()];
     let shift = [f64::from(0.1f32) - 1e6 * scale[0], f64::from(0.2f32) + 3.0 * scale[1]];
     let w = [0.7f32, 0.3, 1.1, -0.9].map(f64::from);
-    // Within the last bits of f64 of a value that is rounded to f32: half an ulp and hardly more.
+    // One rounding to f32 of a value that is exact but for the last bits of an f64: hardly more than half an ulp.
     let rounded_once = |actual: f32, exact: f64| (f64::from(actual) - exact).abs() <= f32::U * exact.abs() * 1.000_001;
     for c in 0..2 {
         assert!(
@@ -260,7 +264,7 @@ fn a_channel_without_variance_gives_beta() {
     let (mut weight, mut bias) = ([1e30f32, 1.0], [0.0f32; 2]);
     fold.apply_to_preceding(&mut weight, &mut bias).unwrap();
     assert_eq!((weight[0], bias[0]), (0.0, 0.1));
-    // Neither gamma nor beta: 1 and 0.
+    // Without gamma and beta, which are then 1 and 0.
     plan.fold(&statistics, Affine::<f32>::default(), &mut fold).unwrap();
     assert_eq!((fold.scale(), fold.shift()), (&[0.0, 0.5][..], &[0.0, -2.5][..]));
 }

@@ -1,13 +1,12 @@
 //! Do the gradients agree with finite differences of the forward pass?
 //!
-//! The forward pass is the reference's, in f64. For the loss L = Σ w·y, dL/dy = w, and central differences of L with a
-//! step h miss the gradient by h²/6 of its third derivative and by the rounding of L over h.
+//! The forward pass is the reference's, in f64. The loss is L = Σ w·y, so that dL/dy = w. Central differences of L with
+//! a step h differ from the gradient by h²/6 times the third derivative, and by the rounding error of L divided by h.
 
 use crate::common::*;
-use crate::fusion::{ACTIVATIONS, Fusion, Weighting};
 use batchnorm::{Activation, Affine, RunningStatistics, Shape, Statistics, reference};
 
-/// The loss, where `running` is given with its statistics, else with the batch's own.
+/// The loss, with the statistics of `running` if it is given, otherwise with those of the batch.
 fn loss(p: &Problem<f64>, x: &[f64], gamma: &[f64], beta: &[f64], running: Option<&RunningStatistics>) -> f64 {
     let own = reference::statistics(p.shape, x);
     let source = running.map_or((&own.0[..], &own.1[..]), |r| (r.mean(), r.var()));
@@ -15,7 +14,7 @@ fn loss(p: &Problem<f64>, x: &[f64], gamma: &[f64], beta: &[f64], running: Optio
     y.iter().zip(&p.dy).map(|(y, w)| y * w).sum()
 }
 
-/// The central difference of `f` by each element of `at`.
+/// The central difference of `f` for each element of `at`.
 fn differences(at: &[f64], f: impl Fn(&[f64]) -> f64) -> Vec<f64> {
     let side = |k: usize, h: f64| {
         let mut moved = at.to_vec();
@@ -25,7 +24,7 @@ fn differences(at: &[f64], f: impl Fn(&[f64]) -> f64) -> Vec<f64> {
     (0..at.len()).map(|k| (side(k, STEP) - side(k, -STEP)) / (2.0 * STEP)).collect()
 }
 
-/// The rounding of a loss of size 10 to 100 over this, and its square, are both about 1e-10.
+/// Its square, and the rounding error of a loss of 10 to 100 divided by it, are both about 1e-10.
 const STEP: f64 = 1e-5;
 
 /// Ten times the larger of both.
@@ -90,7 +89,7 @@ fn without_gamma_or_beta() {
     }
 }
 
-/// Where the batch's statistics are those of the whole that merging gave, so are the gradients.
+/// With the merged statistics of all parts, the gradients of the parts are those of the whole batch.
 #[test]
 fn of_a_batch_in_parts() {
     let p = Problem::<f64>::random(Shape::nc(12, 3).unwrap(), 24);
@@ -118,7 +117,7 @@ fn of_a_batch_in_parts() {
     }
 }
 
-/// What a loss with everything fused depends on.
+/// The variables of a loss with everything fused.
 #[derive(Clone)]
 struct Point {
     x: Vec<f64>,
@@ -127,7 +126,7 @@ struct Point {
     beta: Vec<f64>,
 }
 
-/// z, and the loss Σ w·act(z) over what exists.
+/// z, and the loss Σ w·act(z) over positions whose weight is not 0.
 fn fused_loss(fusion: &Fusion<f64>, at: &Point, running: Option<&RunningStatistics>) -> (Vec<f64>, f64) {
     let (p, weights) = (&fusion.problem, fusion.weights_f64());
     let own = reference::weighted_statistics(p.shape, &at.x, &weights);
@@ -141,7 +140,7 @@ fn fused_loss(fusion: &Fusion<f64>, at: &Point, running: Option<&RunningStatisti
 }
 
 fn check_fused(fusion: &mut Fusion<f64>, frozen: bool) {
-    fusion.set_masked(|_| 0.5);
+    fusion.set_masked(&|_| 0.5);
     let running = fusion.problem.running();
     let running = frozen.then_some(&running);
     let mut at = Point {
@@ -150,7 +149,7 @@ fn check_fused(fusion: &mut Fusion<f64>, frozen: bool) {
         gamma: fusion.problem.gamma_f64(),
         beta: fusion.problem.beta_f64(),
     };
-    // Away from the kinks of ReLUs, where there is no derivative: statistics do not depend on the residual.
+    // Moves z away from the kinks of ReLUs, where there is no derivative. Statistics do not depend on the residual.
     let (z, _) = fused_loss(fusion, &at, running);
     for (residual, z) in at.residual.iter_mut().zip(z).filter(|(_, z)| z.abs() < 0.01) {
         *residual += 0.05f64.copysign(z);

@@ -1,19 +1,18 @@
-//! Does any pass read or write outside of its buffers? Each lies directly before or behind an inaccessible page, so
-//! that one byte too far is a crash.
+//! Does any pass read or write outside of its buffers? Each buffer lies directly before or behind an inaccessible page,
+//! so that an access one byte outside of it is a crash.
 
 use crate::common::*;
-use crate::fusion::{ACTIVATIONS, Fusion, WEIGHTINGS};
 use batchnorm::{Affine, Extras, GradientSums, Gradients, Source, Statistics};
 use std::ptr::NonNull;
 
-/// On which side of a buffer the inaccessible page is.
+/// The side of a buffer that the inaccessible page is on.
 #[derive(Clone, Copy, Debug)]
 enum Guard {
     Before,
     Behind,
 }
 
-/// Memory of its own between two inaccessible pages, with room for any buffer of these tests.
+/// Memory between two inaccessible pages, with room for any buffer of these tests.
 struct Pages {
     base: NonNull<u8>,
     page: usize,
@@ -23,7 +22,7 @@ const ROOM: usize = 1 << 17;
 
 impl Pages {
     fn new() -> Self {
-        // SAFETY: sysconf has no preconditions; the mapping is fresh, and the two pages protected are its own.
+        // SAFETY: sysconf has no preconditions; the mapping is new, and the two protected pages are part of it.
         unsafe {
             let page = usize::try_from(libc::sysconf(libc::_SC_PAGESIZE)).unwrap();
             assert!(ROOM.is_multiple_of(page), "pages of {page} bytes");
@@ -43,8 +42,8 @@ impl Pages {
         let bytes = size_of_val(values);
         assert!(bytes <= ROOM);
         let at = self.page + if matches!(guard, Guard::Before) { 0 } else { ROOM - bytes };
-        // SAFETY: the range lies between the guards, is aligned since `bytes` is a multiple of the element's size, and
-        // is borrowed mutably with `self`.
+        // SAFETY: the range lies between the guards; it is aligned, since `bytes` is a multiple of the element's size;
+        // and it is borrowed mutably with `self`.
         let slice = unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr().add(at).cast::<T>(), values.len()) };
         slice.copy_from_slice(values);
         slice
@@ -53,12 +52,12 @@ impl Pages {
 
 impl Drop for Pages {
     fn drop(&mut self) {
-        // SAFETY: this is the whole mapping, and nobody borrows it any more.
+        // SAFETY: this is the whole mapping, and it is no longer borrowed.
         unsafe { libc::munmap(self.base.as_ptr().cast(), ROOM + 2 * self.page) };
     }
 }
 
-/// All passes with every buffer at a guard, for each shape around a boundary.
+/// Runs all passes with every buffer at a guard, for shapes around every boundary.
 fn check<T: Float>() {
     let mut pages: [Pages; 8] = std::array::from_fn(|_| Pages::new());
     let [x, dy, y, dx, gamma, beta, dgamma, dbeta] = &mut pages;
@@ -126,7 +125,7 @@ fn f64_buffers() {
     check::<f64>();
 }
 
-/// f32 channels that are summed again in f64 are read by other code.
+/// f32 channels that are summed again in f64, which other code reads.
 #[test]
 fn channels_summed_again() {
     let mut pages = Pages::new();
@@ -144,7 +143,7 @@ fn channels_summed_again() {
     }
 }
 
-/// The passes with all that is fused to them, and every buffer of these at a guard.
+/// Runs the passes with everything fused to them, with every buffer at a guard.
 fn check_fused<T: Number>() {
     let mut pages: [Pages; 12] = std::array::from_fn(|_| Pages::new());
     let [x, dy, y, dx, residual, output, weights, dresidual, gamma, beta, dgamma, dbeta] = &mut pages;

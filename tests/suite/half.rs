@@ -1,8 +1,6 @@
-//! Are bf16 and f16 read and rounded as the crate `half` does it, and computed as f32 is?
+//! Are bf16 and f16 read and rounded as by the crate `half`, and computed as f32?
 
 use crate::common::*;
-use crate::fusion::*;
-use crate::oracle::Ledger;
 use batchnorm::{Activation, Affine, BatchNorm, Element, GradientSums, Isa, Shape, Statistics};
 use half::{bf16, f16};
 
@@ -31,15 +29,15 @@ macro_rules! impl_half {
 
 impl_half!(bf16, f16);
 
-/// Mean 0 and variance 1, for a plan without eps: x̂ is x.
+/// Mean 0 and variance 1, so that x̂ is x in a plan without eps.
 fn neutral(channels: usize) -> Statistics {
     Statistics::from_parts(1.0, vec![0.0; channels], vec![1.0; channels]).unwrap()
 }
 
-/// Whole vectors and parts of them, in rows and in planes.
+/// Whole and partial vectors, in rows and in planes.
 const EXTENTS: [(usize, usize); 4] = [(65_536, 1), (65_533, 1), (1, 65_536), (3120, 21)];
 
-/// Every 16-bit pattern is read as the number that it is, and written as it was read.
+/// Every 16-bit pattern is read as the number that it stands for, and written unchanged.
 fn every_pattern<T: Half>() {
     let patterns: Vec<T> = (0..=u16::MAX).map(T::from_bits).collect();
     for (channels, inner) in EXTENTS {
@@ -50,7 +48,7 @@ fn every_pattern<T: Half>() {
             let (x, mut y) = (Buffer::new(values, 3), Buffer::output(values.len(), 5));
             plan.normalize(&x, &statistics, Affine::default(), &mut y).unwrap();
             for (x, y) in values.iter().zip(&*y) {
-                // beta, which is 0, makes one zero of both.
+                // Adding beta, which is 0, makes −0 a positive zero.
                 let expected = T::from_f32(x.to_f32() + 0.0);
                 assert_eq!(expected.bits(), y.bits(), "{x:?} came back as {y:?}, {shape:?} {isa:?}");
             }
@@ -74,14 +72,14 @@ fn every_pattern_of_16_bits() {
     every_pattern::<f16>();
 }
 
-/// f32 values at, next to, and halfway between all values of the type, where rounding turns, are written as the crate
-/// `half` rounds them: x̂ is 0, and they are beta.
+/// f32 values at, next to and halfway between all values of the type, which are the boundaries of rounding, are written
+/// as the crate `half` rounds them. They are beta, and x̂ is 0.
 fn every_boundary<T: Half>() {
     let finite = (0..=u16::MAX).map(T::from_bits).filter(|v| v.to_f32().is_finite());
     let next = |v: T| T::from_bits(u16::try_from(v.bits()).unwrap() + 1).to_f32();
     let around = |v: f32| [f32::from_bits(v.to_bits().saturating_sub(1)), v, f32::from_bits(v.to_bits() + 1)];
     let boundaries = finite.flat_map(|v| {
-        // Beyond the largest value as far as another binade would go.
+        // Behind the largest value, as if another followed.
         let (v, next) =
             (v.to_f32(), Some(next(v)).filter(|n| n.is_finite()).unwrap_or(v.to_f32() * (1.0 + T::U as f32)));
         [around(v), around(v + (next - v) / 2.0), around(next)].concat()
@@ -104,7 +102,7 @@ fn every_boundary<T: Half>() {
                 }
             }
             if inner > 1 {
-                break; // the same stores, of which rows have tried all values
+                break; // the same stores as in rows, which have tried all values
             }
         }
     }
@@ -116,7 +114,7 @@ fn rounding_at_every_boundary() {
     every_boundary::<f16>();
 }
 
-/// Lengths around every boundary, trained and frozen.
+/// Lengths around every boundary, with statistics of the batch and constant ones.
 #[test]
 fn lengths_around_every_boundary() {
     fn check<T: Half>(ledger: &mut Ledger) {
@@ -136,7 +134,7 @@ fn lengths_around_every_boundary() {
     ledger.close("half", 100_000);
 }
 
-/// Sums and squares far beyond the largest value of the type are those of f32 and f64; y and dx beyond it are Inf.
+/// Sums and squares may be far beyond the largest value of the type, since they are f32 or f64. y beyond it is Inf.
 #[test]
 fn beyond_the_range() {
     let shape = Shape::nc(40_000, 1).unwrap();
@@ -147,7 +145,7 @@ fn beyond_the_range() {
     assert_eq!((statistics.mean(), statistics.var()), (&[65488.0][..], &[256.0][..]));
     assert!(y.iter().step_by(2).all(|y| *y == f16::INFINITY) && y.iter().skip(1).step_by(2).all(|y| y.is_finite()));
 
-    // Squares of bf16 overflow f32, which is summed again in f64.
+    // Squares of bf16 values overflow f32, so the channel is summed again in f64.
     let x: Vec<bf16> = (0..shape.len()).map(|k| bf16::from_f32(if k % 2 == 0 { 1e30 } else { -1e30 })).collect();
     let mut y = vec![bf16::ZERO; x.len()];
     BatchNorm::new(shape).forward_training(&x, Affine::default(), &mut y, &mut statistics).unwrap();

@@ -1,8 +1,6 @@
-//! Is x̂ rebuilt from y within the stated bound, and what cannot be rebuilt refused?
+//! Is x̂ rebuilt from y within the stated bound, and is an error returned if it cannot be rebuilt?
 
 use crate::common::*;
-use crate::fusion::stored;
-use crate::oracle::{Factors, Ledger};
 use batchnorm::{Activation, Affine, BatchNorm, Error, Gradients, Shape, Statistics, reference};
 
 fn shapes() -> [Shape; 3] {
@@ -12,16 +10,16 @@ fn shapes() -> [Shape; 3] {
 const INVERTIBLE: [Activation; 4] =
     [Activation::Identity, Activation::LeakyRelu(0.01), Activation::LeakyRelu(1.0), Activation::LeakyRelu(4.0)];
 
-/// Ratios of beta to gamma up to the largest allowed, and gammas of any size that the type has room for.
+/// A problem with ratios of beta to gamma up to the largest allowed, and gammas of any size that the type has room for.
 fn problem<T: Number>(shape: Shape, seed: u64, activation: Activation, gammas: &[f64]) -> Problem<T> {
     let mut p = Problem::<T>::random(shape, seed);
     let slope = if let Activation::LeakyRelu(slope) = activation { slope } else { 1.0 };
     let root = (shape.values_per_channel() as f64).sqrt();
-    let [smallest, largest] = range::<T>();
+    let [smallest, largest] = T::INVERTIBLE;
     let (smallest, largest) = (smallest / slope.min(1.0), largest / (root + 64.0) / slope.max(1.0));
     let ratios = [0.0, 64.0, -1.0, 7.0, -64.0];
     for c in 0..shape.channels() {
-        // A little inside of the range: gamma is rounded.
+        // A little inside the range, since gamma is rounded.
         let gamma = gammas[c % gammas.len()].clamp(1.01 * smallest, 0.99 * largest);
         let gamma: T::Param = Value::of(if c % 2 == 0 { gamma } else { -gamma });
         p.beta.as_mut().unwrap()[c] = Value::of(ratios[c % ratios.len()] * gamma.to_f64());
@@ -30,16 +28,7 @@ fn problem<T: Number>(shape: Shape, seed: u64, activation: Activation, gammas: &
     p
 }
 
-/// What y must stay in: the normal range, or 2^±500 for f64.
-fn range<T: Number>() -> [f64; 2] {
-    if T::LARGEST == f64::MAX {
-        [-500, 500].map(|k| 2f64.powi(k))
-    } else {
-        [T::SMALLEST_SUBNORMAL / (2.0 * T::U), T::LARGEST]
-    }
-}
-
-/// What a training step gives that keeps y alone.
+/// The outputs of a training step that keeps only y.
 struct Rebuilt<T: Number> {
     y: Vec<T>,
     statistics: Statistics,
@@ -53,8 +42,8 @@ fn run<T: Number>(plan: &BatchNorm, p: &Problem<T>) -> Rebuilt<T> {
     let (mut y, dy, mut statistics) =
         (Buffer::new(&p.x, 1), Buffer::new(&p.dy, 3), Statistics::new(p.shape.channels()));
     plan.forward_training_invertible(&mut y, p.affine(), &mut statistics).unwrap();
-    let [mut dx, mut g] = [5, 7].map(|offset| Buffer::<T>::output(p.x.len(), offset));
-    let [mut dgamma, mut dbeta] = [2, 4].map(|offset| Buffer::<T::Param>::output(p.shape.channels(), offset));
+    let (mut dx, mut g) = (Buffer::output(p.x.len(), 5), Buffer::output(p.x.len(), 7));
+    let (mut dgamma, mut dbeta) = (Buffer::output(p.shape.channels(), 2), Buffer::output(p.shape.channels(), 4));
     let gradients =
         Gradients { dx: Some(&mut dx), dresidual: Some(&mut g), dgamma: Some(&mut dgamma), dbeta: Some(&mut dbeta) };
     plan.backward_from_output(&y, &dy, &statistics, p.affine(), gradients).unwrap();
@@ -62,7 +51,7 @@ fn run<T: Number>(plan: &BatchNorm, p: &Problem<T>) -> Rebuilt<T> {
     Rebuilt { y, statistics, dx, g, dgamma, dbeta }
 }
 
-/// The exact x̂ for the statistics that the pass was given.
+/// The exact x̂ for given statistics.
 fn normalized<T: Number>(p: &Problem<T>, statistics: &Statistics) -> Vec<f64> {
     let (ones, zeros) = (vec![1.0; p.shape.channels()], vec![0.0; p.shape.channels()]);
     reference::normalize(p.shape, &to_f64(&p.x), (statistics.mean(), statistics.var()), p.eps, &ones, &zeros)
@@ -75,7 +64,7 @@ fn bound<T: Number>(p: &Problem<T>, c: usize, x_hat: f64) -> f64 {
 
 const GAMMAS: [&[f64]; 3] = [&[1.0, 0.3, 2.0, 1e-2], &[0.0, 1e-30, 1e-3], &[1e300, 1e4, 1e30]];
 
-/// Where dy is 1 at one position and 0 elsewhere dgamma is that position's x̂ times act'.
+/// With dy = 1 at one position and 0 elsewhere, dgamma is x̂ at that position times act'.
 fn rebuilt_x_hat<T: Number>(ledger: &mut Ledger, mut p: Problem<T>, activation: Activation) {
     let shape = p.shape;
     let plan = p.plan().activation(activation).unwrap();
@@ -95,7 +84,7 @@ fn rebuilt_x_hat<T: Number>(ledger: &mut Ledger, mut p: Problem<T>, activation: 
     }
 }
 
-/// All gradients, by the bounds of docs/numerics.md and that of x̂.
+/// Checks all gradients against the bounds of docs/numerics.md, with the error of x̂ carried through.
 fn gradients<T: Number>(ledger: &mut Ledger, shape: Shape, activation: Activation, gammas: &[f64]) {
     let p = problem::<T>(shape, 102, activation, gammas);
     let plan = p.plan().activation(activation).unwrap();
@@ -109,13 +98,13 @@ fn gradients<T: Number>(ledger: &mut Ledger, shape: Shape, activation: Activatio
     }
     let statistics = (out.statistics.mean(), out.statistics.var());
     let (gamma, x) = (p.gamma_f64(), to_f64(&p.x));
-    // From dy, not from g, which was rounded.
+    // From dy, since the g in `out` was rounded.
     let g: Vec<f64> =
         dy.iter().zip(&out.y).map(|(dy, y)| reference::activation_gradient(activation, y.to_f64(), *dy)).collect();
     let (dx, dgamma, dbeta) = reference::backward(shape, &x, &g, statistics, p.eps, &gamma);
     for c in 0..shape.channels() {
         let (mean, var) = (statistics.0[c], statistics.1[c]);
-        let (f, u) = (Factors::new::<T>((1.0 + mean * mean / var).sqrt()), 2.0 * T::Param::U);
+        let (f, u) = (Factors::new::<T>(kappa(mean, var)), 2.0 * T::Param::U);
         let sum = |f: &dyn Fn(usize) -> f64| reference::indices(shape, c).map(f).sum::<f64>();
         let of_sums = [
             (f.sums + u) * sum(&|k| g[k].abs()),
@@ -137,7 +126,7 @@ fn gradients<T: Number>(ledger: &mut Ledger, shape: Shape, activation: Activatio
             }
         }
     }
-    // The same bits as the pass that it is, and on every instruction set.
+    // The same bits as the ordinary training pass, and on every instruction set.
     let (mut y, mut statistics) = (p.x.clone(), Statistics::new(shape.channels()));
     plan.forward_training_in_place(&mut y, p.affine(), &mut statistics).unwrap();
     assert!(same(&y, &out.y) && statistics == out.statistics);
@@ -175,7 +164,7 @@ fn x_hat_within_its_bound() {
     ledger.into_inner().close("rebuilt", 10_000);
 }
 
-/// gamma·inv_std, which is an f64, stays normal for every gamma that is not refused.
+/// gamma·inv_std, which is an f64, is normal for every gamma that is accepted.
 #[test]
 fn f64_values_at_both_ends_of_what_is_promised() {
     let mut ledger = Ledger::default();
@@ -204,7 +193,7 @@ fn gradients_within_their_bounds() {
     ledger.into_inner().close("gradients from y", 10_000);
 }
 
-/// A channel without variance has x̂ = 0: without eps no gradient, and with it that of its mean alone.
+/// A channel without variance has x̂ = 0. Its dx is 0 without eps, and finite with it.
 #[test]
 fn channels_without_variance() {
     for shape in shapes() {
@@ -235,10 +224,15 @@ fn no_values() {
     assert_eq!((dgamma, dbeta), ([0.0; 2], [0.0; 2]));
 }
 
-/// Asserts that both passes give the error and that nothing is written; returns its message.
+/// Values for three channels.
+fn two_rows<T: Number>() -> [T; 6] {
+    [1.0, 2.0, 3.0, 4.0, 5.0, 7.0].map(T::of)
+}
+
+/// Asserts that both passes return the same error and write nothing; returns its message.
 fn refused<T: Number>(plan: &BatchNorm, gamma: [f64; 3], beta: [f64; 3]) -> String {
-    let [gamma, beta] = [gamma, beta].map(|v| v.map(<T::Param as Value>::of));
-    let (affine, x) = (Affine::new(&gamma[..], &beta[..]), [1, 2, 3, 4, 5, 7].map(|v| T::of(v.into())));
+    let (gamma, beta) = (gamma.map(<T::Param as Value>::of), beta.map(<T::Param as Value>::of));
+    let (affine, x) = (Affine::new(&gamma[..], &beta[..]), two_rows::<T>());
     let (mut y, mut statistics) = (x, Statistics::new(3));
     let error = plan.forward_training_invertible(&mut y, affine, &mut statistics).unwrap_err();
     assert!(same(&x, &y) && statistics == Statistics::new(3), "written in spite of {error}");
@@ -251,9 +245,9 @@ fn refused<T: Number>(plan: &BatchNorm, gamma: [f64; 3], beta: [f64; 3]) -> Stri
     error.to_string()
 }
 
-/// What is said of a channel with this gamma, beta and slope.
+/// The error message for a channel with this gamma, beta and slope.
 fn message<T: Number>([gamma, beta, slope]: [f64; 3], channel: usize) -> String {
-    let [least, most] = range::<T>();
+    let [least, most] = T::INVERTIBLE;
     format!(
         "channel {channel} cannot be rebuilt from its output: expected |beta| <= 64*|gamma|, and outputs of {least:e} to \
          {most:e}, got gamma {gamma:?}, beta {beta:?} and slope {slope:?}"
@@ -261,8 +255,8 @@ fn message<T: Number>([gamma, beta, slope]: [f64; 3], channel: usize) -> String 
 }
 
 fn accepted<T: Number>(plan: &BatchNorm, gamma: f64, beta: f64) {
-    let [gamma, beta] = [gamma, beta].map(|v| [<T::Param as Value>::of(v); 3]);
-    let mut y = [1, 2, 3, 4, 5, 7].map(|v| T::of(v.into()));
+    let (gamma, beta) = ([<T::Param as Value>::of(gamma); 3], [<T::Param as Value>::of(beta); 3]);
+    let mut y = two_rows::<T>();
     plan.forward_training_invertible(&mut y, Affine::new(&gamma, &beta), &mut Statistics::new(3)).unwrap();
     assert!(y.iter().all(|y| y.to_f64().is_finite()));
 }
@@ -279,8 +273,8 @@ fn refusals<T: Number>() {
             )
         );
     }
-    // The same of the slope, where it is smaller than 1 or larger.
-    let [smallest, largest] = range::<T>();
+    // The range also limits slopes, below 1 and above.
+    let [smallest, largest] = T::INVERTIBLE;
     for (limit, past) in [(smallest, 0.5 * smallest), (largest / 2.0, 2.0 * largest)] {
         accepted::<T>(&plan(Activation::LeakyRelu(limit)), 1.0, 0.0);
         let refused = refused::<T>(&plan(Activation::LeakyRelu(past)), [1.0; 3], [0.0; 3]);
@@ -290,9 +284,9 @@ fn refusals<T: Number>() {
         [(Activation::Identity, 1.0f64), (Activation::LeakyRelu(0.25), 0.25), (Activation::LeakyRelu(4.0), 4.0)]
     {
         let plan = plan(activation);
-        // At each limit, and past it.
+        // At each limit, and beyond it.
         let next = 1.0 + 4.0 * T::Param::U;
-        let [smallest, largest] = range::<T>();
+        let [smallest, largest] = T::INVERTIBLE;
         let (smallest, largest) = (smallest / slope.min(1.0), largest / slope.max(1.0) / 2f64.sqrt());
         for (gamma, beta) in
             [(1.0, 64.0), (-1.0, -64.0), (smallest, 0.0), (-smallest, 64.0 * smallest), (largest / next, 0.0)]
@@ -312,7 +306,7 @@ fn refusals<T: Number>() {
             (f64::INFINITY, 0.0),
             (1.0, f64::INFINITY),
         ] {
-            let [gamma, beta] = [gamma, beta].map(|v| <T::Param as Value>::of(v).to_f64());
+            let (gamma, beta) = (<T::Param as Value>::of(gamma).to_f64(), <T::Param as Value>::of(beta).to_f64());
             for channel in 0..3 {
                 let (mut gammas, mut betas) = ([1.0; 3], [0.5; 3]);
                 (gammas[channel], betas[channel]) = (gamma, beta);

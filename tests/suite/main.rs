@@ -1,5 +1,5 @@
-//! The integration tests, one binary: kernels are compiled into the crate that calls them, so every further binary
-//! would compile all of them again. Each module answers one question; `cargo test --test suite bounds::` asks it alone.
+//! The integration tests, in one binary: every further one would compile and link their common parts again. Each module
+//! answers one question; `cargo test --test suite bounds::` runs the tests of one.
 
 mod against_reference;
 mod bounds;
@@ -8,7 +8,6 @@ mod common;
 mod double_backward;
 mod fold;
 mod fused;
-mod fusion;
 mod gradients;
 #[cfg(unix)]
 mod guard_pages;

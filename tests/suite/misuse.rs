@@ -1,4 +1,4 @@
-//! Is every wrong argument an `Error` that says what was expected and what came, with all outputs as they were?
+//! Is every wrong argument an `Error` that reports the expected and the actual value, with all outputs unchanged?
 
 use crate::common::*;
 use batchnorm::*;
@@ -9,7 +9,7 @@ fn problem() -> Problem<f32> {
     Problem::random(Shape::new(SHAPE.0, SHAPE.1, SHAPE.2).unwrap(), 41)
 }
 
-/// Everything that passes are given, of which one thing may be wrong.
+/// All arguments of the passes, of which one may be wrong.
 #[derive(Clone, Debug, PartialEq)]
 struct Arguments {
     x: Vec<f32>,
@@ -57,7 +57,7 @@ impl Arguments {
     }
 }
 
-/// A pass, with the names of the arguments that it takes.
+/// A pass and the names of its arguments.
 type Pass = (&'static str, &'static [&'static str], fn(&BatchNorm, &mut Arguments) -> Result<(), Error>);
 
 fn all_gradients(a: &mut Arguments) -> Gradients<'_, f32> {
@@ -115,7 +115,7 @@ const PASSES: [Pass; 15] = [
     }),
 ];
 
-/// The passes that take what is fused to them, with all of it.
+/// The passes that take extras, with all of them.
 const WITH: [Pass; 8] = [
     ("with statistics", &["x", "statistics", "residual", "output", "weights"], |plan, a| {
         plan.with(extras(&a.residual, &a.output, &a.weights)).statistics(&a.x, &mut a.statistics)
@@ -190,7 +190,7 @@ fn extras<'a>(residual: &'a [f32], output: &'a [f32], weights: &'a [f32]) -> Ext
     Extras { residual: Some(residual), output: Some(output), weights: Some(weights) }
 }
 
-/// Makes the named argument `len` long.
+/// Gives the named argument the length `len`.
 fn resize(a: &mut Arguments, name: &str, len: usize) {
     match name {
         "x" => a.x.resize(len, 1.0),
@@ -248,7 +248,7 @@ fn empty_statistics_for_a_batch_with_values() {
     let plan = problem().plan();
     for pass in PASSES.iter().filter(|p| p.1.contains(&"statistics") && !p.0.contains("parameter")) {
         if ["statistics", "forward_training", "forward_training_in_place"].contains(&pass.0) {
-            continue; // outputs there
+            continue; // statistics are outputs of these
         }
         let empty = Arguments { statistics: Statistics::new(SHAPE.1), ..Arguments::new() };
         assert_unchanged(&empty, pass, &plan, &Error::EmptyStatistics);
@@ -272,7 +272,7 @@ fn running_variances_that_are_none() {
             let message = error.to_string();
             assert!(message.contains("channel 2") && message.contains(&format!("got {value}")), "{message}");
         }
-        // NaN is not equal to itself, so it is compared by its message.
+        // NaN is not equal to itself, so its message is compared.
         let running = RunningStatistics::from_parts(vec![0.0; 4], vec![1.0, f64::NAN, 1.0, 1.0], 1).unwrap();
         let mut arguments = Arguments { running, ..Arguments::new() };
         let (y, dx) = (arguments.y.clone(), arguments.dx.clone());
@@ -423,7 +423,7 @@ fn dx_twice() {
     assert!(dy == a.dy && dx == [7.0; 60]);
 }
 
-/// Statistics over nothing go with weights that leave nothing, and only with these.
+/// Empty statistics are accepted if all weights are 0, and only then.
 #[test]
 fn empty_statistics_with_weights() {
     let plan = problem().plan();

@@ -1,11 +1,10 @@
-//! Do results keep every bit, whatever instruction set, threads, executor, alignment and way of calling?
+//! Do results have the same bits for every instruction set, number of threads, executor, alignment and way of calling?
 
 use crate::common::*;
-use crate::fusion::{Fusion, Weighting};
 use batchnorm::{Activation, BatchNorm, Executor, Isa, Shape, Threads};
 use std::sync::Arc;
 
-/// Calls the tasks backwards, on two threads.
+/// Runs the tasks backwards, on two threads.
 struct Backwards;
 impl Executor for Backwards {
     fn threads(&self) -> usize {
@@ -19,7 +18,7 @@ impl Executor for Backwards {
     }
 }
 
-/// Breaks its contract: repeats some tasks, forgets others.
+/// Breaks its contract: it repeats some tasks and omits others.
 struct Careless;
 impl Executor for Careless {
     fn threads(&self) -> usize {
@@ -34,7 +33,7 @@ impl Executor for Careless {
     }
 }
 
-/// Claims more threads than there are tasks, and runs on none of them.
+/// Breaks its contract: it claims more threads than there are tasks, and runs none of them.
 struct Idle;
 impl Executor for Idle {
     fn threads(&self) -> usize {
@@ -43,8 +42,8 @@ impl Executor for Idle {
     fn parallel_for(&self, _: usize, _: &(dyn Fn(usize) + Sync)) {}
 }
 
-/// Calls `f` with plans for every kind of threads, in a context where they apply.
-pub(crate) fn every_threads(plan: &BatchNorm, mut f: impl FnMut(&BatchNorm, &str) + Send) {
+/// Calls `f` with plans for every kind of threads: with rayon in pools of several sizes.
+pub(crate) fn every_threads(plan: &BatchNorm, f: &mut (dyn FnMut(&BatchNorm, &str) + Send)) {
     f(&plan.clone().threads(Threads::Sequential), "sequential");
     let executors: [(&str, Arc<dyn Executor>); 3] =
         [("backwards", Arc::new(Backwards)), ("careless", Arc::new(Careless)), ("idle", Arc::new(Idle))];
@@ -58,10 +57,10 @@ pub(crate) fn every_threads(plan: &BatchNorm, mut f: impl FnMut(&BatchNorm, &str
     }
 }
 
-/// Compares all settings with the portable code, sequential, fused, on aligned buffers.
+/// Compares all settings with the portable code: sequential, fused and with aligned buffers.
 fn compare_settings<T: Float>(shape: Shape) {
     let mut p = Problem::<T>::random(shape, 11);
-    // A channel that is summed again in f64, between others that are not.
+    // One channel that is summed again in f64, between others that are not.
     for k in batchnorm::reference::indices(shape, shape.channels() / 2) {
         p.x[k] = T::of(p.x[k].to_f64() * 1e25);
     }
@@ -70,7 +69,7 @@ fn compare_settings<T: Float>(shape: Shape) {
     let expected = train(&plain, &p, Way::Fused, 0);
     let expected_frozen = train_frozen(&plain, &p, &running, Way::Fused, 0);
     every_isa(|isa| {
-        every_threads(&p.plan().isa(isa).unwrap(), |plan, threads| {
+        every_threads(&p.plan().isa(isa).unwrap(), &mut |plan, threads| {
             for (offset, way) in WAYS.into_iter().enumerate() {
                 let context = (T::NAME, shape, isa, threads, way, offset);
                 assert_same_bits(&expected, &train(plan, &p, way, offset), &context);
@@ -95,7 +94,8 @@ fn small_shapes() {
 #[test]
 fn shapes_worth_several_threads() {
     println!("instruction sets covered: {:?}", Isa::available());
-    // Planes of many channels, planes of few that are cut into segments, small planes, rows narrow, wide and very wide.
+    // Planes of many channels; planes of few channels, which are cut into segments; small planes; rows that are narrow,
+    // wide and very wide.
     for (o, c, i) in
         [(2, 67, 641), (1, 2, 45_001), (9, 3, 4999), (3, 512, 49), (30_011, 3, 1), (601, 257, 1), (5, 20_011, 1)]
     {
@@ -105,7 +105,8 @@ fn shapes_worth_several_threads() {
     }
 }
 
-/// Outputs large enough to be written past the caches: planes long and short, rows narrow, wide, and of no whole vectors.
+/// Outputs large enough to be written past the caches: long and short planes; rows that are narrow, wide, and not of
+/// whole vectors.
 #[test]
 fn streamed_outputs() {
     for extents in [(2, 21, 65_003), (3, 173, 5103), (55, 1000, 49), (42_001, 64, 1), (1301, 2048, 1), (26_011, 101, 1)]
@@ -123,7 +124,8 @@ fn streamed_outputs() {
     }
 }
 
-/// As these, of other types and with a second output, whose place differs from that of the first unless the offset is 0.
+/// The same for other types and with a second output, whose alignment differs from the first one's unless the offset is
+/// 0.
 #[test]
 fn streamed_fused_outputs() {
     fn check<T: Number>(extents: (usize, usize, usize)) {
@@ -151,9 +153,10 @@ fn streamed_fused_outputs() {
     }
 }
 
-/// Planes that are mapped while the next are summed, in groups of which the last has fewer, against planes that are not.
+/// Planes that are mapped while the next group is summed have the same bits as planes that are not. The last group is
+/// smaller than the others.
 #[test]
-fn maps_beside_sums() {
+fn maps_interleaved_with_sums() {
     let shape = Shape::new(3, 173, 1501).unwrap();
     let p = Problem::<f32>::random(shape, 15);
     let plan = p.plan().threads(Threads::Sequential);
@@ -191,7 +194,7 @@ fn run_after_run() {
     }
 }
 
-/// A channel's results do not depend on its neighbours, nor on its place among them.
+/// The results of a channel do not depend on its neighbours, or on its position among them.
 #[test]
 fn channels_alone_or_together() {
     for (outer, inner) in [(5, 131), (300, 1)] {
@@ -215,14 +218,14 @@ fn channels_alone_or_together() {
     }
 }
 
-/// FNV-1a over the bytes of all outputs' bits.
+/// FNV-1a over the bits of all outputs.
 fn hash(bits: &[(&'static str, Vec<u64>)]) -> u64 {
     let bytes = bits.iter().flat_map(|(_, bits)| bits).flat_map(|b| b.to_le_bytes());
     bytes.fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
-/// Inputs made of integers, so that they are the same wherever the tests run. The scale of a channel follows from its
-/// number; channel 2 is constant, channel 3 far beyond the range of squares, channel 4 subnormal where T is f32.
+/// Inputs made from integers, so that they are the same on every machine. The scale of a channel follows from its
+/// number; channel 2 is constant, the squares of channel 3 leave the range of f32, and channel 4 is subnormal in f32.
 fn golden_problem<T: Float>(shape: Shape) -> Problem<T> {
     let mut random = Random(0x601d);
     let mut x = vec![T::default(); shape.len()];
@@ -245,10 +248,10 @@ fn golden_problem<T: Float>(shape: Shape) -> Problem<T> {
 
 /// Outer, channels and inner of a shape.
 type Extents = (usize, usize, usize);
-/// Of f32 and of f64: those of a training step and of one with constant statistics.
+/// For f32 and for f64: the hashes of a training step and of one with constant statistics.
 type Hashes = [[u64; 2]; 2];
 
-/// Shape, and the hash of a training step and of one with constant statistics, for f32 and for f64.
+/// Shapes and their hashes.
 const GOLDEN: [(Extents, Hashes); 8] = [
     ((1, 1, 1), [[0xfb5e_ee0b_d723_732a, 0x9f52_292e_ab8c_1d90], [0x1139_cc6b_8b66_21af, 0x3ddd_baeb_5f86_13f6]]),
     ((3, 7, 37), [[0xba75_97f5_3cb1_ef72, 0x7cc6_846b_841f_1512], [0xe4e4_9c79_7719_b8f4, 0x40b9_b7e4_d40c_2c2d]]),
@@ -260,7 +263,7 @@ const GOLDEN: [(Extents, Hashes); 8] = [
     ((1, 67, 1), [[0x38e6_4ee5_71cd_dfee, 0x1682_3c69_6250_b69a], [0x545c_fcf3_08ce_b613, 0x8d10_f2c9_c11f_053b]]),
 ];
 
-/// Fails where a machine, compiler or change of the code gives other bits than those committed. A change that is meant
+/// Fails if a machine, a compiler or a change of the code gives other bits than the committed ones. An intended change
 /// is committed with the new table, which the failure prints.
 #[test]
 fn golden() {
@@ -280,7 +283,8 @@ fn golden() {
     });
 }
 
-/// Inputs made of integers of 8 bits, which every element type holds.
+/// Inputs made from integers of 8 bits, which are exact in every element type.
+#[cfg(feature = "half")]
 fn golden_fusion<T: Number>(shape: Shape, activation: Activation, weighted: bool) -> Fusion<T> {
     let mut random = Random(0xf05ed);
     let mut integers = |n: usize| (0..n).map(|_| random.below(256) as f64 / 64.0 - 2.0).collect::<Vec<_>>();
@@ -291,8 +295,8 @@ fn golden_fusion<T: Number>(shape: Shape, activation: Activation, weighted: bool
     Fusion { problem, activation, residual: Some(residual), weights: weights.map(Iterator::collect) }
 }
 
-/// Shape, and the hashes for f32, f64, bf16 and f16 of steps with leaky ReLU, with SiLU, and with SiLU and weights, each
-/// in training and with constant statistics.
+/// Shapes, and the hashes for f32, f64, bf16 and f16 over steps with leaky ReLU, with SiLU, and with SiLU and weights,
+/// each in training and with constant statistics.
 #[cfg(feature = "half")]
 const GOLDEN_FUSED: [(Extents, [u64; 4]); 6] = [
     ((1, 1, 1), [0x48d5_44b2_b09b_51ee, 0x7741_2681_7c39_b2fb, 0x045c_295b_3700_3ddc, 0x89d0_1d1a_e607_b5e7]),

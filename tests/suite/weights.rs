@@ -1,8 +1,6 @@
-//! Do weighted batches give what the positions that exist, each as often as its weight says, would give?
+//! Does a weighted batch give the results of a batch in which each position occurs as often as its weight says?
 
 use crate::common::*;
-use crate::fusion::*;
-use crate::oracle::Ledger;
 use batchnorm::{
     Activation, Affine, BatchNorm, Error, Extras, GradientSums, Gradients, Momentum, RunningStatistics, Shape,
     Statistics, reference,
@@ -10,15 +8,14 @@ use batchnorm::{
 
 /// Both walks, and lengths of several blocks, chunks and segments.
 fn shapes() -> [Shape; 6] {
-    [(4, 3, 61), (1, 2, 700), (5, 33, 3), (90, 19, 1), (700, 2, 1), (2, 1, 20_011)]
-        .map(|(o, c, i)| Shape::new(o, c, i).unwrap())
+    [(4, 3, 61), (1, 2, 700), (5, 33, 3), (90, 19, 1), (700, 2, 1), (2, 1, 20_011)].map(shape)
 }
 
 fn masked<T: Number>(shape: Shape, seed: u64) -> Fusion<T> {
     Fusion::random(shape, seed, Activation::Silu, true, Weighting::Mask)
 }
 
-/// The weights, as lanes have them.
+/// Sets the weights, rounded to their type.
 fn set_weights<T: Number>(fusion: &mut Fusion<T>, weight: impl FnMut(usize) -> f64) {
     let weights = (0..fusion.problem.shape.values_per_channel()).map(weight);
     fusion.weights = Some(weights.map(Value::of).collect());
@@ -32,7 +29,7 @@ fn check<T: Number>(ledger: &mut Ledger, fusion: &Fusion<T>) {
     });
 }
 
-/// A masked batch is held against the batch of what is left when its masked positions are cut out.
+/// A masked batch gives the results of a smaller one, from which the masked positions were removed.
 #[test]
 fn as_if_masked_positions_were_cut_out() {
     fn cut<T: Number>(ledger: &mut Ledger, shape: Shape) {
@@ -44,7 +41,7 @@ fn as_if_masked_positions_were_cut_out() {
             _ => Shape::ncl(1, shape.channels(), kept),
         }
         .unwrap();
-        // Where each element of what is left comes from.
+        // The element of the whole batch that each remaining one comes from.
         let mut from = vec![0; shape.len()];
         for c in 0..shape.channels() {
             let existing = reference::indices(whole.problem.shape, c).zip(&weights).filter(|(_, w)| **w > 0.0);
@@ -81,23 +78,23 @@ fn as_if_masked_positions_were_cut_out() {
 fn nothing_leaks_from_behind_a_mask() {
     for shape in shapes() {
         let mut fusion = masked::<f32>(shape, 82);
-        fusion.set_masked(|_| 0.0);
+        fusion.set_masked(&|_| 0.0);
         let run = |fusion: &Fusion<f32>| fusion.run(&fusion.plan(), None, Way::FusedInPlace, false, 3).bits();
         let expected = run(&fusion);
         for garbage in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -0.0, 3e38, 1e-45] {
-            fusion.set_masked(|_| garbage);
+            fusion.set_masked(&|_| garbage);
             assert_same_arrays(&expected, &run(&fusion), &(shape, garbage));
         }
     }
 }
 
-/// Integers as weights count as so many copies.
+/// A position with an integer weight counts as that many copies.
 #[test]
 fn weights_are_counts() {
     let mut ledger = Ledger::default();
     let copies = |k: usize| [1, 3, 0, 2][k % 4];
     let mut fusion = Fusion::<f32>::random(Shape::nc(300, 5).unwrap(), 83, Activation::Relu, false, Weighting::Samples);
-    fusion.set_masked(|_| 0.0);
+    fusion.set_masked(&|_| 0.0);
     set_weights(&mut fusion, |k| copies(k) as f64);
     let rows = |v: &[f32]| {
         v.chunks(5).enumerate().flat_map(|(k, row)| std::iter::repeat_n(row, copies(k)).flatten().copied()).collect()
@@ -110,7 +107,7 @@ fn weights_are_counts() {
     let step = fusion.run(&fusion.plan(), None, Way::Fused, false, 0);
     let expected = copied.run(&copied.plan(), None, Way::Fused, false, 0);
     assert_eq!(step.outputs.statistics.count(), shape.values_per_channel() as f64);
-    // The statistics are those of the copies, so what is right by the one is right by the other.
+    // With the statistics of the weighted batch, the outputs of the copies must also be right.
     let swapped =
         Step { outputs: Outputs { statistics: step.outputs.statistics.clone(), ..expected.outputs }, ..expected };
     copied.check(&mut ledger, None, &swapped, &"copies");
@@ -118,7 +115,7 @@ fn weights_are_counts() {
     ledger.close("counts", 1000);
 }
 
-/// Lanes of weighted sums are f64, of unweighted ones not: weights that are all 1 change bits, but pass by no bound.
+/// Weights that are all 1 may change bits, since weighted sums have lanes of f64, but results keep their bounds.
 #[test]
 fn weights_that_are_all_one() {
     let mut ledger = Ledger::default();
@@ -130,7 +127,7 @@ fn weights_that_are_all_one() {
     ledger.close("ones", 10_000);
 }
 
-/// A power of two in all weights changes no bit.
+/// Multiplying all weights by a power of two changes no bit.
 #[test]
 fn only_the_ratio_of_weights_counts() {
     for shape in shapes() {
@@ -156,7 +153,7 @@ fn no_position_exists() {
     fn none<T: Number>(shape: Shape) {
         let mut fusion = masked::<T>(shape, 86);
         set_weights(&mut fusion, |_| 0.0);
-        fusion.set_masked(|k| [f64::NAN, 1.0, f64::INFINITY][k % 3]);
+        fusion.set_masked(&|k| [f64::NAN, 1.0, f64::INFINITY][k % 3]);
         every_isa(|isa| {
             for way in WAYS {
                 let Step { outputs, dresidual } = fusion.run(&fusion.plan().isa(isa).unwrap(), None, way, false, 0);
@@ -178,7 +175,7 @@ fn no_position_exists() {
     }
 }
 
-/// The first block, chunk, run or segment has nothing to take a pivot from.
+/// The first block, chunk, run or segment has no value that could be its pivot.
 #[test]
 fn the_first_positions_do_not_exist() {
     let mut ledger = Ledger::default();
@@ -186,16 +183,16 @@ fn the_first_positions_do_not_exist() {
         let m = shape.values_per_channel();
         for first in [1, 8, 64, 128, 129, 300, 16_384, 20_100, m - 1].into_iter().filter(|&first| first < m) {
             let mut fusion = masked::<f32>(shape, 87);
-            fusion.set_masked(|_| 1.0);
+            fusion.set_masked(&|_| 1.0);
             set_weights(&mut fusion, |k| if k < first { 0.0 } else { 1.0 });
-            fusion.set_masked(|_| f64::NAN);
+            fusion.set_masked(&|_| f64::NAN);
             check(&mut ledger, &fusion);
         }
     }
     ledger.close("first masked", 10_000);
 }
 
-/// One value has all the weight that matters, and others, be they first, are far away.
+/// One value has nearly all of the weight, or the first values have very little of it and are far away.
 #[test]
 fn weights_of_very_different_size() {
     let mut ledger = Ledger::default();
@@ -213,7 +210,8 @@ fn weights_of_very_different_size() {
             for c in 0..shape.channels() {
                 reference::indices(shape, c).take(first).for_each(|k| fusion.problem.x[k] = size as f32);
             }
-            // The loss does not see the light ones, whose deviations alone would decide what the gradients' sums are.
+            // dy is 0 for those with little weight: otherwise their large deviations would dominate the gradients'
+            // sums.
             for c in 0..shape.channels() {
                 reference::indices(shape, c).take(first).for_each(|k| fusion.problem.dy[k] = 0.0);
             }
@@ -223,7 +221,7 @@ fn weights_of_very_different_size() {
     ledger.close("ratios", 10_000);
 }
 
-/// Parts of a weighted batch, one of them with no weight at all, merge to the whole.
+/// Parts of a weighted batch, one of which has no weight at all, merge to the whole.
 #[test]
 fn parts_merge_to_the_whole() {
     let mut ledger = Ledger::default();
@@ -235,7 +233,7 @@ fn parts_merge_to_the_whole() {
         let old = whole.weights_f64();
         let scale = |part: usize| [1e-3, 1.0, 0.0, 1e3, 1.0][part];
         set_weights(&mut whole, |k| scale(k / positions) * old[k]);
-        whole.set_masked(|_| f64::NAN);
+        whole.set_masked(&|_| f64::NAN);
         let plan = BatchNorm::new(Shape::new(rows, channels, inner).unwrap()).activation(whole.activation).unwrap();
         let elements = |k: usize| k * positions * channels..(k + 1) * positions * channels;
         let (weights, residual) = (whole.weights.as_ref().unwrap(), whole.residual.as_ref().unwrap());
@@ -275,7 +273,7 @@ fn parts_merge_to_the_whole() {
     ledger.close("merged", 1000);
 }
 
-/// The weights' sum is the count, an integer or not, of the unbiased estimate.
+/// The sum of the weights, an integer or not, is the count in the unbiased estimate.
 #[test]
 fn running_averages_of_weighted_batches() {
     let plan = BatchNorm::new(Shape::nc(3, 1).unwrap());
@@ -299,7 +297,7 @@ fn running_averages_of_weighted_batches() {
     }
 }
 
-/// Where gamma·inv_std is beyond the range of lanes, 0 times it would be NaN.
+/// gamma·inv_std is beyond the range of lanes here, so that 0 times it would be NaN.
 #[test]
 fn nothing_times_infinity() {
     let plan = BatchNorm::new(Shape::nc(2, 1).unwrap()).eps(0.0).unwrap();
