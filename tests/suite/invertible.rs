@@ -249,7 +249,7 @@ fn refused<T: Number>(plan: &BatchNorm, gamma: [f64; 3], beta: [f64; 3]) -> Stri
 fn message<T: Number>([gamma, beta, slope]: [f64; 3], channel: usize) -> String {
     let [least, most] = T::INVERTIBLE;
     format!(
-        "channel {channel} cannot be rebuilt from its output: expected |beta| <= 64*|gamma|, and outputs of {least:e} to \
+        "channel {channel} cannot be rebuilt from its output: expected |beta| <= 64*|gamma| and |output| from {least:e} to \
          {most:e}, got gamma {gamma:?}, beta {beta:?} and slope {slope:?}"
     )
 }
