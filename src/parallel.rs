@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A caller's own threads.
 ///
-/// An implementation need not be careful: which call gets which index, on which thread and in what order makes no
-/// difference to any result, and indices that it leaves out or repeats are made good for. It is fastest where an index
-/// always comes to the same thread, which then finds in its caches what it left there in the pass before.
+/// An implementation need not be careful: the thread and the order in which an index is run do not affect any result;
+/// skipped indices are run by the caller, repeated ones ignored. It is fastest if an index always runs on the same thread,
+/// which then finds in its caches what it left there in the pass before.
 ///
 /// ```
 /// use batchnorm::{BatchNorm, Executor, Shape, Threads};
@@ -31,23 +31,23 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// # Ok::<(), batchnorm::Error>(())
 /// ```
 pub trait Executor: Send + Sync {
-    /// How many threads `parallel_for` works on. A pass is split only where this is more than 1.
+    /// The number of threads on which `parallel_for` runs. A pass is split only if this is more than 1.
     fn threads(&self) -> usize;
 
-    /// Calls `task(0)` to `task(n - 1)`, each once, on any threads, and returns when all have ended. There are no more of
-    /// them than threads.
+    /// Calls `task(0)` to `task(n - 1)`, each once, on any threads, and returns when all have ended. n is at most the number
+    /// of threads.
     fn parallel_for(&self, n: usize, task: &(dyn Fn(usize) + Sync));
 }
 
-/// Where a plan's passes run. The choice changes speed only: results have the same bits.
+/// Where a plan's passes run. The choice affects speed only: results are bit-identical.
 #[derive(Clone, Default)]
 #[non_exhaustive]
 pub enum Threads {
     /// The caller's thread.
     #[cfg_attr(not(feature = "rayon"), default)]
     Sequential,
-    /// The rayon pool that the caller is in (`ThreadPool::install`), or the global one. Passes too small to gain from
-    /// it stay on the caller's thread.
+    /// The rayon pool in which the caller runs (`ThreadPool::install`), or the global one. Passes that are too small to gain
+    /// from it stay on the caller's thread.
     #[cfg(feature = "rayon")]
     #[default]
     Rayon,
@@ -66,12 +66,12 @@ impl fmt::Debug for Threads {
     }
 }
 
-/// Bytes to walk below which a pass stays on the caller's thread: waking a pool costs 10 to 15 µs, in which one core
-/// walks about this much of its cache.
+/// A pass that walks fewer bytes stays on the caller's thread: to wake a pool costs 10 to 15 µs, in which one core walks
+/// about this much of its cache.
 const SMALL: usize = 1 << 20;
 
 impl Threads {
-    /// How many threads to use for a pass that walks `bytes` of memory.
+    /// The number of threads for a pass that walks `bytes` of memory.
     pub(crate) fn count(&self, bytes: usize) -> usize {
         if bytes < SMALL {
             return 1;
@@ -86,10 +86,10 @@ impl Threads {
 
     /// Runs `task` for every index below `n`, once each, on up to `threads` threads, the caller's among them.
     ///
-    /// Each worker has a share of neighbouring indices, which it takes in the given order, and helps others when it is done:
-    /// threads that run late or not at all leave no gap, and an [`Executor`] that repeats or forgets an index cannot make
-    /// two threads write the same memory. What fits caches takes up to half as long as with one queue for all, as a worker
-    /// that is always the same thread finds the memory of its share where it left it.
+    /// Each worker has a share of neighbouring indices, which it takes in the given order; workers that finish early take
+    /// over remaining tasks. So threads that run late or not at all leave no gap, and an [`Executor`] that repeats or skips
+    /// an index cannot make two threads write the same memory. What fits in caches takes down to half of the time of one
+    /// queue for all, as a worker that is always the same thread finds the memory of its share where it left it.
     pub(crate) fn run(&self, threads: usize, n: usize, order: Order, task: &(dyn Fn(usize) + Sync)) {
         let workers = threads.min(n);
         let shares = Shares::new(n, workers, order);
@@ -114,14 +114,14 @@ impl Threads {
     }
 }
 
-/// Which of its tasks a worker takes first.
+/// The task that a worker takes first.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Order {
     FirstFirst,
     LastFirst,
 }
 
-/// Shares that tasks are divided into at most; more workers have one together.
+/// The most shares into which tasks are divided; more workers use one together.
 const MAX_SHARES: usize = 64;
 
 /// Tasks, divided among workers.
@@ -129,7 +129,7 @@ struct Shares {
     tasks: usize,
     shares: usize,
     order: Order,
-    /// How many of a share have been claimed, or more where there are no others.
+    /// How many tasks of a share have been claimed, or more if none are left.
     claimed: [AtomicUsize; MAX_SHARES],
 }
 
@@ -139,19 +139,19 @@ impl Shares {
         Self { tasks, shares, order, claimed: [const { AtomicUsize::new(0) }; MAX_SHARES] }
     }
 
-    /// The first tasks of a share and how many it has.
+    /// The first task of a share and the number of its tasks.
     fn share(&self, k: usize) -> (usize, usize) {
         let (each, more) = (self.tasks / self.shares, self.tasks % self.shares);
         (k * each + k.min(more), each + usize::from(k < more))
     }
 
-    /// A task that nobody has claimed: of the worker's own share or, where that is done, of those after it.
+    /// A task that nobody has claimed: of the worker's own share or, if that is done, of the next ones.
     fn claim(&self, worker: usize) -> Option<usize> {
         (0..self.shares).find_map(|k| {
             let k = (worker % self.shares + k) % self.shares;
             let (first, len) = self.share(k);
-            // Relaxed: the counter orders nothing but itself; what tasks write is published by the pool's join. It is read
-            // first so that it grows by no more than there are workers.
+            // Relaxed: the counter orders nothing but itself; what tasks write is published by the join of the pool. It is
+            // read first, so that it exceeds the length by no more than the number of workers.
             let claimed = &self.claimed[k];
             let i = if claimed.load(Ordering::Relaxed) < len { claimed.fetch_add(1, Ordering::Relaxed) } else { len };
             (i < len).then(|| if self.order == Order::FirstFirst { first + i } else { first + len - 1 - i })
@@ -159,7 +159,7 @@ impl Shares {
     }
 }
 
-/// A pointer that tasks share, each to write a part of its own.
+/// A pointer that tasks share, of which each writes a part of its own.
 pub(crate) struct Shared<T>(*mut T);
 
 impl<T> Clone for Shared<T> {

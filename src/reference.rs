@@ -1,23 +1,22 @@
-//! Batch normalization as the textbook has it: scalar, f64, one channel after the other. Start reading here.
+//! Textbook batch normalization: scalar, f64, one channel after the other. Start reading here.
 //!
 //! This is the specification: the kernels must agree with it within the rounding of their element type. Nothing is
-//! checked; slices must have the lengths that the shape gives.
+//! checked; slices must have the lengths that follow from the shape.
 //!
 //! ```text
 //! mean = (1/M) Σ x     var = (1/M) Σ (x − mean)²     x̂ = (x − mean) / sqrt(var + eps)     y = gamma·x̂ + beta
 //! dbeta = Σ dy         dgamma = Σ dy·x̂               dx = gamma / sqrt(var + eps) · (dy − dbeta/M − x̂·dgamma/M)
 //! ```
 //!
-//! What is fused to a pass is put around these: `y = activate(normalize(..) + residual)`, and backward functions take
-//! `activation_gradient(z, dy)` for dy. Weights w of positions replace `(1/M) Σ` by `(1/Σw) Σ w` in the statistics, and
-//! `/M` by `·w/Σw` in dx.
+//! Fusion composes these: `y = activate(normalize(..) + residual)`, and backward functions take `activation_gradient(z, dy)`
+//! for dy. Weights w of positions replace `(1/M) Σ` by `(1/Σw) Σ w` in the statistics, and `/M` by `·w/Σw` in dx.
 //!
 //! Ioffe, Szegedy, "Batch Normalization" (2015).
 
 use crate::activation::Activation;
 use crate::shape::Shape;
 
-/// Where the values of channel `c` live.
+/// The indices of the values of channel `c`.
 pub fn indices(shape: Shape, c: usize) -> impl Iterator<Item = usize> + Clone {
     let (outer, channels, inner) = (shape.outer(), shape.channels(), shape.inner());
     (0..outer).flat_map(move |o| (0..inner).map(move |i| (o * channels + c) * inner + i))
@@ -28,26 +27,26 @@ pub fn statistics(shape: Shape, x: &[f64]) -> (Vec<f64>, Vec<f64>) {
     weighted_statistics(shape, x, &vec![1.0; shape.values_per_channel()])
 }
 
-/// Mean and biased variance of each channel with a weight for each position; what has weight 0 does not exist.
+/// Mean and biased variance of each channel with a weight for each position; positions with weight 0 are ignored.
 pub fn weighted_statistics(shape: Shape, x: &[f64], weights: &[f64]) -> (Vec<f64>, Vec<f64>) {
     let total = weights.iter().sum::<f64>();
     let total = if total > 0.0 { total } else { 1.0 };
     (0..shape.channels())
         .map(|c| {
-            let existing = indices(shape, c).zip(weights).filter(|(_, w)| **w > 0.0);
-            let mean = existing.clone().map(|(k, w)| w * x[k]).sum::<f64>() / total;
-            let var = existing.map(|(k, w)| w * (x[k] - mean).powi(2)).sum::<f64>() / total;
+            let live = indices(shape, c).zip(weights).filter(|(_, w)| **w > 0.0);
+            let mean = live.clone().map(|(k, w)| w * x[k]).sum::<f64>() / total;
+            let var = live.map(|(k, w)| w * (x[k] - mean).powi(2)).sum::<f64>() / total;
             (mean, var)
         })
         .unzip()
 }
 
-/// `1 / sqrt(var + eps)`, and 0 where that would divide by 0: a constant channel is then 0 when normalized.
+/// `1 / sqrt(var + eps)`, and 0 if that would divide by 0: a constant channel is then 0 when normalized.
 pub fn inv_std(var: f64, eps: f64) -> f64 {
     if var + eps == 0.0 { 0.0 } else { 1.0 / (var + eps).sqrt() }
 }
 
-/// `y = gamma·x̂ + beta` with the given statistics: the batch's in training, running ones at test time.
+/// `y = gamma·x̂ + beta` with the given statistics: the batch's in training, running ones in inference.
 pub fn normalize(
     shape: Shape,
     x: &[f64],
@@ -65,7 +64,7 @@ pub fn normalize(
     y
 }
 
-/// The gradients `(dx, dgamma, dbeta)`, where the statistics are the batch's own.
+/// The gradients `(dx, dgamma, dbeta)` if the statistics are the batch's own.
 pub fn backward(
     shape: Shape,
     x: &[f64],
@@ -77,7 +76,7 @@ pub fn backward(
     weighted_backward(shape, x, dy, (mean, var), eps, gamma, &vec![1.0; shape.values_per_channel()])
 }
 
-/// [`backward`], where the statistics are weighted; 0 for what does not exist.
+/// [`backward`] with weighted statistics; dx is 0 at positions with weight 0.
 pub fn weighted_backward(
     shape: Shape,
     x: &[f64],
@@ -92,12 +91,12 @@ pub fn weighted_backward(
     let (mut dx, mut dgamma, mut dbeta) = (vec![0.0; x.len()], vec![0.0; channels], vec![0.0; channels]);
     for c in 0..channels {
         let s = inv_std(var[c], eps);
-        let existing = indices(shape, c).zip(weights).filter(|(_, w)| **w > 0.0);
-        for (k, _) in existing.clone() {
+        let live = indices(shape, c).zip(weights).filter(|(_, w)| **w > 0.0);
+        for (k, _) in live.clone() {
             dbeta[c] += dy[k];
             dgamma[c] += dy[k] * ((x[k] - mean[c]) * s);
         }
-        for (k, w) in existing {
+        for (k, w) in live {
             let through = dbeta[c] + (x[k] - mean[c]) * s * dgamma[c];
             dx[k] = gamma[c] * (s * (dy[k] - w / total * through));
         }
@@ -105,7 +104,7 @@ pub fn weighted_backward(
     (dx, dgamma, dbeta)
 }
 
-/// The gradients `(dx, dgamma, dbeta)`, where the statistics are constants: `dx = gamma / sqrt(var + eps) · dy`.
+/// The gradients `(dx, dgamma, dbeta)` if the statistics are constants: `dx = gamma / sqrt(var + eps) · dy`.
 pub fn backward_frozen(
     shape: Shape,
     x: &[f64],
@@ -138,7 +137,7 @@ pub fn activate(activation: Activation, z: f64) -> f64 {
     }
 }
 
-/// The gradient of an activation's argument z, from that of its value.
+/// The gradient with respect to the argument z of an activation, from that of its value.
 pub fn activation_gradient(activation: Activation, z: f64, dy: f64) -> f64 {
     match activation {
         Activation::Identity => dy,
@@ -152,7 +151,7 @@ pub fn activation_gradient(activation: Activation, z: f64, dy: f64) -> f64 {
     }
 }
 
-/// `1 / (1 + exp(−z))`, and what it lacks to 1 without the difference, which would cancel.
+/// `1 / (1 + exp(−z))` and 1 minus it, without that difference, which would cancel.
 fn logistic(z: f64) -> [f64; 2] {
     let e = (-z.abs()).exp();
     let [larger, smaller] = [1.0 / (1.0 + e), e / (1.0 + e)];
