@@ -65,7 +65,8 @@ use std::ptr::null;
 /// ```
 ///
 /// Activations are slices of an [`Element`] type in the plan's [`Shape`]; a pass whose name ends in `_in_place` overwrites
-/// its input. A plan keeps scratch memory for its next pass, a few dozen to a few hundred values per channel, or uses the
+/// its input. A pass takes at most 32 KB of the calling thread's stack, and at most 512 KB if this crate is compiled
+/// without optimization. A plan keeps scratch memory for its next pass, a few dozen to a few hundred values per channel, or uses the
 /// memory given by [`scratch`](Self::scratch). So make it once and reuse it; threads can share it.
 ///
 /// # Errors
