@@ -146,7 +146,7 @@ impl fmt::Display for Error {
             Self::UnsupportedIsa { isa, best } => {
                 write!(
                     f,
-                    "this CPU does not support {isa:?}: expected an instruction set that it has, such as {best:?}, its fastest"
+                    "this CPU does not support {isa:?}: expected one of its own instruction sets, the fastest of which is {best:?}"
                 )
             }
         }

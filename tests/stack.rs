@@ -32,13 +32,6 @@ fn stack_used(f: &mut dyn FnMut()) -> usize {
     PAINTED - unused + 2048
 }
 
-fn one<E: Element>(v: f32) -> E
-where
-    E: From32,
-{
-    E::from_f32(v)
-}
-
 /// Element types and their parameters from f32.
 trait From32 {
     fn from_f32(v: f32) -> Self;
@@ -79,8 +72,8 @@ fn passes<E: Element<Param: From32> + From32>(name: &str) {
             let shape = shape.expect("a small shape");
             let (n, c, m) = (shape.len(), shape.channels(), shape.values_per_channel());
             let scale = if huge { 60000.0 } else { 1.0 };
-            let x: Vec<E> = (0..n).map(|k| one((k * 7 % 19) as f32 * scale / 19.0)).collect();
-            let dy: Vec<E> = (0..n).map(|k| one((k * 5 % 17) as f32 - 8.0)).collect();
+            let x: Vec<E> = (0..n).map(|k| E::from_f32((k * 7 % 19) as f32 * scale / 19.0)).collect();
+            let dy: Vec<E> = (0..n).map(|k| E::from_f32((k * 5 % 17) as f32 - 8.0)).collect();
             let parameters: Vec<E::Param> = (0..c).map(|_| E::Param::from_f32(1.5)).collect();
             let weights: Vec<E::Param> = (0..m).map(|k| E::Param::from_f32((k % 3) as f32)).collect();
             let affine = Affine::new(&parameters, &parameters);

@@ -373,7 +373,8 @@ fn an_instruction_set_that_the_cpu_lacks() {
         } else {
             let error = plan.unwrap_err();
             assert_eq!(error, Error::UnsupportedIsa { isa, best });
-            assert_eq!(error.to_string(), format!("this CPU does not support {isa:?}: expected at most {best:?}"));
+            let expected = "expected one of its own instruction sets, the fastest of which is";
+            assert_eq!(error.to_string(), format!("this CPU does not support {isa:?}: {expected} {best:?}"));
         }
     }
 }
