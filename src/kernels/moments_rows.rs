@@ -27,23 +27,13 @@ impl<E: Storage> MomentsTask<E> {
         scratch: *mut f64,
     ) {
         let (width, stride, weights) = (columns.len(), self.shape.channels(), self.tile_weights());
-        let padded = padded(width);
-        // SAFETY: two arrays of f64 and one of the scalars of lanes, which are no larger, fit in the scratch memory, apart
-        // from each other; any bits are valid values. The outputs have the columns.
+        // SAFETY: the caller's promise; the outputs have the columns.
         let (mut sums, mean, m2) = unsafe {
-            let sums = Columns::<L::V> {
-                row_stride: stride,
-                pivot: slice::from_raw_parts_mut(scratch.cast(), padded),
-                s: slice::from_raw_parts_mut(scratch.add(padded), padded),
-                q: slice::from_raw_parts_mut(scratch.add(2 * padded), padded),
-            };
-            let mean = slice::from_raw_parts_mut(out[0].wrapping_add(columns.start), width);
-            (sums, mean, slice::from_raw_parts_mut(out[1].wrapping_add(columns.start), width))
+            let sums = Columns::<<L::V as Vector>::Scalar>::new(scratch, width, stride);
+            let [mean, m2] =
+                [zeroed(out[0].wrapping_add(columns.start), width), zeroed(out[1].wrapping_add(columns.start), width)];
+            (sums, mean, m2)
         };
-        sums.s.fill(0.0);
-        sums.q.fill(0.0);
-        mean.fill(0.0);
-        m2.fill(0.0);
         let Range { start, end } = self.tile.positions;
         let x = self.sources(start * stride + columns.start, start);
         let weighted = FUSED && !weights.0.is_null();
@@ -76,21 +66,52 @@ impl<E: Storage> MomentsTask<E> {
     }
 }
 
+/// `len` values, set to 0.
+///
+/// # Safety
+/// They can be written at `p`, and nothing else uses them during `'a`.
+#[inline]
+unsafe fn zeroed<'a>(p: *mut f64, len: usize) -> &'a mut [f64] {
+    // SAFETY: the caller's promise.
+    let values = unsafe { slice::from_raw_parts_mut(p, len) };
+    values.fill(0.0);
+    values
+}
+
 /// The columns of a block of rows. Arrays are padded to whole vectors.
-struct Columns<'a, V: Vector> {
+struct Columns<'a, P> {
     row_stride: usize,
-    pivot: &'a mut [V::Scalar],
+    pivot: &'a mut [P],
     s: &'a mut [f64],
     q: &'a mut [f64],
 }
 
-impl<V: Vector> Columns<'_, V> {
+impl<P: Real> Columns<'_, P> {
+    /// Empty sums.
+    ///
+    /// # Safety
+    /// `scratch` has room for 3 times the padded width, which nothing else uses while this lives.
+    #[inline]
+    unsafe fn new(scratch: *mut f64, width: usize, row_stride: usize) -> Self {
+        let padded = padded(width);
+        // SAFETY: two arrays of f64 and one of the scalars of lanes, which are no larger, fit in the memory, apart from each
+        // other; any bits are valid values.
+        unsafe {
+            Self {
+                row_stride,
+                pivot: slice::from_raw_parts_mut(scratch.cast(), padded),
+                s: zeroed(scratch.add(padded), padded),
+                q: zeroed(scratch.add(2 * padded), padded),
+            }
+        }
+    }
+
     /// Adds the terms of `rows` rows to the sums.
     ///
     /// # Safety
     /// `rows` rows of `width` columns can be read at `x`.
     #[inline(always)]
-    unsafe fn sum<L: Lanes<V = V>, const FUSED: bool>(
+    unsafe fn sum<L: Lanes<V: Vector<Scalar = P>>, const FUSED: bool>(
         &mut self,
         x: &Sources<L::E>,
         weighted: bool,
@@ -114,13 +135,13 @@ impl<V: Vector> Columns<'_, V> {
     /// # Safety
     /// A row of `width` columns can be read at `x`.
     #[inline(always)]
-    unsafe fn pivots_from<L: Lanes<V = V>>(&mut self, x: &Sources<L::E>, width: usize) {
+    unsafe fn pivots_from<L: Lanes<V: Vector<Scalar = P>>>(&mut self, x: &Sources<L::E>, width: usize) {
         let mut c = 0;
         while c < width {
-            let n = (width - c).min(V::LANES);
+            let n = (width - c).min(L::V::LANES);
             // SAFETY: the caller's promise; `pivot` is padded to whole vectors.
             unsafe { L::X::load_first(x.inputs[0].wrapping_add(c), n).store(self.pivot.as_mut_ptr().add(c)) };
-            c += V::LANES;
+            c += L::V::LANES;
         }
     }
 

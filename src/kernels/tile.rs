@@ -62,15 +62,16 @@ pub(super) struct PlaneRuns {
 
 impl PlaneRuns {
     /// Of a tile with at least one channel.
-    #[inline]
+    #[inline(never)]
     pub(super) fn new(shape: Shape, channels: Range<usize>, positions: Range<usize>) -> Self {
         // As after the last channel of a run without elements.
         let next = PlaneRun { c: channels.end, k: channels.len(), element: 0, position: positions.start, len: 0 };
         Self { shape, channels, positions, next }
     }
 
-    /// Goes to the first channel at the positions after those of the last run.
-    #[inline]
+    /// Goes to the first channel at the positions after those of the last run. Outlined: it has no vectors, and is called
+    /// once for all channels.
+    #[inline(never)]
     fn next_positions(&mut self) {
         let (c, inner) = (self.channels.start, self.shape.inner());
         self.positions.start += self.next.len;
