@@ -68,7 +68,7 @@ impl<E: Storage, const FUSED: bool> Kernel for GradientSumsKernel<E, FUSED> {
 
     #[inline(always)]
     fn run<S: Simd>(self) {
-        // SAFETY: who made the kernel promised that its pointers cover the shape, and this code runs in the tier.
+        // SAFETY: whoever made the kernel promised that its pointers cover the shape, and this code runs in the tier.
         unsafe {
             if !(FUSED || S::PLAIN_PASSES) {
                 S::enter(GradientSumsKernel::<E, true>(self.0));

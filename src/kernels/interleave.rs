@@ -11,8 +11,16 @@ use crate::simd::{Kernel, Simd};
 
 /// The moments of a tile of planes and the map of as many planes at the same positions.
 pub(crate) struct InterleavedKernel<M, E: Storage> {
-    pub(crate) sums: MomentsKernel<E>,
-    pub(crate) map: MapKernel<M, E>,
+    sums: MomentsKernel<E>,
+    map: MapKernel<M, E>,
+}
+
+impl<M: Map, E: Storage> InterleavedKernel<M, E> {
+    /// # Safety
+    /// The tiles of the two have the same positions and as many channels, of which none is in both.
+    pub(crate) unsafe fn new(sums: MomentsKernel<E>, map: MapKernel<M, E>) -> Self {
+        Self { sums, map }
+    }
 }
 
 impl<M: Map, E: Storage> Kernel for InterleavedKernel<M, E> {
@@ -31,7 +39,7 @@ impl<M: Map, E: Storage> Kernel for InterleavedKernel<M, E> {
         let stream = self.map.task.stream;
         let mut lines = [Line::new(), Line::new()];
         let mut sinks = Sinks::<M, E, E::Native<S>, bool>::new(self.map.task.out, &mut lines, stream);
-        // SAFETY: who made the two kernels promised that their pointers cover the shape.
+        // SAFETY: whoever made the two kernels promised that their pointers cover the shape.
         unsafe {
             self.sums.planes::<S, _>(&mut Plane::<M, E, S, bool>::new(&self.map.task, &mut sinks));
             sinks.flush();

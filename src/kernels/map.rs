@@ -94,7 +94,7 @@ impl<M: Map, E: Storage> MapKernel<M, E> {
     fn walk<S: Simd>(&self, streaming: bool) {
         let mut lines = [Line::new(), Line::new()];
         let mut sinks = Sinks::<M, E, E::Native<S>, bool>::new(self.task.out, &mut lines, streaming);
-        // SAFETY: who made the kernel promised that its pointers cover the shape.
+        // SAFETY: whoever made the kernel promised that its pointers cover the shape.
         unsafe {
             if (M::FUSED || !S::STREAMS) && self.task.shape.inner() == 1 {
                 self.rows::<S, bool>(&mut sinks);
@@ -113,7 +113,7 @@ impl<M: Map, E: Storage> MapKernel<M, E> {
     fn walk_rows<S: Simd, T: Streaming>(&self, streaming: T) {
         let mut lines = [Line::new(), Line::new()];
         let mut sinks = Sinks::<M, E, E::Native<S>, T>::new(self.task.out, &mut lines, streaming);
-        // SAFETY: who made the kernel promised that its pointers cover the shape.
+        // SAFETY: whoever made the kernel promised that its pointers cover the shape.
         unsafe {
             self.rows::<S, T>(&mut sinks);
             sinks.flush();
@@ -272,7 +272,7 @@ impl<'a, 'b, M: Map, E: Storage, S: Simd, T: Streaming> Plane<'a, 'b, M, E, S, T
     /// vector is cut short.
     ///
     /// # Safety
-    /// The run belongs to the tile, and who made the kernel promised that it covers it.
+    /// The run belongs to the tile, and whoever made the kernel promised that it covers it.
     #[inline(always)]
     pub(super) unsafe fn seek(&mut self, run: &PlaneRun) -> usize {
         // SAFETY: the run lies within the buffer, and its channel is one of the shape's.
@@ -308,7 +308,7 @@ impl<'a, 'b, M: Map, E: Storage, S: Simd, T: Streaming> Plane<'a, 'b, M, E, S, T
 /// Maps the planes of a tile.
 ///
 /// # Safety
-/// Who made the kernel promised that it covers the tile.
+/// Whoever made the kernel promised that it covers the tile.
 #[inline(always)]
 unsafe fn walk_planes<M: Map, E: Storage, S: Simd, T: Streaming>(plane: &mut Plane<'_, '_, M, E, S, T>) {
     let task = plane.task;

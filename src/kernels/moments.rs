@@ -85,8 +85,8 @@ impl<V: Vector> Channel<V> {
         Self { pivot, acc: [zero; 2], filled: 0, block: 0, blocks: 0, closed: 0, count: 0.0, mean: 0.0, m2: 0.0 }
     }
 
-    /// Sums `len` contiguous values. If they have weights, `blocks` are those of the tile, and `pivot_at` gives the value
-    /// at a position; otherwise there are none.
+    /// Sums `len` contiguous values of the channel `c` of a task. If they have weights, `blocks` are those of the tile;
+    /// otherwise there are none.
     ///
     /// # Safety
     /// They can be read at `x`.
@@ -292,7 +292,7 @@ impl<E: Storage> MomentsKernel<E> {
     /// As [`Interleave`] asks for.
     #[inline(always)]
     pub(super) unsafe fn planes<S: Simd, I: Interleave>(&self, interleaved: &mut I) {
-        // SAFETY: who made the kernel promised that its pointers cover the shape.
+        // SAFETY: whoever made the kernel promised that its pointers cover the shape.
         unsafe { self.0.planes_of::<Native<E, S>, false, I>(self.0.tile.channels.clone(), interleaved) };
     }
 }
@@ -302,7 +302,7 @@ impl<E: Storage> Kernel for MomentsKernel<E> {
 
     #[inline(always)]
     fn run<S: Simd>(self) {
-        // SAFETY: who made the kernel promised that its pointers cover the shape.
+        // SAFETY: whoever made the kernel promised that its pointers cover the shape.
         unsafe {
             if self.0.shape.inner() == 1 {
                 self.0.rows_of::<Native<E, S>, false>(self.0.tile.channels.clone(), self.0.out, self.0.scratch);
@@ -345,7 +345,7 @@ impl<E: Storage> Kernel for WideMomentsKernel<E> {
         while c < end {
             let channels = c..(c + step).min(end);
             c = channels.end;
-            // SAFETY: who made the kernel promised that its pointers cover the shape.
+            // SAFETY: whoever made the kernel promised that its pointers cover the shape.
             unsafe {
                 if redoes && (channels.clone()).all(|c| (*task.out[1].add(c)).is_finite()) {
                     continue;

@@ -33,7 +33,7 @@ impl<'a> Partials<'a> {
     fn slot(&self, segment: usize) -> [&'a mut [f64]; 2] {
         let Range { start, end } = self.channels;
         let at = 2 * segment * self.stride;
-        // SAFETY: who made this promised that nothing else uses these channels; the two arrays are a stride apart.
+        // SAFETY: whoever made this promised that nothing else uses these channels; the two arrays are a stride apart.
         unsafe {
             [self.slots.slice(at + start..at + end), self.slots.slice(at + self.stride + start..at + self.stride + end)]
         }

@@ -152,15 +152,15 @@ impl<E: Storage> Steps for ForwardPass<'_, E> {
         map.prefetch_distance = map.prefetch_distance.map(|distance| distance + PREFETCH_BYTES / size_of::<E>());
         let task = self.moments(segment, tile, null_mut());
         let (coefs, out) = (&output.coefs, output.pointers());
-        // SAFETY: as in `reduce` and in `map`.
+        // SAFETY: as in `reduce` and in `map`; the walk gives two groups of one length, at the same positions.
         unsafe {
             let sums = MomentsKernel::new(task.clone());
             if self.inputs.variant.fuses() {
                 let map = self.inputs.map::<normalize::Normalize<true>>(engine, map, coefs, out);
-                dispatch(engine.isa, InterleavedKernel { sums, map });
+                dispatch(engine.isa, InterleavedKernel::new(sums, map));
             } else {
                 let map = self.inputs.map::<normalize::Normalize<false>>(engine, map, coefs, out);
-                dispatch(engine.isa, InterleavedKernel { sums, map });
+                dispatch(engine.isa, InterleavedKernel::new(sums, map));
             }
         }
         self.redo_overflows(task);
