@@ -78,16 +78,16 @@ impl<P: Element<Param = P>> Affine<'_, P> {
 /// Further arguments of a pass, each absent or given: see [`BatchNorm::with`](crate::BatchNorm::with).
 #[derive(Clone, Copy, Debug)]
 pub struct Extras<'a, E: Element> {
-    /// Added before the activation; of the plan's shape. Backward passes read it only if they recompute the argument of the
-    /// activation.
+    /// Added before the activation; of the plan's shape. Backward passes read it only if they recompute the argument
+    /// of the activation.
     pub residual: Option<&'a [E]>,
     /// y as the forward pass wrote it, of the plan's shape: the backward pass of [`Activation::Relu`] and
-    /// [`Activation::LeakyRelu`] takes its mask from it. Without it, and for [`Activation::Silu`], it recomputes the argument
-    /// of the activation from x and the residual. Forward passes do not read it.
+    /// [`Activation::LeakyRelu`] takes its mask from it. Without it, and for [`Activation::Silu`], it recomputes the
+    /// argument of the activation from x and the residual. Forward passes do not read it.
     pub output: Option<&'a [E]>,
-    /// A weight for each position `o * inner + i`, finite and not negative: the same for all channels. Statistics become
-    /// weighted means, and gradients follow. A position with weight 0 is ignored, even if its value is NaN; y, dx and
-    /// dresidual are 0 there.
+    /// A weight for each position `o * inner + i`, finite and not negative: the same for all channels. Statistics
+    /// become weighted means, and gradients follow. A position with weight 0 is ignored, even if its value is NaN;
+    /// y, dx and dresidual are 0 there.
     pub weights: Option<&'a [E::Param]>,
 }
 
@@ -168,8 +168,8 @@ pub struct Cotangents<'a, E: Element> {
     pub dbeta: Option<&'a [E::Param]>,
 }
 
-/// Where [`BatchNorm::double_backward`](crate::BatchNorm::double_backward) writes the gradients of that scalar. Those that
-/// are `None` are not computed.
+/// Where [`BatchNorm::double_backward`](crate::BatchNorm::double_backward) writes the gradients of that scalar. Those
+/// that are `None` are not computed.
 #[derive(Debug)]
 pub struct SecondGradients<'a, E: Element> {
     /// With respect to x, of the plan's shape.
@@ -180,8 +180,8 @@ pub struct SecondGradients<'a, E: Element> {
     pub gamma: Option<&'a mut [E::Param]>,
 }
 
-/// Exact. (The compiler knows that the parameter of an element type is a [`Real`], but not that a type is one if it is its
-/// own parameter.)
+/// Exact. (The compiler knows that the parameter of an element type is a [`Real`], but not that a type is one if it is
+/// its own parameter.)
 pub(crate) fn to_f64<E: Element>(v: E::Param) -> f64 {
     v.to_f64()
 }

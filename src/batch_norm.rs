@@ -27,8 +27,8 @@ use std::ptr::null;
 /// The halves are for engines that merge the statistics of several parts of a batch in between.
 ///
 /// Groups of a batch that are normalized separately, such as ghost batches, need no special support: use a plan of the
-/// group's shape and a slice per group. Groups of examples follow each other in memory in all layouts, as examples are the
-/// outermost extent.
+/// group's shape and a slice per group. Groups of examples follow each other in memory in all layouts, as examples are
+/// the outermost extent.
 ///
 /// ```
 /// use batchnorm::{Affine, BatchNorm, Gradients, Momentum, RunningStatistics, Shape, Statistics};
@@ -64,10 +64,11 @@ use std::ptr::null;
 /// # Ok::<(), batchnorm::Error>(())
 /// ```
 ///
-/// Activations are slices of an [`Element`] type in the plan's [`Shape`]; a pass whose name ends in `_in_place` overwrites
-/// its input. A pass takes at most 32 KB of the calling thread's stack, and at most 512 KB if this crate is compiled
-/// without optimization. A plan keeps scratch memory for its next pass, a few dozen to a few hundred values per channel, or uses the
-/// memory given by [`scratch`](Self::scratch). So make it once and reuse it; threads can share it.
+/// Activations are slices of an [`Element`] type in the plan's [`Shape`]; a pass whose name ends in `_in_place`
+/// overwrites its input. A pass takes at most 32 KB of the calling thread's stack, and at most 512 KB if this crate is
+/// compiled without optimization. A plan keeps scratch memory for its next pass, a few dozen to a few hundred values
+/// per channel, or uses the memory given by [`scratch`](Self::scratch). So make it once and reuse it; threads can share
+/// it.
 ///
 /// # Errors
 /// All passes return [`Error::Length`] for a slice, [`Affine`], [`Statistics`] or [`GradientSums`] that does not fit
@@ -83,8 +84,8 @@ impl BatchNorm {
         Self { engine: Engine::new(shape) }
     }
 
-    /// Sets eps, which is added to the variance before the square root. It may be 0: a channel without variance then has
-    /// x̂ = 0.
+    /// Sets eps, which is added to the variance before the square root. It may be 0: a channel without variance then
+    /// has x̂ = 0.
     ///
     /// # Errors
     /// [`Error::Eps`] if it is negative or not finite.
@@ -96,8 +97,8 @@ impl BatchNorm {
         Ok(self)
     }
 
-    /// Sets the activation, applied in the same sweep: `y = act(gamma·x̂ + beta)`. Backward passes then take the gradient of
-    /// that y.
+    /// Sets the activation, applied in the same sweep: `y = act(gamma·x̂ + beta)`. Backward passes then take the
+    /// gradient of that y.
     ///
     /// # Errors
     /// [`Error::Slope`] if a slope is negative or not finite.
@@ -127,9 +128,9 @@ impl BatchNorm {
         self
     }
 
-    /// Sets scratch memory of the caller, so that no pass allocates. Its size decides how many passes can run at once without
-    /// allocating, on at most as many threads as the plan has now. Beyond that a pass allocates, as every plan does without
-    /// this call: on first use, and when more passes than ever before run at once.
+    /// Sets scratch memory of the caller, so that no pass allocates. Its size decides how many passes can run at once
+    /// without allocating, on at most as many threads as the plan has now. Beyond that a pass allocates, as every
+    /// plan does without this call: on first use, and when more passes than ever before run at once.
     ///
     /// ```
     /// use batchnorm::{BatchNorm, Shape, Threads};
@@ -266,8 +267,8 @@ impl BatchNorm {
         self.plain().normalize_in_place(x, source, affine)
     }
 
-    /// Σg and Σg·(x − mean) of each channel, with `g = dy·act'`: the first half of the backward pass. `affine` matters if the
-    /// plan has an activation, whose argument is recomputed.
+    /// Σg and Σg·(x − mean) of each channel, with `g = dy·act'`: the first half of the backward pass. `affine` matters
+    /// if the plan has an activation, whose argument is recomputed.
     ///
     /// # Errors
     /// See [`normalize`](Self::normalize).
@@ -282,8 +283,8 @@ impl BatchNorm {
         self.plain().gradient_sums(x, dy, source, affine, sums)
     }
 
-    /// dx from the sums over the whole batch: the second half of the backward pass in training. `statistics` are also those
-    /// of the whole batch; x and dy may be a part of it.
+    /// dx from the sums over the whole batch: the second half of the backward pass in training. `statistics` are also
+    /// those of the whole batch; x and dy may be a part of it.
     ///
     /// # Errors
     /// See [`normalize`](Self::normalize).
@@ -347,8 +348,8 @@ impl BatchNorm {
 
     /// The wanted gradients of `y = act(gamma·(x − mean)/sqrt(var + eps) + beta)`.
     ///
-    /// With a batch's statistics they flow through mean and var. Running statistics are constants: if only dx is wanted, x
-    /// is then not read, except for an activation.
+    /// With a batch's statistics they flow through mean and var. Running statistics are constants: if only dx is
+    /// wanted, x is then not read, except for an activation.
     ///
     /// # Errors
     /// See [`normalize`](Self::normalize).
@@ -390,8 +391,8 @@ impl BatchNorm {
     ///
     /// # Errors
     /// See [`BatchNorm`]; [`Error::Activation`] if the activation has no inverse; [`Error::NotInvertible`] for a
-    /// channel with |beta| > 64·|gamma|, or with a gamma or slope so small or large that y may leave the normal range of its
-    /// type, or 2^±500 for f64. x is then unchanged.
+    /// channel with |beta| > 64·|gamma|, or with a gamma or slope so small or large that y may leave the normal range
+    /// of its type, or 2^±500 for f64. x is then unchanged.
     ///
     /// ```
     /// use batchnorm::{Activation, Affine, BatchNorm, Gradients, Shape, Statistics};
@@ -419,8 +420,8 @@ impl BatchNorm {
     /// [`forward_training_invertible`](Self::forward_training_invertible).
     ///
     /// # Errors
-    /// Same as [`forward_training_invertible`](Self::forward_training_invertible), and [`Error::EmptyStatistics`] for a batch
-    /// without values.
+    /// Same as [`forward_training_invertible`](Self::forward_training_invertible), and [`Error::EmptyStatistics`] for a
+    /// batch without values.
     pub fn backward_from_output<E: Element>(
         &self,
         y: &[E],
@@ -458,8 +459,8 @@ impl BatchNorm {
     /// Rarely needed, so it is composed of other passes: it makes more sweeps than a dedicated one, and allocates.
     ///
     /// # Errors
-    /// See [`normalize`](Self::normalize); [`Error::Activation`] if the plan has an activation: apply the activation outside
-    /// the plan.
+    /// See [`normalize`](Self::normalize); [`Error::Activation`] if the plan has an activation: apply the activation
+    /// outside the plan.
     ///
     /// ```
     /// use batchnorm::{Affine, BatchNorm, Cotangents, SecondGradients, Shape, Statistics};
@@ -517,8 +518,9 @@ impl BatchNorm {
         Ok(())
     }
 
-    /// The scale and shift to which [`normalize`](Self::normalize) with these statistics amounts. The plan's activation and a
-    /// residual are not part of it and stay after the folded layer. A channel without variance has scale 0 if eps is 0.
+    /// The scale and shift to which [`normalize`](Self::normalize) with these statistics amounts. The plan's activation
+    /// and a residual are not part of it and stay after the folded layer. A channel without variance has scale 0 if
+    /// eps is 0.
     ///
     /// # Errors
     /// Same as [`normalize`](Self::normalize); [`Error::Length`] if `fold` has another number of channels.

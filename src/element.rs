@@ -7,14 +7,15 @@ use crate::simd::Real;
 
 /// A type of activations: `f32`, `f64`, `bf16` or `f16`. Sealed: the kernels know how each is loaded and stored.
 pub trait Element: sealed::Sealed + Storage + std::fmt::Debug {
-    /// The type of gamma, beta, weights and parameter gradients, in which lanes compute: f64 for f64, f32 for the others.
+    /// The type of gamma, beta, weights and parameter gradients, in which lanes compute: f64 for f64, f32 for the
+    /// others.
     type Param: Real + Element<Param = Self::Param>;
-    /// The range in which y must stay if x̂ is rebuilt from it: the smallest normal value and the largest finite one; for
-    /// f64, values whose squares are such values, with room for what they are multiplied by.
+    /// The range in which y must stay if x̂ is rebuilt from it: the smallest normal value and the largest finite one;
+    /// for f64, values whose squares are such values, with room for what they are multiplied by.
     #[doc(hidden)]
     const RANGE: [f64; 2];
-    /// Runs a pass. Implemented for each type in this crate: were it a generic function, every crate that calls it would
-    /// compile all kernels again, at its own level of optimization.
+    /// Runs a pass. Implemented for each type in this crate: were it a generic function, every crate that calls it
+    /// would compile all kernels again, at its own level of optimization.
     ///
     /// # Safety
     /// See [`request`](crate::passes::request).

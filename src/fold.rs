@@ -14,22 +14,23 @@ use crate::statistics::{Source, Values, ValuesMut};
 /// scale = gamma / sqrt(var + eps)     shift = beta − mean·scale
 /// ```
 ///
-/// Both can be folded into the weights and bias of an adjacent linear or convolution layer; the normalization then costs
-/// nothing in inference. In training it cannot be folded, but the layer before it needs no bias: the batch's mean contains
-/// that bias and x − mean does not, so its gradient is 0, and beta replaces it. [`Fold::apply_to_preceding`] makes a bias.
+/// Both can be folded into the weights and bias of an adjacent linear or convolution layer; the normalization then
+/// costs nothing in inference. In training it cannot be folded, but the layer before it needs no bias: the batch's mean
+/// contains that bias and x − mean does not, so its gradient is 0, and beta replaces it. [`Fold::apply_to_preceding`]
+/// makes a bias.
 ///
 /// # What it costs in precision
-/// `(x − mean)·scale + beta`, as passes compute it, has an error that does not grow with the data's offset. The error of
-/// `scale·x + shift` does: if |mean| is much larger than the standard deviation, two large numbers nearly cancel. A folded
-/// layer that sums K products in f32 is off by at most
+/// `(x − mean)·scale + beta`, as passes compute it, has an error that does not grow with the data's offset. The error
+/// of `scale·x + shift` does: if |mean| is much larger than the standard deviation, two large numbers nearly cancel. A
+/// folded layer that sums K products in f32 is off by at most
 ///
 /// ```text
 /// (K + 2)·u·(Σ|w·x| + |b|)     u = 2⁻²⁴     |b| ≈ |gamma|·κ     κ = sqrt(1 + mean²/var)
 /// ```
 ///
-/// with its folded weights w and bias b: one rounding of each, one of a product, K of the sum. If x is the output of a layer
-/// in f32, its rounding alone already costs uκ, and little is lost. If x is exact, such as the input of a network, this is a
-/// reason to normalize instead.
+/// with its folded weights w and bias b: one rounding of each, one of a product, K of the sum. If x is the output of a
+/// layer in f32, its rounding alone already costs uκ, and little is lost. If x is exact, such as the input of a
+/// network, this is a reason to normalize instead.
 ///
 /// ```
 /// use batchnorm::{Affine, BatchNorm, Fold, RunningStatistics, Shape};
@@ -88,11 +89,12 @@ impl<V: Values> Fold<V> {
     ///
     /// `weight` is `[channels, k]`, a row for each output of the layer with all weights of its sum: for a convolution
     /// `[channels, inputs, height, width]`, for a grouped one `[channels, inputs / groups, ..]`, for a depthwise one
-    /// `[channels, 1, ..]`. `bias` has one value per channel; for a layer without a bias pass zeros, and give it this one.
+    /// `[channels, 1, ..]`. `bias` has one value per channel; for a layer without a bias pass zeros, and give it this
+    /// one.
     ///
     /// # Errors
-    /// [`Error::Length`] for a bias that does not fit, [`Error::Multiple`] for weights that are not whole rows. Nothing is then
-    /// written.
+    /// [`Error::Length`] for a bias that does not fit, [`Error::Multiple`] for weights that are not whole rows. Nothing
+    /// is then written.
     pub fn apply_to_preceding<P: Element<Param = P>>(&self, weight: &mut [P], bias: &mut [P]) -> Result<(), Error> {
         check_len("bias", self.channels(), bias.len())?;
         let row = check_multiple("weight", self.channels(), weight.len())?;
@@ -108,13 +110,13 @@ impl<V: Values> Fold<V> {
 
     /// Folds into the linear or convolution layer whose input is normalized: `w ← scale·w`, `b ← b + Σ w·shift`.
     ///
-    /// `weight` is `[outputs, channels, k]`, for a convolution `[outputs, channels, height, width]`; `bias` has one value
-    /// per output, zeros for a layer without a bias. A grouped convolution is several layers: fold each with its channels'
-    /// part of the scale and the shift.
+    /// `weight` is `[outputs, channels, k]`, for a convolution `[outputs, channels, height, width]`; `bias` has one
+    /// value per output, zeros for a layer without a bias. A grouped convolution is several layers: fold each with
+    /// its channels' part of the scale and the shift.
     ///
-    /// A convolution must not pad its input with zeros, unless shift is 0: these zeros stand for normalized values, and the
-    /// folded layer would add the shift to them. It may pad channel c with `−shift/scale`, for which `scale·x + shift`
-    /// is 0.
+    /// A convolution must not pad its input with zeros, unless shift is 0: these zeros stand for normalized values, and
+    /// the folded layer would add the shift to them. It may pad channel c with `−shift/scale`, for which `scale·x +
+    /// shift` is 0.
     ///
     /// # Errors
     /// [`Error::Multiple`] for weights that are not whole blocks of `[outputs, channels]`. Nothing is then written.

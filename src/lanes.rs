@@ -19,8 +19,8 @@ pub trait Storage: Copy + Send + Sync + 'static {
     type Wide<S: Simd>: Load<Element = Self, V = S::F64>;
     /// Whether differences of values can overflow in `Native` lanes but not in `Wide` ones.
     const OVERFLOWS: bool;
-    /// Whether a forward pass is so close to the memory's limit that it gains from reducing one group of planes while it
-    /// maps the one before. Conversions of 16-bit types take more time than memory does.
+    /// Whether a forward pass is so close to the memory's limit that it gains from reducing one group of planes while
+    /// it maps the one before. Conversions of 16-bit types take more time than memory does.
     const INTERLEAVES: bool;
     /// As [`Kernel::AVX2_SERVES`](crate::simd::Kernel::AVX2_SERVES).
     const AVX2_SERVES: bool = false;

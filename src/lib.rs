@@ -10,10 +10,10 @@
 //! dx = gamma / sqrt(var + eps) · (g − dbeta/M − x̂·dgamma/M)
 //! ```
 //!
-//! The residual and act, the [`Activation`], are optional; without them y = z and g = dy. gamma and beta are also known as
-//! weight and bias, or scale and shift. With a weight w for each position, `(1/M) Σ` becomes `(1/Σw) Σ w`, and `/M` in dx
-//! becomes `·w/Σw`. In inference mean and var come from running averages kept during training, so a single example can
-//! be normalized.
+//! The residual and act, the [`Activation`], are optional; without them y = z and g = dy. gamma and beta are also known
+//! as weight and bias, or scale and shift. With a weight w for each position, `(1/M) Σ` becomes `(1/Σw) Σ w`, and `/M`
+//! in dx becomes `·w/Σw`. In inference mean and var come from running averages kept during training, so a single
+//! example can be normalized.
 //!
 //! ```
 //! use batchnorm::{Affine, BatchNorm, Gradients, Momentum, RunningStatistics, Shape, Statistics};
@@ -45,11 +45,11 @@
 //! - [`Shape`] maps every usual layout onto three integers; an [`Element`] is f32, f64, bf16 or f16.
 //! - [`BatchNorm`] is the plan; its methods are the passes, fused or split in two halves. [`Affine`] is gamma and beta,
 //!   [`Gradients`] are the outputs of the backward pass.
-//! - The [`Activation`] is set on the plan; [`Extras`] are a residual, the output, or weights, with which [`With`] runs a
-//!   pass.
-//! - [`Statistics`] and [`GradientSums`] are what the first half of a pass hands to the second; those of parts of a batch
-//!   can be merged. A [`Source`] is either the statistics of a batch or running ones. Their arrays can be any [`Values`] or
-//!   [`ValuesMut`].
+//! - The [`Activation`] is set on the plan; [`Extras`] are a residual, the output, or weights, with which [`With`] runs
+//!   a pass.
+//! - [`Statistics`] and [`GradientSums`] are what the first half of a pass hands to the second; those of parts of a
+//!   batch can be merged. A [`Source`] is either the statistics of a batch or running ones. Their arrays can be any
+//!   [`Values`] or [`ValuesMut`].
 //! - [`RunningStatistics`], updated with a [`Momentum`], are the averages for inference; [`Fold`] folds them into an
 //!   adjacent layer's weights.
 //! - [`Cotangents`] and [`SecondGradients`] are the inputs and outputs of second derivatives.

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// A caller's own threads.
 ///
 /// An implementation need not be careful: the thread and the order in which an index is run do not affect any result;
-/// skipped indices are run by the caller, repeated ones ignored. It is fastest if an index always runs on the same thread,
-/// which then finds in its caches what it left there in the pass before.
+/// skipped indices are run by the caller, repeated ones ignored. It is fastest if an index always runs on the same
+/// thread, which then finds in its caches what it left there in the pass before.
 ///
 /// ```
 /// use batchnorm::{BatchNorm, Executor, Shape, Threads};
@@ -34,8 +34,8 @@ pub trait Executor: Send + Sync {
     /// The number of threads on which `parallel_for` runs. A pass is split only if this is more than 1.
     fn threads(&self) -> usize;
 
-    /// Calls `task(0)` to `task(n - 1)`, each once, on any threads, and returns when all have ended. n is at most the number
-    /// of threads.
+    /// Calls `task(0)` to `task(n - 1)`, each once, on any threads, and returns when all have ended. n is at most the
+    /// number of threads.
     fn parallel_for(&self, n: usize, task: &(dyn Fn(usize) + Sync));
 }
 
@@ -46,8 +46,8 @@ pub enum Threads {
     /// The caller's thread.
     #[cfg_attr(not(feature = "rayon"), default)]
     Sequential,
-    /// The rayon pool in which the caller runs (`ThreadPool::install`), or the global one. Passes that are too small to gain
-    /// from it stay on the caller's thread.
+    /// The rayon pool in which the caller runs (`ThreadPool::install`), or the global one. Passes that are too small to
+    /// gain from it stay on the caller's thread.
     #[cfg(feature = "rayon")]
     #[default]
     Rayon,
@@ -66,8 +66,8 @@ impl fmt::Debug for Threads {
     }
 }
 
-/// A pass that walks fewer bytes stays on the caller's thread: to wake a pool costs 10 to 15 µs, in which one core walks
-/// about this much of its cache.
+/// A pass that walks fewer bytes stays on the caller's thread: to wake a pool costs 10 to 15 µs, in which one core
+/// walks about this much of its cache.
 const SMALL: usize = 1 << 20;
 
 impl Threads {
@@ -86,10 +86,11 @@ impl Threads {
 
     /// Runs `task` for every index below `n`, once each, on up to `threads` threads, the caller's among them.
     ///
-    /// Each worker has a share of neighbouring indices, which it takes in the given order; workers that finish early take
-    /// over remaining tasks. So threads that run late or not at all leave no gap, and an [`Executor`] that repeats or skips
-    /// an index cannot make two threads write the same memory. What fits in caches takes down to half of the time of one
-    /// queue for all, as a worker that is always the same thread finds the memory of its share where it left it.
+    /// Each worker has a share of neighbouring indices, which it takes in the given order; workers that finish early
+    /// take over remaining tasks. So threads that run late or not at all leave no gap, and an [`Executor`] that
+    /// repeats or skips an index cannot make two threads write the same memory. What fits in caches takes down to
+    /// half of the time of one queue for all, as a worker that is always the same thread finds the memory of its
+    /// share where it left it.
     pub(crate) fn run(&self, threads: usize, n: usize, order: Order, task: &(dyn Fn(usize) + Sync)) {
         let workers = threads.min(n);
         let shares = Shares::new(n, workers, order);
@@ -150,8 +151,8 @@ impl Shares {
         (0..self.shares).find_map(|k| {
             let k = (worker % self.shares + k) % self.shares;
             let (first, len) = self.share(k);
-            // Relaxed: the counter orders nothing but itself; what tasks write is published by the join of the pool. It is
-            // read first, so that it exceeds the length by no more than the number of workers.
+            // Relaxed: the counter orders nothing but itself; what tasks write is published by the join of the pool. It
+            // is read first, so that it exceeds the length by no more than the number of workers.
             let claimed = &self.claimed[k];
             let i = if claimed.load(Ordering::Relaxed) < len { claimed.fetch_add(1, Ordering::Relaxed) } else { len };
             (i < len).then(|| if self.order == Order::FirstFirst { first + i } else { first + len - 1 - i })

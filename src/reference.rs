@@ -8,8 +8,8 @@
 //! dbeta = Σ dy         dgamma = Σ dy·x̂               dx = gamma / sqrt(var + eps) · (dy − dbeta/M − x̂·dgamma/M)
 //! ```
 //!
-//! Fusion composes these: `y = activate(normalize(..) + residual)`, and backward functions take `activation_gradient(z, dy)`
-//! for dy. Weights w of positions replace `(1/M) Σ` by `(1/Σw) Σ w` in the statistics, and `/M` by `·w/Σw` in dx.
+//! Fusion composes these: `y = activate(normalize(..) + residual)`, and backward functions take `activation_gradient(z,
+//! dy)` for dy. Weights w of positions replace `(1/M) Σ` by `(1/Σw) Σ w` in the statistics, and `/M` by `·w/Σw` in dx.
 //!
 //! Ioffe, Szegedy, "Batch Normalization" (2015).
 

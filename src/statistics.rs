@@ -92,8 +92,8 @@ impl Statistics {
 }
 
 impl<V: Values> Statistics<V> {
-    /// Statistics that were computed elsewhere: `count` values per channel, one mean and one biased variance per channel.
-    /// Both may be NaN, as they are for a channel with NaN or Inf in its data.
+    /// Statistics that were computed elsewhere: `count` values per channel, one mean and one biased variance per
+    /// channel. Both may be NaN, as they are for a channel with NaN or Inf in its data.
     ///
     /// # Errors
     /// [`Error::Count`] if `count` is negative or not finite, [`Error::Length`] if the lengths differ,
@@ -152,8 +152,8 @@ impl<V: ValuesMut> Statistics<V> {
     /// Chan, Golub, LeVeque, "Algorithms for computing the sample variance" (1983), formula 1.5.
     ///
     /// # Errors
-    /// [`Error::Length`] if the numbers of channels differ, [`Error::Count`] if the sum of the counts exceeds the range of
-    /// f64.
+    /// [`Error::Length`] if the numbers of channels differ, [`Error::Count`] if the sum of the counts exceeds the range
+    /// of f64.
     pub fn merge(&mut self, other: &Statistics<impl Values>) -> Result<(), Error> {
         check_len("other", self.channels(), other.channels())?;
         if other.count == 0.0 {
@@ -301,8 +301,8 @@ impl<V: Values> RunningStatistics<V> {
         Ok(Self { mean, var, batches, biased: false })
     }
 
-    /// Sets whether variances are averaged as they normalize the batch (over M, biased), or as estimates of the variance of
-    /// the population (over M − 1, unbiased, the default).
+    /// Sets whether variances are averaged as they normalize the batch (over M, biased), or as estimates of the
+    /// variance of the population (over M − 1, unbiased, the default).
     #[must_use]
     pub fn biased(mut self, biased: bool) -> Self {
         self.biased = biased;
@@ -333,10 +333,10 @@ impl<V: Values> RunningStatistics<V> {
 impl<V: ValuesMut> RunningStatistics<V> {
     /// Updates the averages with a batch. An empty batch changes nothing.
     ///
-    /// Every batch counts the same, however many values it has; its count n matters only for the unbiased variance, which
-    /// is the biased one times n/(n − 1). With weights n is their sum, so that weights 0 and 1 give what the batch without
-    /// the values of weight 0 gives. Weights that say how much a value matters, and not how often it was seen, have no such
-    /// n: use [`biased`](Self::biased) variances with them.
+    /// Every batch counts the same, however many values it has; its count n matters only for the unbiased variance,
+    /// which is the biased one times n/(n − 1). With weights n is their sum, so that weights 0 and 1 give what the
+    /// batch without the values of weight 0 gives. Weights that say how much a value matters, and not how often it
+    /// was seen, have no such n: use [`biased`](Self::biased) variances with them.
     ///
     /// # Errors
     /// [`Error::Momentum`] if the momentum is outside [0, 1] or NaN, [`Error::Length`] if the numbers of channels

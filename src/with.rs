@@ -7,8 +7,8 @@ use crate::passes::engine::Engine;
 use crate::passes::request::{Backward, BackwardOutputs, Forward, Normalize, Parameters, Pass};
 use crate::statistics::{GradientSums, Source, Statistics, Values, ValuesMut};
 
-/// A plan with further arguments for its passes, made by [`BatchNorm::with`](crate::BatchNorm::with)(crate::BatchNorm::with). Its methods are those
-/// of [`BatchNorm`](crate::BatchNorm). Errors are the same, and those of [`Extras`]: [`Error::Length`], and
+/// A plan with further arguments for its passes, made by [`BatchNorm::with`](crate::BatchNorm::with). Its methods are
+/// those of [`BatchNorm`](crate::BatchNorm). Errors are the same, and those of [`Extras`]: [`Error::Length`], and
 /// [`Error::Weight`] for a weight that is negative or not finite.
 #[derive(Clone, Copy, Debug)]
 pub struct With<'a, E: Element> {
@@ -30,7 +30,8 @@ impl<E: Element> With<'_, E> {
         Ok(())
     }
 
-    /// Same as [`BatchNorm::forward_training`](crate::BatchNorm::forward_training): `y = act(gamma·x̂ + beta + residual)`.
+    /// Same as [`BatchNorm::forward_training`](crate::BatchNorm::forward_training): `y = act(gamma·x̂ + beta +
+    /// residual)`.
     ///
     /// # Errors
     /// See [`With`].
@@ -122,7 +123,8 @@ impl<E: Element> With<'_, E> {
         Ok(())
     }
 
-    /// Same as [`BatchNorm::input_gradient`](crate::BatchNorm::input_gradient), with any of the gradients that follow from the sums.
+    /// Same as [`BatchNorm::input_gradient`](crate::BatchNorm::input_gradient), with any of the gradients that follow
+    /// from the sums.
     ///
     /// # Errors
     /// See [`With`].
@@ -141,7 +143,8 @@ impl<E: Element> With<'_, E> {
         unsafe { self.backward_raw(x, dy.as_ptr(), Source::from(statistics), affine, Some(sums.view()), out) }
     }
 
-    /// Same as [`BatchNorm::input_gradient_in_place`](crate::BatchNorm::input_gradient_in_place); `gradients` are the others.
+    /// Same as [`BatchNorm::input_gradient_in_place`](crate::BatchNorm::input_gradient_in_place); `gradients` are the
+    /// others.
     ///
     /// # Errors
     /// See [`With`]; [`Error::Length`] also if `gradients` have a dx.

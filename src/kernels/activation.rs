@@ -1,5 +1,5 @@
-//! Activations in lanes. The activation is chosen before the loop, so the branches on it are always predicted: they cost
-//! nothing in a loop that is bound by memory, and no loop is compiled for each.
+//! Activations in lanes. The activation is chosen before the loop, so the branches on it are always predicted: they
+//! cost nothing in a loop that is bound by memory, and no loop is compiled for each.
 
 use crate::activation::Activation;
 use crate::simd::{Real, Vector};
@@ -43,8 +43,8 @@ pub(crate) fn inverse<V: Vector>(activation: Activation, y: V) -> V {
     }
 }
 
-/// `1 / (1 + exp(−z))` and 1 minus it: both from exp(−|z|), which does not overflow, and without a difference, which would
-/// cancel.
+/// `1 / (1 + exp(−z))` and 1 minus it: both from exp(−|z|), which does not overflow, and without a difference, which
+/// would cancel.
 #[inline(always)]
 fn logistic<V: Vector>(z: V) -> [V; 2] {
     let one = splat::<V>(1.0);

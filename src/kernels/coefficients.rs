@@ -1,5 +1,6 @@
 //! Per-channel algebra: from statistics and sums, in f64, to the coefficients of a map. Loops without branches, over
-//! [`Group`]s if there are many arrays, which the compiler vectorizes for the instruction set that they are dispatched to.
+//! [`Group`]s if there are many arrays, which the compiler vectorizes for the instruction set that they are dispatched
+//! to.
 
 use super::merge::Sums;
 use super::partials::Partials;
@@ -27,8 +28,8 @@ const GROUP: usize = 64;
 /// One value for each channel of a group.
 type OfGroup<T> = [T; GROUP];
 
-/// A group of [`Channels`], copied to arrays of known length, so that the compiler can exclude aliasing: over many slices
-/// it writes scalar code, and inference of 1×64×7×7 takes 1.5 times as long. Few slices need no copies.
+/// A group of [`Channels`], copied to arrays of known length, so that the compiler can exclude aliasing: over many
+/// slices it writes scalar code, and inference of 1×64×7×7 takes 1.5 times as long. Few slices need no copies.
 struct Group {
     n: usize,
     mean: OfGroup<f64>,
@@ -236,7 +237,8 @@ impl<P: Real> Kernel for InputGradientCoefs<'_, P> {
                 prescales[i] = P::from_f64(a);
                 (hi[i], lo[i]) = split(seen.mean * a);
                 mean_g[i] = P::from_f64(g[i] / count);
-                // inv_std in two places rather than squared: its square leaves the range of f64 for the smallest variances.
+                // inv_std in two places rather than squared: its square leaves the range of f64 for the smallest
+                // variances.
                 slope[i] = P::from_f64(-(inv_std * (gx[i] / count)) * (seen.factor / a));
             }
             put(&mut out, c, of.n, &[prescales, hi, lo, scale, mean_g, slope, boost]);
@@ -244,8 +246,8 @@ impl<P: Real> Kernel for InputGradientCoefs<'_, P> {
     }
 }
 
-/// Coefficients with which [`Normalize`](super::normalize::Normalize) is `scale·g`: the input gradient if the statistics
-/// are constants, which does not even read x.
+/// Coefficients with which [`Normalize`](super::normalize::Normalize) is `scale·g`: the input gradient if the
+/// statistics are constants, which does not even read x.
 pub(crate) struct ConstantCoefs<'a, P> {
     pub(crate) channels: Channels<'a, P>,
     pub(crate) out: [&'a mut [P]; 5],

@@ -1,13 +1,14 @@
-//! `(v − mean(v))·k_v + (g − mean(g))·k_g + (x − mean)·k_x + k`, of which second derivatives are made. v is the cotangent
-//! of dx. A variant of the [`input gradient`](super::input_gradient): it is needed too rarely for a walk of its own.
+//! `(v − mean(v))·k_v + (g − mean(g))·k_g + (x − mean)·k_x + k`, of which second derivatives are made. v is the
+//! cotangent of dx. A variant of the [`input gradient`](super::input_gradient): it is needed too rarely for a walk of
+//! its own.
 
 use super::map::MAX_COEFS;
 use super::normalize::center;
 use super::operands::{COTANGENT, Operands};
 use crate::simd::Vector;
 
-/// How many coefficients this needs: prescale, mean_hi, mean_lo, k_x, mean of v, k_v, 1, 1, mean of g, k_g, k. The two 1
-/// stand where the input gradient has factors.
+/// How many coefficients this needs: prescale, mean_hi, mean_lo, k_x, mean of v, k_v, 1, 1, mean of g, k_g, k. The two
+/// 1 stand where the input gradient has factors.
 pub(crate) const COEFS: usize = 11;
 
 #[inline(always)]

@@ -14,8 +14,8 @@ use std::ops::Range;
 /// How many coefficients this needs: prescale, mean_hi, mean_lo.
 pub(crate) const COEFS: usize = 3;
 
-/// The terms g and g·(x − mean), the second times the prescale of the channel. If anything is fused, the coefficients of
-/// the forward pass come after its own.
+/// The terms g and g·(x − mean), the second times the prescale of the channel. If anything is fused, the coefficients
+/// of the forward pass come after its own.
 struct Terms<const FUSED: bool>;
 
 impl<const FUSED: bool> Reduce for Terms<FUSED> {
@@ -55,8 +55,8 @@ pub(crate) struct GradientSumsKernel<E: Storage, const FUSED: bool>(GradientSums
 
 impl<E: Storage, const FUSED: bool> GradientSumsKernel<E, FUSED> {
     /// # Safety
-    /// dy, x and what the variant names cover the shape, and nothing else uses the channels of the tile in `out` while the
-    /// kernel runs. There are as many arrays of coefficients as the body needs. A tile of planes has at most
+    /// dy, x and what the variant names cover the shape, and nothing else uses the channels of the tile in `out` while
+    /// the kernel runs. There are as many arrays of coefficients as the body needs. A tile of planes has at most
     /// [`MAX_GROUP`] channels.
     pub(crate) unsafe fn new(task: GradientSumsTask<E>) -> Self {
         Self(task)
@@ -127,8 +127,8 @@ impl<E: Storage> GradientSumsTask<E> {
         let columns = end - start;
         let first = self.tile.positions.start;
         let x = self.x.advance(first * row_stride + start, first);
-        // SAFETY: tiles start at whole vectors, and the arrays are padded to such: what is written past the columns of the
-        // tile is padding. The rows lie within the buffers.
+        // SAFETY: tiles start at whole vectors, and the arrays are padded to such: what is written past the columns of
+        // the tile is padding. The rows lie within the buffers.
         unsafe {
             let sums = [self.out[0].add(start), self.out[1].add(start)];
             for p in sums {

@@ -1,5 +1,5 @@
-//! A reduction over planes and the map of planes that were reduced before, eight vectors of each in turn. On its own the
-//! reduction, with twice the arithmetic of the map, leaves memory bandwidth unused.
+//! A reduction over planes and the map of planes that were reduced before, eight vectors of each in turn. On its own
+//! the reduction, with twice the arithmetic of the map, leaves memory bandwidth unused.
 
 use super::map::{Map, MapKernel, Plane, Sinks};
 use super::moments::MomentsKernel;

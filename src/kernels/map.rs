@@ -36,8 +36,8 @@ pub(crate) struct MapTask<E: Storage> {
     /// May be equal to an output: each vector is loaded before it is stored.
     pub(crate) x: Sources<E>,
     pub(crate) variant: Variant,
-    /// In planes, elements from what is read to what is prefetched; 0 leaves it to the hardware prefetcher, next to which
-    /// prefetching takes up to 1.3 times as long.
+    /// In planes, elements from what is read to what is prefetched; 0 leaves it to the hardware prefetcher, next to
+    /// which prefetching takes up to 1.3 times as long.
     pub(crate) prefetch_distance: usize,
     /// Arrays of coefficients per channel, a stride apart.
     pub(crate) coefs: *const E::Scalar,
@@ -56,9 +56,9 @@ pub(crate) struct MapKernel<M, E: Storage> {
 
 impl<M: Map, E: Storage> MapKernel<M, E> {
     /// # Safety
-    /// Inputs that the variant names and wanted outputs cover the shape, and nothing else uses the elements of the tile in
-    /// the outputs while the kernel runs. There are `M::COEFS` arrays of coefficients with the channels of the tile;
-    /// if the tile has rows with all channels, the first ones are repeated after the last.
+    /// Inputs that the variant names and wanted outputs cover the shape, and nothing else uses the elements of the tile
+    /// in the outputs while the kernel runs. There are `M::COEFS` arrays of coefficients with the channels of the
+    /// tile; if the tile has rows with all channels, the first ones are repeated after the last.
     pub(crate) unsafe fn new(task: MapTask<E>) -> Self {
         Self { task, pass: PhantomData }
     }
@@ -268,8 +268,8 @@ impl<'a, 'b, M: Map, E: Storage, S: Simd, T: Streaming> Plane<'a, 'b, M, E, S, T
         Self { task, sinks, x: task.x, len: 0, coefs, variant: task.variant, prefetch_distance: task.prefetch_distance }
     }
 
-    /// Goes to a run, and returns how many of its elements lie before the place of a vector in the output, where the first
-    /// vector is cut short.
+    /// Goes to a run, and returns how many of its elements lie before the place of a vector in the output, where the
+    /// first vector is cut short.
     ///
     /// # Safety
     /// The run belongs to the tile, and whoever made the kernel promised that it covers it.

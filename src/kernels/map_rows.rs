@@ -17,8 +17,9 @@ const BLOCK_ROWS: usize = 8;
 const WIDE_BYTES: usize = 9 << 10;
 
 impl<M: Map, E: Storage> MapKernel<M, E> {
-    /// In the order of memory, or nearly so, which hardware prefetchers need. Whole rows follow each other without a seam,
-    /// and a vector may have the end of one and the start of the next: coefficients begin again after the last.
+    /// In the order of memory, or nearly so, which hardware prefetchers need. Whole rows follow each other without a
+    /// seam, and a vector may have the end of one and the start of the next: coefficients begin again after the
+    /// last.
     ///
     /// # Safety
     /// The pointers cover the shape.
@@ -95,8 +96,8 @@ impl<M: Map, E: Storage> MapKernel<M, E> {
         }
     }
 
-    /// Prefetches, as arrays of coefficients next to it mislead the hardware prefetcher: one input into L1; several would
-    /// crowd it out, and take 0.94 of the time if they are prefetched into L2.
+    /// Prefetches, as arrays of coefficients next to it mislead the hardware prefetcher: one input into L1; several
+    /// would crowd it out, and take 0.94 of the time if they are prefetched into L2.
     #[inline(always)]
     fn prefetch_ahead<S: Simd>(&self, x: &Sources<E>) {
         let distance = PREFETCH_BYTES / size_of::<E>();
@@ -107,8 +108,8 @@ impl<M: Map, E: Storage> MapKernel<M, E> {
         }
     }
 
-    /// Whether all factors of the tile are 1, which then are not read again and again: maps over rows take 0.8 to 0.9 of the
-    /// time.
+    /// Whether all factors of the tile are 1, which then are not read again and again: maps over rows take 0.8 to 0.9
+    /// of the time.
     ///
     /// # Safety
     /// The arrays have the channels of the tile.
@@ -164,10 +165,10 @@ impl<M: Map, E: Storage> MapKernel<M, E> {
         coefs
     }
 
-    /// Maps whole rows from element `first` on by panels of [`PANEL`] vectors, whose coefficients then stay in registers for
-    /// a block. If a panel is a row this takes 0.75 to 0.95 of the time, if coefficients exceed L1 0.65 to 0.95; elsewhere
-    /// nothing is gained, and outputs that stay in caches take up to 1.4 times as long. Wide blocks prefetch the next one,
-    /// in the order of memory.
+    /// Maps whole rows from element `first` on by panels of [`PANEL`] vectors, whose coefficients then stay in
+    /// registers for a block. If a panel is a row this takes 0.75 to 0.95 of the time, if coefficients exceed L1
+    /// 0.65 to 0.95; elsewhere nothing is gained, and outputs that stay in caches take up to 1.4 times as long.
+    /// Wide blocks prefetch the next one, in the order of memory.
     ///
     /// # Safety
     /// The pointers cover the shape, and rows are whole vectors.

@@ -2,8 +2,8 @@
 //!
 //! Chan, Golub, LeVeque, "Algorithms for computing the sample variance", The American Statistician 37 (1983).
 
-/// The factors of Chan's formula for two parts of given counts, of which the second is not empty. One division serves all
-/// channels; parts of the same length have the exact share 1/2.
+/// The factors of Chan's formula for two parts of given counts, of which the second is not empty. One division serves
+/// all channels; parts of the same length have the exact share 1/2.
 #[derive(Clone, Copy)]
 pub(crate) struct ChanFactors {
     first_is_empty: bool,

@@ -251,8 +251,8 @@ impl<E: Storage> MomentsTask<E> {
         }
     }
 
-    /// Writes the blocks of the tile's positions in planes, the first no longer than its run, and returns how many there
-    /// are: none without weights.
+    /// Writes the blocks of the tile's positions in planes, the first no longer than its run, and returns how many
+    /// there are: none without weights.
     ///
     /// # Safety
     /// The pointers cover the shape.
@@ -282,8 +282,8 @@ pub(crate) struct MomentsKernel<E: Storage>(MomentsTask<E>);
 
 impl<E: Storage> MomentsKernel<E> {
     /// # Safety
-    /// x covers the shape, and nothing else uses the channels of the tile in `out`, nor the scratch memory, while the kernel
-    /// runs. A tile of planes has at most [`MAX_GROUP`] channels.
+    /// x covers the shape, and nothing else uses the channels of the tile in `out`, nor the scratch memory, while the
+    /// kernel runs. A tile of planes has at most [`MAX_GROUP`] channels.
     pub(crate) unsafe fn new(task: MomentsTask<E>) -> Self {
         Self(task)
     }
@@ -313,14 +313,14 @@ impl<E: Storage> Kernel for MomentsKernel<E> {
     }
 }
 
-/// The moments of a tile in lanes of f64: with weights, as blocks that double in length need not double in weight, which
-/// lanes of f32 rely on; or, of what [`MomentsKernel`] has summed, of the channels that overflowed.
+/// The moments of a tile in lanes of f64: with weights, as blocks that double in length need not double in weight,
+/// which lanes of f32 rely on; or, of what [`MomentsKernel`] has summed, of the channels that overflowed.
 pub(crate) struct WideMomentsKernel<E: Storage>(MomentsTask<E>);
 
 impl<E: Storage> WideMomentsKernel<E> {
     /// # Safety
-    /// Weights, if there are any, cover the positions; otherwise `out` is what [`MomentsKernel`] has written. For the rest
-    /// see [`MomentsKernel::new`].
+    /// Weights, if there are any, cover the positions; otherwise `out` is what [`MomentsKernel`] has written. For the
+    /// rest see [`MomentsKernel::new`].
     pub(crate) unsafe fn new(task: MomentsTask<E>) -> Self {
         Self(task)
     }

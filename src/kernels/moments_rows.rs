@@ -17,8 +17,8 @@ impl<E: Storage> MomentsTask<E> {
     /// Mean and M2 of some channels of the tile, by channel in `out`.
     ///
     /// # Safety
-    /// The pointers cover the shape, the tile has at least one row, and `scratch` has room for 3 times the padded number of
-    /// columns.
+    /// The pointers cover the shape, the tile has at least one row, and `scratch` has room for 3 times the padded
+    /// number of columns.
     #[inline(always)]
     pub(super) unsafe fn rows_of<L: Lanes<E = E>, const FUSED: bool>(
         &self,
@@ -94,8 +94,8 @@ impl<P: Real> Columns<'_, P> {
     #[inline]
     unsafe fn new(scratch: *mut f64, width: usize, row_stride: usize) -> Self {
         let padded = padded(width);
-        // SAFETY: two arrays of f64 and one of the scalars of lanes, which are no larger, fit in the memory, apart from each
-        // other; any bits are valid values.
+        // SAFETY: two arrays of f64 and one of the scalars of lanes, which are no larger, fit in the memory, apart from
+        // each other; any bits are valid values.
         unsafe {
             Self {
                 row_stride,
@@ -154,8 +154,8 @@ impl<P: Real> Columns<'_, P> {
         }
     }
 
-    /// Merges the block that was summed, of weight `n`, into what came before it, of weight `count`, and leaves the sums
-    /// and pivots from which the next block starts.
+    /// Merges the block that was summed, of weight `n`, into what came before it, of weight `count`, and leaves the
+    /// sums and pivots from which the next block starts.
     #[inline(always)]
     fn close_block(&mut self, count: f64, mean: &mut [f64], m2: &mut [f64], n: f64) {
         if n == 0.0 {

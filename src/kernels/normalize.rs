@@ -1,5 +1,5 @@
-//! `y = act((x − mean)·scale + shift + residual)`, centred: folded to `x·s + t` it would cancel if |mean| is much larger
-//! than std.
+//! `y = act((x − mean)·scale + shift + residual)`, centred: folded to `x·s + t` it would cancel if |mean| is much
+//! larger than std.
 
 use super::activation::activate;
 use super::map::{MAX_COEFS, Map};

@@ -33,8 +33,8 @@ impl<E: Storage, S: Simd> Lanes for Wide<E, S> {
     type W = <E::Scalar as Storage>::Wide<S>;
 }
 
-/// Arrays of the plan's shape that a pass may read: up to two of its own, the cotangent of dx, the residual, and y. Null
-/// if it does not read them.
+/// Arrays of the plan's shape that a pass may read: up to two of its own, the cotangent of dx, the residual, and y.
+/// Null if it does not read them.
 pub(crate) type Inputs<E> = [*const E; INPUTS];
 pub(crate) const INPUTS: usize = 5;
 /// The index of the cotangent of dx in [`Inputs`].

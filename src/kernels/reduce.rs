@@ -34,8 +34,8 @@ pub(crate) trait Reduce {
 /// What a reduction over planes does between its chunks: the map of planes that were reduced before.
 ///
 /// # Safety (of all functions)
-/// Runs belong to the tile of the map, and whoever made this promised that they may be mapped. Each run begins, goes on by
-/// chunks, and ends.
+/// Runs belong to the tile of the map, and whoever made this promised that they may be mapped. Each run begins, goes on
+/// by chunks, and ends.
 pub(crate) trait Interleave {
     /// The reduction is about to walk this run of its tile.
     unsafe fn begin(&mut self, run: &PlaneRun);
@@ -141,8 +141,8 @@ unsafe fn add_chunk<R: Reduce, L: Lanes, const WHOLE: bool>(
     }
 }
 
-/// Adds the terms of `count` vectors, 1 to [`CHUNK`], to the accumulators; those of their first `n` lanes unless they are
-/// `WHOLE`. A loop, in which fused terms, much code, exist once.
+/// Adds the terms of `count` vectors, 1 to [`CHUNK`], to the accumulators; those of their first `n` lanes unless they
+/// are `WHOLE`. A loop, in which fused terms, much code, exist once.
 ///
 /// # Safety
 /// As [`terms`].
@@ -265,8 +265,8 @@ fn prefetch<V: Vector, E>(p: *const E, n: usize) {
     }
 }
 
-/// Bytes of a plane so short that the hardware prefetcher is late for the next one, a jump away. To prefetch the next of
-/// longer planes takes up to 1.5 times as long as to leave it to the hardware.
+/// Bytes of a plane so short that the hardware prefetcher is late for the next one, a jump away. To prefetch the next
+/// of longer planes takes up to 1.5 times as long as to leave it to the hardware.
 const SHORT_PLANE: usize = 4096;
 
 /// Prefetches the next plane of a channel if planes are short: sums of 7×7 ones then take 70 % of the time.

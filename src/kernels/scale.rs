@@ -44,8 +44,8 @@ fn power_of_two(v: f64) -> f64 {
 /// By which factor a prescale may pass the limit of lanes.
 const MARGIN: f64 = (1u64 << 26) as f64;
 
-/// A power of two by which x and mean are multiplied, exactly, before they are subtracted, so that lanes neither overflow
-/// nor lose bits in a channel of huge or tiny values; 1 for all other channels.
+/// A power of two by which x and mean are multiplied, exactly, before they are subtracted, so that lanes neither
+/// overflow nor lose bits in a channel of huge or tiny values; 1 for all other channels.
 #[inline(always)]
 pub(super) fn prescale<P: Real>(mean: f64, var: f64, inv_std: f64, scale: f64) -> f64 {
     let largest = mean.abs().max(var.sqrt());
@@ -54,9 +54,9 @@ pub(super) fn prescale<P: Real>(mean: f64, var: f64, inv_std: f64, scale: f64) -
         & (inv_std <= P::LIMIT)
         & ((scale == 0.0) | ((scale <= P::LIMIT) & (scale >= 1.0 / P::LIMIT)));
     // Below 1 only if the rest of the scale would leave the range, and by no more than that: bits that x then loses are
-    // multiplied by a tiny rest. If above 1, no larger than the scale, or x would overflow although y does not; but just
-    // above the scale if gamma is so small that its bound does not cover what a subnormal mean lost: that is then not
-    // multiplied.
+    // multiplied by a tiny rest. If above 1, no larger than the scale, or x would overflow although y does not; but
+    // just above the scale if gamma is so small that its bound does not cover what a subnormal mean lost: that is
+    // then not multiplied.
     let above = if scale * (P::LIMIT * MARGIN) < inv_std { 2.0 } else { 1.0 };
     let factor = power_of_two(scale) * if scale < 1.0 / P::LIMIT { P::LIMIT } else { above };
     let least = if scale >= 1.0 / P::LIMIT { 1.0 } else { 0.0 };

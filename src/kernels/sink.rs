@@ -1,12 +1,13 @@
-//! Where the outputs of a map go: whole vectors to places that are aligned to them, and the parts of vectors around these.
+//! Where the outputs of a map go: whole vectors to places that are aligned to them, and the parts of vectors around
+//! these.
 //!
 //! A non-temporal store must write a whole aligned line at once, or it costs more than an ordinary store, and an output
 //! seldom starts on a line (a large allocation begins 16 bytes after one), nor do rows and planes have whole lines.
-//! So walks cut the first vector of a run short, and the parts of vectors with which runs begin and end wait here for the
-//! next run, which often continues the line.
+//! So walks cut the first vector of a run short, and the parts of vectors with which runs begin and end wait here for
+//! the next run, which often continues the line.
 //!
-//! Each line is written as soon as it is complete: to gather 2 KB in L1 first lets memory wait for the sums and the sums
-//! for memory, and takes 1.8 times as long on one thread.
+//! Each line is written as soon as it is complete: to gather 2 KB in L1 first lets memory wait for the sums and the
+//! sums for memory, and takes 1.8 times as long on one thread.
 
 use crate::lanes::Store;
 use crate::simd::{STREAM_ALIGN, Vector};
@@ -66,8 +67,8 @@ pub(super) struct Sink<'a, L: Store, T> {
     buffer: *mut L::Element,
     /// The place of a vector in memory, aligned to its size, to which the next element belongs.
     place: *mut L::Element,
-    /// Elements of the place before `end` have been put. Those before `start` are not ours; the others wait in the buffer
-    /// if this streams.
+    /// Elements of the place before `end` have been put. Those before `start` are not ours; the others wait in the
+    /// buffer if this streams.
     start: usize,
     end: usize,
     streaming: T,

@@ -69,8 +69,8 @@ impl PlaneRuns {
         Self { shape, channels, positions, next }
     }
 
-    /// Goes to the first channel at the positions after those of the last run. Outlined: it has no vectors, and is called
-    /// once for all channels.
+    /// Goes to the first channel at the positions after those of the last run. Outlined: it has no vectors, and is
+    /// called once for all channels.
     #[inline(never)]
     fn next_positions(&mut self) {
         let (c, inner) = (self.channels.start, self.shape.inner());

@@ -57,8 +57,8 @@ impl<P> ChannelArrays<P> {
         Self { base: Shared::new(buffer.cast()), stride }
     }
 
-    /// Arrays for a map into `out`, offset to share its misalignment, so that an aligned store loads its coefficients from
-    /// one cache line, not two. The buffer has `MAX_LANES` values more.
+    /// Arrays for a map into `out`, offset to share its misalignment, so that an aligned store loads its coefficients
+    /// from one cache line, not two. The buffer has `MAX_LANES` values more.
     pub(super) fn aligned_with<E>(buffer: *mut f64, stride: usize, out: *mut E) -> Self {
         let arrays = Self::new(buffer, stride);
         let lanes = STREAM_ALIGN / size_of::<P>();
@@ -74,8 +74,8 @@ impl<P> ChannelArrays<P> {
         self.base.ptr()
     }
 
-    /// Repeats the first channels after the last in the first `arrays` arrays, so that a vector may continue with the next
-    /// row. To be called after filling `range`.
+    /// Repeats the first channels after the last in the first `arrays` arrays, so that a vector may continue with the
+    /// next row. To be called after filling `range`.
     ///
     /// # Safety
     /// The buffer has as many arrays, and nothing else uses these channels or the padding.

@@ -119,7 +119,8 @@ struct Needs {
     sums: bool,
     /// Whether it maps.
     maps: bool,
-    /// Values per channel in the batch's statistics, through which gradients flow; `None` if the statistics are constants.
+    /// Values per channel in the batch's statistics, through which gradients flow; `None` if the statistics are
+    /// constants.
     count: Option<f64>,
     /// Whether y is given and the derivative of the activation follows from its sign.
     has_mask: bool,
@@ -251,8 +252,8 @@ impl<E: Storage> Steps for BackwardPass<'_, E> {
             coefs_stride: self.center.stride,
             out: slot(self.slots, segment, self.partials_stride),
         };
-        // SAFETY: whoever ran the request promised the pointers; coefficients were computed before, a task has its tile's
-        // part of the slot for itself, and groups of planes have few enough channels.
+        // SAFETY: whoever ran the request promised the pointers; coefficients were computed before, a task has its
+        // tile's part of the slot for itself, and groups of planes have few enough channels.
         unsafe {
             if self.fuses {
                 dispatch(engine.isa, GradientSumsKernel::<E, true>::new(task));

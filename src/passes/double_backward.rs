@@ -103,8 +103,8 @@ struct Channel {
     dbeta: f64,
 }
 
-/// Coefficients of [`double_backward`](crate::kernels::double_backward) for the gradients of x and of dy, and the gradient
-/// of gamma.
+/// Coefficients of [`double_backward`](crate::kernels::double_backward) for the gradients of x and of dy, and the
+/// gradient of gamma.
 struct ChannelGradients {
     of_x: [f64; COEFS],
     of_dy: [f64; COEFS],

@@ -115,8 +115,8 @@ impl<E: Storage> Steps for ForwardPass<'_, E> {
         let isa = self.engine.isa;
         let mut scratch = self.engine.scratch.task();
         let task = self.moments(segment, tile, scratch.take(MomentsTask::<E>::scratch(self.engine.shape)));
-        // SAFETY: whoever ran the request promised the pointers; a task has its tile's part of the slot, and its scratch
-        // memory, for itself. Groups of planes have few enough channels.
+        // SAFETY: whoever ran the request promised the pointers; a task has its tile's part of the slot, and its
+        // scratch memory, for itself. Groups of planes have few enough channels.
         unsafe {
             if self.inputs.variant.weighted {
                 dispatch(isa, WideMomentsKernel::new(task));

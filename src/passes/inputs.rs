@@ -20,8 +20,8 @@ use std::ptr::{null, null_mut};
 pub(super) const STREAM_FORWARD: usize = 10 << 20;
 pub(super) const STREAM_BACKWARD: usize = 4 << 20;
 
-/// Above this size, and always with one input, maps over planes rely on the hardware prefetcher: to prefetch several inputs
-/// takes 0.7 to 0.9 of the time if they are in L3, and 1.1 to 1.3 if they are not.
+/// Above this size, and always with one input, maps over planes rely on the hardware prefetcher: to prefetch several
+/// inputs takes 0.7 to 0.9 of the time if they are in L3, and 1.1 to 1.3 if they are not.
 const PREFETCHED_BYTES: usize = 24 << 20;
 
 /// The inputs of a pass, and the variant that reads them. Tasks share the pointers.
@@ -77,8 +77,8 @@ impl<E: Storage> PassInputs<E> {
     /// The kernel that maps a tile into the outputs.
     ///
     /// # Safety
-    /// See [`request`](super::request); `coefs` has the arrays that the map needs, filled for the channels of the tile, and
-    /// no other task writes this tile of the outputs.
+    /// See [`request`](super::request); `coefs` has the arrays that the map needs, filled for the channels of the tile,
+    /// and no other task writes this tile of the outputs.
     pub(super) unsafe fn map<M: Map>(
         &self,
         engine: &Engine,

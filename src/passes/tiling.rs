@@ -10,7 +10,8 @@ use std::ops::Range;
 
 /// Elements that a tile should have at least, to be worth a task of its own.
 const TILE_ELEMENTS: usize = 1 << 17;
-/// Rows that a segment of rows should have at least: the cost of each channel per segment is that of some tens of values.
+/// Rows that a segment of rows should have at least: the cost of each channel per segment is that of some tens of
+/// values.
 const SMALLEST_ROW_SEGMENT: usize = 256;
 /// Positions of a segment of planes, which may be smaller if there are few channels: enough to keep many cores busy.
 const SMALLEST_PLANE_SEGMENT: usize = 1 << 14;
@@ -34,8 +35,8 @@ pub(super) struct MapTile {
     pub(super) prefetch_distance: Option<usize>,
 }
 
-/// The steps of a pass. `reduce` and `map` work on a tile each; `finish` makes the coefficients of the map from what the
-/// segments of a range of channels were reduced to. A pass that only maps has the last two.
+/// The steps of a pass. `reduce` and `map` work on a tile each; `finish` makes the coefficients of the map from what
+/// the segments of a range of channels were reduced to. A pass that only maps has the last two.
 pub(super) trait Steps: Sync {
     /// Whether the pass reduces.
     fn reduces(&self) -> bool {
@@ -68,8 +69,9 @@ pub(super) struct Grid {
 }
 
 impl Grid {
-    /// The cuts of a shape that has elements, for passes that reduce. `read_again` is how many bytes per element the map reads
-    /// a second time; it is interleaved with the reduction of the next group, or runs after that of its own.
+    /// The cuts of a shape that has elements, for passes that reduce. `read_again` is how many bytes per element the
+    /// map reads a second time; it is interleaved with the reduction of the next group, or runs after that of its
+    /// own.
     pub(super) fn new(shape: Shape, read_again: usize, interleaved: bool) -> Self {
         let (channels, inner, values) = (shape.channels(), shape.inner(), shape.values_per_channel());
         let (segment, group) = if inner == 1 {
@@ -90,8 +92,9 @@ impl Grid {
         Self { channels, inner, values, segment, group }
     }
 
-    /// The cuts for passes that only map: no sums are kept, so a tile may have any number of channels. It is contiguous:
-    /// whole blocks of channels or, if one is too large to be a task, neighbouring planes or a part of a plane.
+    /// The cuts for passes that only map: no sums are kept, so a tile may have any number of channels. It is
+    /// contiguous: whole blocks of channels or, if one is too large to be a task, neighbouring planes or a part of
+    /// a plane.
     pub(super) fn for_map(shape: Shape) -> Self {
         let (channels, inner, values) = (shape.channels(), shape.inner(), shape.values_per_channel());
         let (segment, group) = match TILE_ELEMENTS / (channels * inner) {
@@ -128,8 +131,8 @@ impl Grid {
     /// Runs a pass: reduces every tile, given with the number of its segment, finishes every channel, maps every tile.
     ///
     /// If there are enough groups for all threads, a task takes a group through all three, the map in the opposite
-    /// direction, so that it finds in cache what the reduction left there. If the pass interleaves, the task reduces a group
-    /// while it maps the one before. Otherwise each of the three is a parallel step.
+    /// direction, so that it finds in cache what the reduction left there. If the pass interleaves, the task reduces a
+    /// group while it maps the one before. Otherwise each of the three is a parallel step.
     pub(super) fn walk(&self, threads: &Threads, count: usize, steps: &dyn Steps) {
         let (groups, segments) = (self.groups(), self.segments());
         if count == 1 || groups >= count.saturating_mul(4) {

@@ -8,8 +8,8 @@ pub trait Real: Copy + PartialEq + std::fmt::Debug + Send + Sync + 'static {
     const LIMIT: f64;
     /// Same as [`LIMIT`](Self::LIMIT), for the squares of such values, with room for what they are multiplied by.
     const SQUARE_LIMIT: f64;
-    /// 1.5 times the power of two from which on the type has only integers: adding it and subtracting it again rounds to
-    /// the nearest integer.
+    /// 1.5 times the power of two from which on the type has only integers: adding it and subtracting it again rounds
+    /// to the nearest integer.
     const ROUNDER: f64;
     /// `exp` clamps smaller arguments to this one, of which it is 0.
     const EXP_LIMIT: f64;

@@ -82,8 +82,8 @@ pub trait Simd: Sized + 'static {
 
     /// Whether `stream` is more than a store.
     const STREAMS: bool;
-    /// Whether passes that fuse nothing have code of their own. Otherwise they run that of fused passes, which asks for each
-    /// vector what is fused, and is slower in cache.
+    /// Whether passes that fuse nothing have code of their own. Otherwise they run that of fused passes, which asks for
+    /// each vector what is fused, and is slower in cache.
     const PLAIN_PASSES: bool;
 
     /// The first 8 lanes as f64.
@@ -101,8 +101,8 @@ pub trait Simd: Sized + 'static {
 /// Code to run in the context of an instruction set. `run` and all it calls must be `#[inline(always)]`, except through
 /// [`Simd::enter`]: what is not inlined into the `#[target_feature]` function is compiled without the feature.
 pub trait Kernel {
-    /// Whether a CPU with AVX-512 runs the code for AVX2: if 512 bits gain too little, or the kernel is run too seldom, to
-    /// compile it again.
+    /// Whether a CPU with AVX-512 runs the code for AVX2: if 512 bits gain too little, or the kernel is run too seldom,
+    /// to compile it again.
     const AVX2_SERVES: bool = false;
     fn run<S: Simd>(self);
 }
