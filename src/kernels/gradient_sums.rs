@@ -56,8 +56,8 @@ pub(crate) struct GradientSumsKernel<E: Storage, const FUSED: bool>(GradientSums
 impl<E: Storage, const FUSED: bool> GradientSumsKernel<E, FUSED> {
     /// # Safety
     /// dy, x and what the variant names cover the shape, and nothing else uses the channels of the tile in `out` while
-    /// the kernel runs. There are as many arrays of coefficients as the body needs. A tile of planes has at most
-    /// [`MAX_GROUP`] channels.
+    /// the kernel runs. There are as many arrays of coefficients as the fused body has, of which those that the pass
+    /// needs are filled. A tile of planes has at most [`MAX_GROUP`] channels.
     pub(crate) unsafe fn new(task: GradientSumsTask<E>) -> Self {
         Self(task)
     }

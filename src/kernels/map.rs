@@ -57,13 +57,15 @@ pub(crate) struct MapKernel<M, E: Storage> {
 impl<M: Map, E: Storage> MapKernel<M, E> {
     /// # Safety
     /// Inputs that the variant names and wanted outputs cover the shape, and nothing else uses the elements of the tile
-    /// in the outputs while the kernel runs. There are `M::COEFS` arrays of coefficients with the channels of the
-    /// tile; if the tile has rows with all channels, the first ones are repeated after the last.
+    /// in the outputs while the kernel runs. There are as many arrays of coefficients as the fused body has, with
+    /// the channels of the tile, of which the pass has filled those that it needs; if the tile has rows with all
+    /// channels, the first ones are repeated after the last.
     pub(crate) unsafe fn new(task: MapTask<E>) -> Self {
         Self { task, pass: PhantomData }
     }
 
-    /// The same, by the code of the fused pass. Its coefficients are the same, and those after them are not used.
+    /// The same, by the code of the fused pass. Its first coefficients are the same; what it loads after them, whatever
+    /// that is, enters no result.
     pub(super) fn fused(self) -> MapKernel<M::Fused, E> {
         MapKernel { task: self.task, pass: PhantomData }
     }
