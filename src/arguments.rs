@@ -3,9 +3,11 @@
 use crate::activation::Activation;
 use crate::element::Element;
 use crate::error::{Error, check_optional};
+use crate::kernels::weights::Weights;
 use crate::passes::request::{BackwardOutputs, Fusions, Parameters};
 use crate::shape::Shape;
 use crate::simd::Real;
+use crate::statistics::check_count;
 use std::ptr::null;
 
 /// gamma and beta, each absent or one value per channel. Absent, gamma is 1 and beta is 0.
@@ -105,10 +107,12 @@ impl<E: Element> Extras<'_, E> {
         check_optional("weights", shape.values_per_channel(), self.weights)?;
         let valid = |w: f64| w >= 0.0 && w.is_finite();
         let weights = self.weights.unwrap_or_default();
-        match weights.iter().position(|w| !valid(w.to_f64())) {
-            Some(position) => Err(Error::Weight { position, value: weights[position].to_f64() }),
-            None => Ok(()),
+        if let Some(position) = weights.iter().position(|w| !valid(w.to_f64())) {
+            return Err(Error::Weight { position, value: weights[position].to_f64() });
         }
+        // Only f64 has weights so large.
+        let large = weights.iter().any(|w| w.to_f64() > f64::MAX / weights.len() as f64);
+        check_count(if large { weights.iter().map(|w| w.to_f64()).sum() } else { 0.0 })
     }
 
     /// Whether there are weights, and all of them are 0.
@@ -120,7 +124,7 @@ impl<E: Element> Extras<'_, E> {
         Fusions {
             residual: self.residual.map_or(null(), <[E]>::as_ptr),
             output: self.output.map_or(null(), <[E]>::as_ptr),
-            weights: self.weights.map_or(null(), <[E::Param]>::as_ptr),
+            weights: self.weights.map_or(Weights::NONE, Weights::new),
         }
     }
 }

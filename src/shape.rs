@@ -106,6 +106,12 @@ impl Shape {
         })
     }
 
+    /// The same number of elements or fewer, with other extents.
+    pub(crate) fn with_extents(self, outer: usize, channels: usize, inner: usize) -> Self {
+        debug_assert!(outer * channels * inner <= self.len(), "a larger shape might overflow");
+        Self { outer, channels, inner }
+    }
+
     /// How many blocks of channels there are: images, examples, or pixels where channels come last.
     #[inline]
     pub fn outer(self) -> usize {

@@ -1,7 +1,7 @@
 //! What passes learn about a batch, how those of parts are merged, and the averages kept for inference.
 
 use crate::error::{Error, check_len};
-use crate::kernels::merge::ChanFactors;
+use crate::kernels::merge::merge_statistics;
 
 /// Memory for one value per channel: `Vec<f64>`, `&[f64]` or `&mut [f64]`.
 pub trait Values: sealed::Sealed + AsRef<[f64]> {}
@@ -80,7 +80,7 @@ fn check_var(var: &[f64], nan: bool) -> Result<(), Error> {
     }
 }
 
-fn check_count(count: f64) -> Result<(), Error> {
+pub(crate) fn check_count(count: f64) -> Result<(), Error> {
     if count >= 0.0 && count.is_finite() { Ok(()) } else { Err(Error::Count(count)) }
 }
 
@@ -168,11 +168,9 @@ impl<V: ValuesMut> Statistics<V> {
         }
         let n = self.count + other.count;
         check_count(n)?;
-        let factors = ChanFactors::new(self.count, other.count);
         for (c, (mean, var)) in mean.iter_mut().zip(var).enumerate() {
-            let (m2, other_m2) = (*var * self.count, other.var()[c] * other.count);
-            let [merged, m2] = factors.merge([*mean, m2], [other.mean()[c], other_m2]);
-            (*mean, *var) = (merged, m2 / n);
+            let others = [other.mean()[c], other.var()[c]];
+            [*mean, *var] = merge_statistics([self.count, other.count], [*mean, *var], others);
         }
         self.count = n;
         Ok(())

@@ -177,7 +177,7 @@ impl<P: Real> Kernel for CenterCoefs<'_, P> {
 /// Partial [gradient sums](super::gradient_sums), to Σg and Σg·(x − mean).
 pub(crate) struct SumsOfAll<'a, P> {
     pub(crate) channels: Channels<'a, P>,
-    pub(crate) partials: Partials<'a>,
+    pub(crate) partials: Partials<'a, 2>,
     pub(crate) prescale: &'a [P],
     pub(crate) g: &'a mut [f64],
     pub(crate) gx: &'a mut [f64],

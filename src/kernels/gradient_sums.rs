@@ -4,10 +4,10 @@ use super::input_gradient::upstream;
 use super::normalize::{self, center};
 use super::operands::{Lanes, Native, Operands, Sources, Variant, masked};
 use super::reduce::{self, MAX_COEFS, Reduce, Rows};
-use super::tile::{MAX_GROUP, PlaneRuns, Tile, start};
+use super::tile::{MAX_GROUP, PlaneRuns, Tile, padded, start};
 use crate::lanes::Storage;
 use crate::shape::Shape;
-use crate::simd::{Kernel, MAX_LANES, Real, Simd, Vector};
+use crate::simd::{Kernel, MAX_LANES, Real, Simd, Vector, with_rest};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
@@ -48,6 +48,8 @@ pub(crate) struct GradientSumsTask<E: Storage> {
     pub(crate) coefs_stride: usize,
     /// Σg and Σg·(x − mean)·prescale by channel, each `padded(channels)` long.
     pub(crate) out: [*mut f64; 2],
+    /// As many values as [`GradientSumsTask::scratch`] says, for rows.
+    pub(crate) scratch: *mut f64,
 }
 
 /// The kernel of this pass.
@@ -82,6 +84,11 @@ impl<E: Storage, const FUSED: bool> Kernel for GradientSumsKernel<E, FUSED> {
 }
 
 impl<E: Storage> GradientSumsTask<E> {
+    /// Values of scratch memory that a tile needs.
+    pub(crate) fn scratch(shape: Shape) -> usize {
+        if shape.inner() == 1 { 2 * padded(shape.channels()) } else { 0 }
+    }
+
     /// # Safety
     /// The pointers cover the shape.
     #[inline(always)]
@@ -131,12 +138,22 @@ impl<E: Storage> GradientSumsTask<E> {
         // the tile is padding. The rows lie within the buffers.
         unsafe {
             let sums = [self.out[0].add(start), self.out[1].add(start)];
-            for p in sums {
+            let rests = [self.scratch, self.scratch.wrapping_add(padded(columns))];
+            for p in [sums, rests].as_flattened() {
                 p.write_bytes(0, columns.next_multiple_of(MAX_LANES));
             }
             let coefs = self.coefs.add(start);
-            let r = Rows { coefs, coefs_stride: self.coefs_stride, sums, columns, row_stride };
+            let r = Rows { coefs, coefs_stride: self.coefs_stride, sums, rests, columns, row_stride };
             reduce::rows::<Terms<FUSED>, L>(&r, &x, &self.variant, self.tile.positions.len());
+            if size_of::<E::Scalar>() == size_of::<f64>() {
+                for (sum, rest) in sums.into_iter().zip(rests) {
+                    let mut c = 0;
+                    while c < columns {
+                        *sum.add(c) = with_rest(*sum.add(c), *rest.add(c));
+                        c += 1;
+                    }
+                }
+            }
         }
     }
 }

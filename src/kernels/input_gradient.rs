@@ -8,7 +8,7 @@ use super::activation::{gradient, inverse};
 use super::double_backward::double_backward;
 use super::map::{MAX_COEFS, Map};
 use super::normalize::{self, argument, center};
-use super::operands::{OUTPUT, Operands, Variant, masked};
+use super::operands::{OUTPUT, Operands, Variant, masked, scaled_weight};
 use crate::activation::Activation;
 use crate::simd::Vector;
 
@@ -40,8 +40,9 @@ impl<const FUSED: bool> Map for InputGradient<FUSED> {
         let inner = if variant.constant {
             g
         } else {
-            let through = center(x, prescale, mean_hi, mean_lo).mul(slope).mul(w);
-            g.sub(mean_g.mul(w)).add(through)
+            let share = scaled_weight(variant, w);
+            let through = center(x, prescale, mean_hi, mean_lo).mul(slope).mul(share);
+            g.sub(mean_g.mul(share)).add(through)
         };
         [masked(variant, w, inner.mul(boost).mul(scale)), g]
     }

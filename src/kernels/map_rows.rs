@@ -27,7 +27,7 @@ impl<M: Map, E: Storage> MapKernel<M, E> {
     pub(super) unsafe fn rows<S: Simd, T: Streaming>(&self, sinks: &mut Sinks<'_, M, E, E::Native<S>, T>) {
         let (lanes, channels) = (<Native<E, S> as Lanes>::V::LANES, self.task.shape.channels());
         let mut runs = RowRuns::new(&self.task.tile, channels, M::FUSED && self.task.variant.weighted);
-        let narrow = channels <= PANEL * lanes;
+        let narrow = channels == lanes || channels == PANEL * lanes;
         let wide = T::ALWAYS && channels * M::COEFS * size_of::<E::Scalar>() > WIDE_BYTES;
         let panels = !M::FUSED && S::STREAMS && self.has_all_channels() && channels.is_multiple_of(lanes);
         // SAFETY: the caller's promise; the runs and panels are the rows of the tile.

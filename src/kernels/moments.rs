@@ -1,15 +1,17 @@
-//! Mean and sum of squared deviations in one pass over memory: a blocked Welford recurrence.
+//! Mean and variance in one pass over memory: a blocked Welford recurrence.
 //!
 //! ```text
-//! pivot p = mean of the first values                   d = x − p
-//! for each block, as long as all before it together:   S = Σ d     Q = Σ d²
-//!     mean_b = p + S/n_b     M2_b = Q − S²/n_b         merge into (n, mean, M2)     p = mean
+//! pivot p near the mean of the first values            S = Q = 0
+//! for each block, as long as all before it together:   S += Σ (x − p)     Q += Σ (x − p)²
+//!     move p near the mean p + S/n of all values so far, and S and Q with it
 //! ```
 //!
 //! Blocks double, so a channel of M values has log2(M) of them, and the cost of closing one cannot be measured.
-//! Why this is exact to a few ulps, whatever the order of the data: d² fits in f64, which also sums it, so that only
-//! d = x − p is rounded; the result is that of data off by u·|d|. With n_b ≤ n, Chan's merge adds at least
-//! n_b·(mean_b − p)²/2 to M2, so all the Q together are at most 2·M2, and what is relative to Q is relative to M2.
+//! Why this is exact to a few ulps, whatever the order of the data: (x − p)² of f32 fits in f64, which also sums it, so
+//! that only x − p is rounded; the result is that of data off by u·|x − p|. A block is no longer than all before it, so
+//! by Chan's formula it adds at least half of its Σ(x − p)² to the sum of squared deviations, M2. All these sums
+//! together are at most 2·M2, and what is relative to them is relative to M2. Moving p takes no more than half of Q away.
+//! [`Moments`] says why results are exact if values lie on a grid. Lanes of f64 keep what sums lose to rounding.
 //!
 //! Welford, Technometrics 4 (1962); Chan, Golub, LeVeque, The American Statistician 37 (1983).
 //!
@@ -18,8 +20,8 @@
 //!
 //! If x − p leaves the range of f32, the channel's segment is summed again in lanes of f64: [`WideMomentsKernel`].
 
-use super::merge::ChanFactors;
-use super::operands::{INPUTS, Lanes, Native, Operands, Sources, Variant, Wide, masked};
+use super::merge::Moments;
+use super::operands::{INPUTS, Lanes, Native, Operands, Sources, Variant, Wide, masked, scaled_weight};
 use super::reduce::{self, Accumulators, Interleave, MAX_COEFS, Reduce};
 use super::tile::{MAX_GROUP, PlaneRuns, Tile, padded, start};
 use super::weights::{Block, Weights};
@@ -44,7 +46,7 @@ impl<const FUSED: bool> Reduce for Deviations<FUSED> {
             return [d, d.mul(d)];
         }
         let d = masked(variant, operands.weight, d);
-        let weighted = d.mul(operands.weight);
+        let weighted = d.mul(scaled_weight(variant, operands.weight));
         [weighted, weighted.mul(d)]
     }
 }
@@ -52,37 +54,26 @@ impl<const FUSED: bool> Reduce for Deviations<FUSED> {
 /// Values in a plane whose mean is the first pivot.
 const FIRST_RUN: usize = 128;
 
-/// Mean and M2 of a block from its sums about a pivot.
-#[inline(always)]
-pub(super) fn close(n: f64, pivot: f64, s: f64, q: f64) -> [f64; 2] {
-    let mean = s / n;
-    let m2 = q - s * mean;
-    // Rounding of q may take a constant block below zero; NaN passes through.
-    [pivot + mean, if m2 < 0.0 { 0.0 } else { m2 }]
-}
-
 /// One channel on its way through its runs.
 #[derive(Clone, Copy)]
 struct Channel<V: Vector> {
-    pivot: V::Scalar,
+    /// The blocks closed so far: their number, values, weight and moments.
+    blocks: usize,
+    closed: usize,
+    count: f64,
+    moments: Moments,
+    /// The sums of this block about the same pivot.
     acc: Accumulators<V>,
     /// Values summed in this block, and how many it is to have; 0 before the first value.
     filled: usize,
     block: usize,
-    /// Blocks closed so far, the values in them, and their weight.
-    blocks: usize,
-    closed: usize,
-    count: f64,
-    mean: f64,
-    m2: f64,
 }
 
 impl<V: Vector> Channel<V> {
     #[inline(always)]
     fn new() -> Self {
-        let zero = V::wide_zero();
-        let pivot = V::Scalar::from_f64(0.0);
-        Self { pivot, acc: [zero; 2], filled: 0, block: 0, blocks: 0, closed: 0, count: 0.0, mean: 0.0, m2: 0.0 }
+        let acc = [V::wide_zero(); 2];
+        Self { blocks: 0, closed: 0, count: 0.0, moments: Moments::NONE, acc, filled: 0, block: 0 }
     }
 
     /// Sums `len` contiguous values of the channel `c` of a task. If they have weights, `blocks` are those of the tile;
@@ -100,16 +91,17 @@ impl<V: Vector> Channel<V> {
         c: usize,
         interleaved: &mut impl Interleave,
     ) {
-        let variant = Variant { weighted: FUSED && !blocks.is_empty(), ..Variant::PLAIN };
-        // The first block is summed twice if it has no weights: first about its first value, to find its mean, which is
-        // exact for a constant.
+        let (weighted, weight_scale) = (FUSED && !blocks.is_empty(), task.weights.scale);
+        let variant = Variant { weighted, weight_scale, ..Variant::PLAIN };
+        // The first block is summed twice if it has no weights: first about its first value, to find its mean. It may be
+        // far from that value, and for a constant it is that value.
         let mut finds_pivot = false;
         if self.block == 0 {
             self.block = len.min(FIRST_RUN);
             if blocks.is_empty() {
                 finds_pivot = true;
                 // SAFETY: a run has at least one value.
-                self.pivot = unsafe { first::<L>(x.inputs[0]) };
+                self.moments.pivot = unsafe { first::<L>(x.inputs[0]) };
             }
         }
         loop {
@@ -118,18 +110,18 @@ impl<V: Vector> Channel<V> {
                 && let Some(&Block { pivot: Some(position), .. }) = blocks.get(self.blocks)
             {
                 // SAFETY: the position is one of the tile's.
-                self.pivot = unsafe { first::<L>(task.at(c, position)) };
+                self.moments = self.moments.about(self.count, unsafe { first::<L>(task.at(c, position)) });
             }
             let take = len.min(self.block - self.filled);
-            let coefs = [V::splat(self.pivot); MAX_COEFS];
+            let coefs = [V::splat(Real::from_f64(self.moments.pivot)); MAX_COEFS];
             // SAFETY: `take` is at most `len`.
             self.acc =
                 unsafe { reduce::run::<Deviations<FUSED>, L, _>(&coefs, &x, &variant, take, self.acc, interleaved) };
             if finds_pivot {
                 finds_pivot = false;
-                let mean = self.pivot.to_f64() + V::wide_sum(self.acc[0]) / self.block as f64;
-                self.pivot = V::Scalar::from_f64(mean);
-                self.acc = [V::wide_zero(); 2];
+                self.add_block();
+                let pivot = self.moments.about_mean::<V::Scalar>(take as f64, 1.0 / take as f64).pivot;
+                self.moments = Moments { pivot, ..Moments::NONE };
                 continue;
             }
             x = x.advance(take, take);
@@ -142,50 +134,55 @@ impl<V: Vector> Channel<V> {
         }
     }
 
+    /// Closes a block after which another follows.
     #[inline(always)]
     fn close_block(&mut self, blocks: &[Block]) {
         let n = match blocks.get(self.blocks) {
             Some(block) => block.weight,
             None => self.filled as f64,
         };
-        if n > 0.0 {
-            let block = close(n, self.pivot.to_f64(), V::wide_sum(self.acc[0]), V::wide_sum(self.acc[1]));
-            [self.mean, self.m2] = ChanFactors::new(self.count, n).merge([self.mean, self.m2], block);
-            self.count += n;
+        self.count += n;
+        self.add_block();
+        if self.count > 0.0 {
+            self.moments = self.moments.about_mean::<V::Scalar>(self.count, 1.0 / self.count);
         }
         self.blocks += 1;
         self.closed += self.filled;
-        self.acc = [V::wide_zero(); 2];
         self.filled = 0;
         self.block = self.closed;
-        if self.count > 0.0 {
-            self.pivot = V::Scalar::from_f64(self.mean);
-        }
+    }
+
+    /// Adds the sums of the block to the moments.
+    #[inline(always)]
+    fn add_block(&mut self) {
+        self.moments.s += V::wide_sum(self.acc[0]);
+        self.moments.q += V::wide_sum(self.acc[1]);
+        self.acc = [V::wide_zero(); 2];
     }
 }
 
-/// The value at `x`, as lanes have it.
+/// The value at `x`.
 ///
 /// # Safety
 /// It can be read.
 #[inline(always)]
-unsafe fn first<L: Lanes>(x: *const L::E) -> <L::V as Vector>::Scalar {
-    let mut lanes = [Real::from_f64(0.0); MAX_LANES];
+unsafe fn first<L: Lanes>(x: *const L::E) -> f64 {
+    let mut lanes: [<L::V as Vector>::Scalar; MAX_LANES] = [Real::from_f64(0.0); MAX_LANES];
     // SAFETY: the caller's promise; `lanes` has room for a vector.
     unsafe { L::X::load_first(x, 1).store(lanes.as_mut_ptr()) };
-    lanes[0]
+    lanes[0].to_f64()
 }
 
-/// The pass over one tile: mean and M2 of each of its channels at the positions of the tile.
+/// The pass over one tile: the moments of each of its channels at the positions of the tile.
 #[derive(Clone)]
 pub(crate) struct MomentsTask<E: Storage> {
     pub(crate) shape: Shape,
     pub(crate) tile: Tile,
     pub(crate) x: *const E,
-    /// By position, null if there are none.
-    pub(crate) weights: *const E::Scalar,
-    /// Mean and M2 by channel, each `padded(channels)` long.
-    pub(crate) out: [*mut f64; 2],
+    /// By position.
+    pub(crate) weights: Weights<E::Scalar>,
+    /// Pivot, S and Q by channel, each `padded(channels)` long.
+    pub(crate) out: [*mut f64; 3],
     /// As many values as [`MomentsTask::scratch`] says, for rows.
     pub(crate) scratch: *mut f64,
 }
@@ -199,8 +196,7 @@ impl<E: Storage> MomentsTask<E> {
     /// The weights of the tile's positions.
     #[inline(always)]
     pub(super) fn tile_weights(&self) -> Weights<E::Scalar> {
-        let first = self.weights.wrapping_add(self.tile.positions.start);
-        Weights(if self.weights.is_null() { self.weights } else { first })
+        self.weights.from(self.tile.positions.start)
     }
 
     /// x and its weights from an element and its position on.
@@ -208,7 +204,7 @@ impl<E: Storage> MomentsTask<E> {
     pub(super) fn sources(&self, element: usize, position: usize) -> Sources<E> {
         let mut inputs = [std::ptr::null(); INPUTS];
         inputs[0] = self.x.wrapping_add(element);
-        Sources { inputs, weights: self.weights.wrapping_add(position) }
+        Sources { inputs, weights: self.weights.values.wrapping_add(position) }
     }
 
     /// The value of a channel at a position of planes.
@@ -243,9 +239,11 @@ impl<E: Storage> MomentsTask<E> {
             }
             let mut k = 0;
             while k < states.len() {
-                states[k].close_block(blocks);
-                *self.out[0].add(channels.start + k) = states[k].mean;
-                *self.out[1].add(channels.start + k) = states[k].m2;
+                states[k].add_block();
+                let Moments { pivot, s, q } = states[k].moments;
+                *self.out[0].add(channels.start + k) = pivot;
+                *self.out[1].add(channels.start + k) = s;
+                *self.out[2].add(channels.start + k) = q;
                 k += 1;
             }
         }
@@ -261,7 +259,7 @@ impl<E: Storage> MomentsTask<E> {
         let (weights, inner) = (self.tile_weights(), self.shape.inner());
         let Range { start, end } = self.tile.positions;
         let (mut blocks, mut at, mut len, mut count) = (0, 0, (inner - start % inner).min(FIRST_RUN), 0.0);
-        while at < end - start && !weights.0.is_null() {
+        while at < end - start && !weights.values.is_null() {
             let positions = at..(at + len).min(end - start);
             at = positions.end;
             len = at;
@@ -333,7 +331,7 @@ impl<E: Storage> Kernel for WideMomentsKernel<E> {
     fn run<S: Simd>(self) {
         let task = &self.0;
         let Range { start, end } = task.tile.channels;
-        let redoes = task.weights.is_null();
+        let redoes = task.weights.values.is_null();
         let planes = task.shape.inner() > 1;
         // With weights all channels at once; else planes one by one, and rows a vector at a time.
         let step = match (redoes, planes) {
@@ -347,7 +345,7 @@ impl<E: Storage> Kernel for WideMomentsKernel<E> {
             c = channels.end;
             // SAFETY: whoever made the kernel promised that its pointers cover the shape.
             unsafe {
-                if redoes && (channels.clone()).all(|c| (*task.out[1].add(c)).is_finite()) {
+                if redoes && (channels.clone()).all(|c| (*task.out[2].add(c)).is_finite()) {
                     continue;
                 }
                 if planes {
@@ -355,19 +353,20 @@ impl<E: Storage> Kernel for WideMomentsKernel<E> {
                     continue;
                 }
                 // A channel keeps what is finite: its result must not depend on its neighbours.
-                let (mut mean, mut m2) = ([0.0; padded(MAX_LANES)], [0.0; padded(MAX_LANES)]);
+                let mut moments = [0.0; 3 * padded(MAX_LANES)];
                 let mut scratch = [0.0; 3 * padded(MAX_LANES)];
                 let (mut out, mut room) = (task.out, task.scratch);
                 if redoes {
-                    let first = channels.start;
-                    out = [mean.as_mut_ptr().wrapping_sub(first), m2.as_mut_ptr().wrapping_sub(first)];
+                    let first = moments.as_mut_ptr().wrapping_sub(channels.start);
+                    out = [0, 1, 2].map(|k| first.wrapping_add(k * padded(MAX_LANES)));
                     room = scratch.as_mut_ptr();
                 }
                 task.rows_of::<Wide<E, S>, true>(channels.clone(), out, room);
                 for c in channels.filter(|_| redoes) {
-                    if !(*task.out[1].add(c)).is_finite() {
-                        *task.out[0].add(c) = *out[0].wrapping_add(c);
-                        *task.out[1].add(c) = *out[1].wrapping_add(c);
+                    if !(*task.out[2].add(c)).is_finite() {
+                        for (to, from) in task.out.iter().zip(out) {
+                            *to.add(c) = *from.wrapping_add(c);
+                        }
                     }
                 }
             }

@@ -1,12 +1,12 @@
 //! [`moments`](super::moments) over rows: a column is a channel.
 
-use super::merge::ChanFactors;
-use super::moments::{Deviations, MomentsTask, close};
+use super::merge::Moments;
+use super::moments::{Deviations, MomentsTask};
 use super::operands::{Lanes, Sources, Variant};
 use super::reduce::{self, CHUNK, Rows};
 use super::tile::padded;
 use crate::lanes::{Load, Storage};
-use crate::simd::{Real, Vector};
+use crate::simd::{MAX_LANES, Real, Vector, with_rest};
 use std::ops::Range;
 use std::slice;
 
@@ -14,161 +14,186 @@ use std::slice;
 const FIRST_ROWS: usize = CHUNK;
 
 impl<E: Storage> MomentsTask<E> {
-    /// Mean and M2 of some channels of the tile, by channel in `out`.
+    /// The moments of some channels of the tile, by channel in `out`.
     ///
     /// # Safety
     /// The pointers cover the shape, the tile has at least one row, and `scratch` has room for 3 times the padded
-    /// number of columns.
+    /// number of columns. Columns start at a whole vector of the tile, and what `out` has up to the next one after them
+    /// is not used by others.
     #[inline(always)]
     pub(super) unsafe fn rows_of<L: Lanes<E = E>, const FUSED: bool>(
         &self,
         columns: Range<usize>,
-        out: [*mut f64; 2],
+        out: [*mut f64; 3],
         scratch: *mut f64,
     ) {
         let (width, stride, weights) = (columns.len(), self.shape.channels(), self.tile_weights());
         // SAFETY: the caller's promise; the outputs have the columns.
-        let (mut sums, mean, m2) = unsafe {
-            let sums = Columns::<<L::V as Vector>::Scalar>::new(scratch, width, stride);
-            let [mean, m2] =
-                [zeroed(out[0].wrapping_add(columns.start), width), zeroed(out[1].wrapping_add(columns.start), width)];
-            (sums, mean, m2)
+        let mut sums = unsafe {
+            let out = out.map(|p| p.wrapping_add(columns.start));
+            Columns::<<L::V as Vector>::Scalar>::new(out, scratch, width, stride)
         };
         let Range { start, end } = self.tile.positions;
         let x = self.sources(start * stride + columns.start, start);
-        let weighted = FUSED && !weights.0.is_null();
+        let weighted = FUSED && !weights.values.is_null();
+        let variant = Variant { weighted, weight_scale: weights.scale, rows: true, ..Variant::PLAIN };
         let (mut row, mut block, mut count) = (0, FIRST_ROWS.min(end - start), 0.0);
         // The first block is summed twice if it has no weights, as in planes.
         let mut finds_pivots = !weighted;
         // SAFETY: the tile has at least one row, and the rows summed lie within it.
         unsafe {
             if finds_pivots {
-                sums.pivots_from::<L>(&x, width);
+                sums.pivots_from::<L>(&x, 0.0);
             }
             while row < end - start {
                 let rows = block.min(end - start - row);
                 if weighted && let Some(heaviest) = weights.heaviest(row..row + rows, count) {
-                    sums.pivots_from::<L>(&x.advance(heaviest * stride, 0), width);
+                    sums.pivots_from::<L>(&x.advance(heaviest * stride, 0), count);
                 }
-                sums.sum::<L, FUSED>(&x.advance(row * stride, row), weighted, width, rows);
+                sums.add_rows::<L, FUSED>(&x.advance(row * stride, row), &variant, rows);
+                sums.add_rests();
                 if finds_pivots {
                     finds_pivots = false;
-                    sums.move_pivots(rows);
+                    sums.move_pivots(rows as f64);
+                    sums.clear();
                     continue;
                 }
-                let n = weights.sum(row..row + rows);
-                sums.close_block(count, mean, m2, n);
-                count += n;
+                count += weights.sum(row..row + rows);
                 row += rows;
                 block = row;
+                if row < end - start && count > 0.0 {
+                    sums.move_pivots(count);
+                }
             }
         }
+        sums.keep_pivots();
     }
 }
 
-/// `len` values, set to 0.
-///
-/// # Safety
-/// They can be written at `p`, and nothing else uses them during `'a`.
-#[inline]
-unsafe fn zeroed<'a>(p: *mut f64, len: usize) -> &'a mut [f64] {
-    // SAFETY: the caller's promise.
-    let values = unsafe { slice::from_raw_parts_mut(p, len) };
-    values.fill(0.0);
-    values
-}
-
-/// The columns of a block of rows. Arrays are padded to whole vectors.
+/// The columns of some rows, each with [`Moments`] in arrays that are padded to whole vectors.
 struct Columns<'a, P> {
+    width: usize,
     row_stride: usize,
+    /// Pivots, where lanes load them, and where the result is wanted.
     pivot: &'a mut [P],
-    s: &'a mut [f64],
-    q: &'a mut [f64],
+    pivot_out: &'a mut [f64],
+    /// The two sums, and what their roundings have lost in this block.
+    sums: [&'a mut [f64]; 2],
+    rests: [&'a mut [f64]; 2],
 }
 
 impl<P: Real> Columns<'_, P> {
     /// Empty sums.
     ///
     /// # Safety
-    /// `scratch` has room for 3 times the padded width, which nothing else uses while this lives.
+    /// `scratch` has room for 3 times the padded width, and each of `out` for the width rounded up to whole vectors,
+    /// which nothing else uses while this lives.
     #[inline]
-    unsafe fn new(scratch: *mut f64, width: usize, row_stride: usize) -> Self {
-        let padded = padded(width);
-        // SAFETY: two arrays of f64 and one of the scalars of lanes, which are no larger, fit in the memory, apart from
-        // each other; any bits are valid values.
+    unsafe fn new(out: [*mut f64; 3], scratch: *mut f64, width: usize, row_stride: usize) -> Self {
+        let (padded, whole) = (padded(width), width.next_multiple_of(MAX_LANES));
+        // SAFETY: the caller's promise; lanes have scalars no larger than f64, and any bits are valid values.
         unsafe {
-            Self {
+            let mut columns = Self {
+                width,
                 row_stride,
-                pivot: slice::from_raw_parts_mut(scratch.cast(), padded),
-                s: zeroed(scratch.add(padded), padded),
-                q: zeroed(scratch.add(2 * padded), padded),
-            }
+                pivot: slice::from_raw_parts_mut(scratch.cast(), whole),
+                pivot_out: slice::from_raw_parts_mut(out[0], width),
+                sums: [slice::from_raw_parts_mut(out[1], whole), slice::from_raw_parts_mut(out[2], whole)],
+                rests: [
+                    slice::from_raw_parts_mut(scratch.add(padded), whole),
+                    slice::from_raw_parts_mut(scratch.add(2 * padded), whole),
+                ],
+            };
+            columns.clear();
+            columns
+        }
+    }
+
+    /// Empties the sums.
+    #[inline]
+    fn clear(&mut self) {
+        for values in self.sums.iter_mut().chain(&mut self.rests) {
+            values.fill(0.0);
         }
     }
 
     /// Adds the terms of `rows` rows to the sums.
     ///
     /// # Safety
-    /// `rows` rows of `width` columns can be read at `x`.
+    /// `rows` rows can be read at `x`.
     #[inline(always)]
-    unsafe fn sum<L: Lanes<V: Vector<Scalar = P>>, const FUSED: bool>(
+    unsafe fn add_rows<L: Lanes<V: Vector<Scalar = P>>, const FUSED: bool>(
         &mut self,
         x: &Sources<L::E>,
-        weighted: bool,
-        width: usize,
+        variant: &Variant,
         rows: usize,
     ) {
         let r = Rows {
             coefs: self.pivot.as_ptr(),
             coefs_stride: 0,
-            sums: [self.s.as_mut_ptr(), self.q.as_mut_ptr()],
-            columns: width,
+            sums: [self.sums[0].as_mut_ptr(), self.sums[1].as_mut_ptr()],
+            rests: [self.rests[0].as_mut_ptr(), self.rests[1].as_mut_ptr()],
+            columns: self.width,
             row_stride: self.row_stride,
         };
-        let variant = Variant { weighted, rows: true, ..Variant::PLAIN };
         // SAFETY: the caller's promise; the arrays are padded.
-        unsafe { reduce::rows::<Deviations<FUSED>, L>(&r, x, &variant, rows) };
+        unsafe { reduce::rows::<Deviations<FUSED>, L>(&r, x, variant, rows) };
     }
 
-    /// Takes the values of a row as pivots.
+    /// Takes the values of a row as pivots, for rows of weight `count`.
     ///
     /// # Safety
-    /// A row of `width` columns can be read at `x`.
+    /// A row can be read at `x`.
     #[inline(always)]
-    unsafe fn pivots_from<L: Lanes<V: Vector<Scalar = P>>>(&mut self, x: &Sources<L::E>, width: usize) {
-        let mut c = 0;
-        while c < width {
-            let n = (width - c).min(L::V::LANES);
-            // SAFETY: the caller's promise; `pivot` is padded to whole vectors.
-            unsafe { L::X::load_first(x.inputs[0].wrapping_add(c), n).store(self.pivot.as_mut_ptr().add(c)) };
-            c += L::V::LANES;
+    unsafe fn pivots_from<L: Lanes<V: Vector<Scalar = P>>>(&mut self, x: &Sources<L::E>, count: f64) {
+        let [s, q] = &mut self.sums;
+        let mut first = 0;
+        while first < self.width {
+            let n = (self.width - first).min(L::V::LANES);
+            let mut pivots = [P::from_f64(0.0); MAX_LANES];
+            // SAFETY: the caller's promise; there is room for a vector.
+            unsafe { L::X::load_first(x.inputs[0].wrapping_add(first), n).store(pivots.as_mut_ptr()) };
+            for (c, pivot) in (first..first + n).zip(pivots) {
+                if count > 0.0 {
+                    let moments = Moments { pivot: self.pivot[c].to_f64(), s: s[c], q: q[c] };
+                    Moments { s: s[c], q: q[c], .. } = moments.about(count, pivot.to_f64());
+                }
+                self.pivot[c] = pivot;
+            }
+            first += L::V::LANES;
         }
     }
 
-    /// Moves the pivots to the means of the `rows` rows that were summed about them, and leaves empty sums.
+    /// Adds to the sums what their roundings have lost.
     #[inline(always)]
-    fn move_pivots(&mut self, rows: usize) {
-        for ((p, s), q) in self.pivot.iter_mut().zip(&mut *self.s).zip(&mut *self.q) {
-            *p = Real::from_f64(p.to_f64() + *s / rows as f64);
-            (*s, *q) = (0.0, 0.0);
-        }
-    }
-
-    /// Merges the block that was summed, of weight `n`, into what came before it, of weight `count`, and leaves the
-    /// sums and pivots from which the next block starts.
-    #[inline(always)]
-    fn close_block(&mut self, count: f64, mean: &mut [f64], m2: &mut [f64], n: f64) {
-        if n == 0.0 {
+    fn add_rests(&mut self) {
+        if size_of::<P>() < size_of::<f64>() {
             return;
         }
-        let factors = ChanFactors::new(count, n);
+        for (sums, rests) in self.sums.iter_mut().zip(&mut self.rests) {
+            for (sum, rest) in sums.iter_mut().zip(rests.iter_mut()) {
+                *sum = with_rest(*sum, *rest);
+                *rest = 0.0;
+            }
+        }
+    }
+
+    /// Moves the pivots of rows of weight `n` near their means.
+    #[inline(always)]
+    fn move_pivots(&mut self, n: f64) {
+        let (inverse, [s, q]) = (1.0 / n, &mut self.sums);
         // One sweep: the arrays of a few thousand channels fill L1.
-        for ((((mean, m2), pivot), s), q) in
-            mean.iter_mut().zip(m2).zip(&mut *self.pivot).zip(&mut *self.s).zip(&mut *self.q)
-        {
-            [*mean, *m2] = factors.merge([*mean, *m2], close(n, pivot.to_f64(), *s, *q));
-            *pivot = Real::from_f64(*mean);
-            (*s, *q) = (0.0, 0.0);
+        for ((pivot, s), q) in self.pivot.iter_mut().zip(s.iter_mut()).zip(q.iter_mut()) {
+            let moments = Moments { pivot: pivot.to_f64(), s: *s, q: *q }.about_mean::<P>(n, inverse);
+            (*pivot, *s, *q) = (P::from_f64(moments.pivot), moments.s, moments.q);
+        }
+    }
+
+    /// Writes the pivots to where they are wanted.
+    #[inline(always)]
+    fn keep_pivots(&mut self) {
+        for (out, pivot) in self.pivot_out.iter_mut().zip(&*self.pivot) {
+            *out = pivot.to_f64();
         }
     }
 }

@@ -53,6 +53,8 @@ pub(crate) struct Variant {
     /// Whether y is read.
     pub(crate) output: bool,
     pub(crate) weighted: bool,
+    /// The power of two by which weights are multiplied, see [`Weights`](super::weights::Weights).
+    pub(crate) weight_scale: f64,
     /// Whether positions are rows, each with one weight, and not elements of planes.
     pub(crate) rows: bool,
     /// Whether x is rebuilt from y.
@@ -70,6 +72,7 @@ impl Variant {
         residual: false,
         output: false,
         weighted: false,
+        weight_scale: 1.0,
         rows: false,
         rebuild: false,
         constant: false,
@@ -190,6 +193,12 @@ pub(crate) unsafe fn load<L: Lanes, const WHOLE: bool>(
             },
         }
     }
+}
+
+/// The weight in the unit of sums of weights. It may be 0 although the weight is not.
+#[inline(always)]
+pub(crate) fn scaled_weight<V: Vector>(variant: &Variant, weight: V) -> V {
+    weight.mul(V::splat(Real::from_f64(variant.weight_scale)))
 }
 
 /// `v` where the weight is positive and 0 elsewhere, even where `v` is NaN.

@@ -1,64 +1,102 @@
 //! Partial results of the segments of a batch, and how they are merged.
 
-use super::merge::{MeansAndM2, Merge};
+use super::merge::{AllMoments, Merge, Moments};
 use crate::parallel::Shared;
 use crate::simd::{Kernel, Simd};
 use std::ops::Range;
 
-/// Partial results of the segments, two arrays each, merged in a tree that follows from the number of segments alone:
+/// Partial results of the segments, K arrays each, merged in a tree that follows from the number of segments alone:
 /// neighbours, then neighbouring pairs, and so on.
-pub(crate) struct Partials<'a> {
+pub(crate) struct Partials<'a, const K: usize> {
     slots: Shared<f64>,
     stride: usize,
-    channels: Range<usize>,
+    columns: Range<usize>,
     counts: &'a [f64],
+    parts: usize,
+    rest: f64,
 }
 
-/// The two arrays of the slot of a segment, of which each has `stride` values.
-pub(crate) fn slot(slots: Shared<f64>, segment: usize, stride: usize) -> [*mut f64; 2] {
-    let first = slots.ptr().wrapping_add(2 * segment * stride);
-    [first, first.wrapping_add(stride)]
+/// The arrays of the slot of a segment, of which each has `stride` values.
+pub(crate) fn slot<const K: usize>(slots: Shared<f64>, segment: usize, stride: usize) -> [*mut f64; K] {
+    std::array::from_fn(|k| slots.ptr().wrapping_add((K * segment + k) * stride))
 }
 
-impl<'a> Partials<'a> {
-    /// Some channels of the slots. `counts` are the values of a channel in each segment, or their weight.
+impl<'a, const K: usize> Partials<'a, K> {
+    /// Some columns of the slots. `counts` are the values of a column in each segment, or their weight.
+    ///
+    /// A column is a channel, or one of `parts` of it, a power of two, which then are all there: first a column of each
+    /// channel, then the next of each. The slot after the last segment has the channels of `rest` values more, if that
+    /// is not 0.
     ///
     /// # Safety
-    /// There is a slot for each count, with these channels, and nothing else uses them during `'a`.
-    pub(crate) unsafe fn new(slots: Shared<f64>, stride: usize, channels: Range<usize>, counts: &'a [f64]) -> Self {
-        Self { slots, stride, channels, counts }
+    /// There is a slot for each count, and for the rest, with these columns, and nothing else uses them during `'a`.
+    pub(crate) unsafe fn new(
+        slots: Shared<f64>,
+        stride: usize,
+        columns: Range<usize>,
+        counts: &'a [f64],
+        parts: usize,
+        rest: f64,
+    ) -> Self {
+        Self { slots, stride, columns, counts, parts, rest }
+    }
+
+    /// The values of a channel, or their weight.
+    #[inline(always)]
+    fn count(&self) -> f64 {
+        self.counts.iter().sum::<f64>() * self.parts as f64 + self.rest
     }
 
     #[inline(always)]
-    fn slot(&self, segment: usize) -> [&'a mut [f64]; 2] {
-        let Range { start, end } = self.channels;
-        let at = 2 * segment * self.stride;
-        // SAFETY: whoever made this promised that nothing else uses these channels; the two arrays are a stride apart.
-        unsafe {
-            [self.slots.slice(at + start..at + end), self.slots.slice(at + self.stride + start..at + self.stride + end)]
-        }
+    fn slot(&self, segment: usize) -> [&'a mut [f64]; K] {
+        let Range { start, end } = self.columns;
+        std::array::from_fn(|k| {
+            let at = (K * segment + k) * self.stride;
+            // SAFETY: whoever made this promised that nothing else uses these channels; arrays are a stride apart.
+            unsafe { self.slots.slice(at + start..at + end) }
+        })
     }
 
-    /// Merges all slots into the first and returns it.
+    /// Merges all slots into the first, and the parts of channels into the first ones, and returns the channels.
     #[inline(always)]
-    pub(super) fn fold<M: Merge>(self) -> [&'a mut [f64]; 2] {
+    pub(super) fn fold<M: Merge<K>>(self) -> [&'a mut [f64]; K] {
         let slots = self.counts.len();
         let count = |first: usize, n: usize| self.counts[first..(first + n).min(slots)].iter().sum();
         let mut step = 1;
         while step < slots {
             for i in (0..slots - step).step_by(2 * step) {
                 let (a, b) = (self.slot(i), self.slot(i + step));
-                M::merge(count(i, step), a, count(i + step, step), [&*b[0], &*b[1]]);
+                M::merge(count(i, step), a, count(i + step, step), b.map(|b| &*b));
             }
             step *= 2;
         }
-        self.slot(0)
+        let (mut all, mut parts) = (self.slot(0), self.parts);
+        let mut count: f64 = self.counts.iter().sum();
+        while parts > 1 {
+            let middle = all[0].len() / 2;
+            let mut others = [const { &[] as &[f64] }; K];
+            let mut k = 0;
+            all = all.map(|array| {
+                let (first, second) = array.split_at_mut(middle);
+                others[k] = second;
+                k += 1;
+                first
+            });
+            M::merge(count, all.each_mut().map(|a| &mut **a), count, others);
+            count *= 2.0;
+            parts /= 2;
+        }
+        if self.rest > 0.0 {
+            let rest = self.slot(slots).map(|rest| &rest[..all[0].len()]);
+            M::merge(count, all.each_mut().map(|a| &mut **a), self.rest, rest);
+        }
+        all
     }
 }
 
 /// Partial moments, to mean and biased variance.
 pub(crate) struct MomentsOfAll<'a> {
-    pub(crate) partials: Partials<'a>,
+    pub(crate) partials: Partials<'a, 3>,
     pub(crate) mean: &'a mut [f64],
     pub(crate) var: &'a mut [f64],
 }
@@ -66,12 +104,13 @@ pub(crate) struct MomentsOfAll<'a> {
 impl Kernel for MomentsOfAll<'_> {
     #[inline(always)]
     fn run<S: Simd>(self) {
-        // Weights that are all 0 leave no values, and M2 is then 0.
-        let count = self.partials.counts.iter().sum::<f64>().max(f64::MIN_POSITIVE);
-        let [mean, m2] = self.partials.fold::<MeansAndM2>();
-        self.mean.copy_from_slice(mean);
-        for (var, m2) in self.var.iter_mut().zip(m2) {
-            *var = *m2 / count;
+        // Weights that are all 0 leave no values, and sums are then 0.
+        let count = self.partials.count().max(f64::MIN_POSITIVE);
+        let [pivot, s, q] = self.partials.fold::<AllMoments>();
+        let inverse = 1.0 / count;
+        for ((((mean, var), &mut pivot), &mut s), &mut q) in self.mean.iter_mut().zip(self.var).zip(pivot).zip(s).zip(q)
+        {
+            [*mean, *var] = Moments { pivot, s, q }.mean_and_var(count, inverse);
         }
     }
 }

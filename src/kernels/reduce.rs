@@ -282,8 +282,10 @@ pub(crate) struct Rows<S> {
     /// `COEFS` arrays of coefficients, a stride apart.
     pub(crate) coefs: *const S,
     pub(crate) coefs_stride: usize,
-    /// Two arrays of sums. All arrays are padded to whole vectors.
+    /// Two arrays of sums and, for lanes of f64, of what their roundings have lost. All arrays are padded to whole
+    /// vectors.
     pub(crate) sums: [*mut f64; 2],
+    pub(crate) rests: [*mut f64; 2],
     /// Columns to sum.
     pub(crate) columns: usize,
     /// Elements from one row to the next.
@@ -351,8 +353,9 @@ unsafe fn column_panel<R: Reduce, L: Lanes>(
             }
             k += 1;
         }
-        let sums = [r.sums[0].add(column), r.sums[1].add(column)];
-        let mut acc = [L::V::wide_load(sums[0]), L::V::wide_load(sums[1])];
+        let (sums, rests) =
+            ([r.sums[0].add(column), r.sums[1].add(column)], [r.rests[0].add(column), r.rests[1].add(column)]);
+        let mut acc = [L::V::wide_load(sums[0], rests[0]), L::V::wide_load(sums[1], rests[1])];
         let mut row = 0;
         while row < rows {
             let count = CHUNK.min(rows - row);
@@ -375,7 +378,7 @@ unsafe fn column_panel<R: Reduce, L: Lanes>(
             };
             row += count;
         }
-        L::V::wide_store(acc[0], sums[0]);
-        L::V::wide_store(acc[1], sums[1]);
+        L::V::wide_store(acc[0], sums[0], rests[0]);
+        L::V::wide_store(acc[1], sums[1], rests[1]);
     }
 }

@@ -13,6 +13,12 @@ pub(crate) struct Tile {
     pub(crate) positions: Range<usize>,
 }
 
+impl Tile {
+    pub(crate) fn all(shape: Shape) -> Self {
+        Self { channels: 0..shape.channels(), positions: 0..shape.values_per_channel() }
+    }
+}
+
 /// The most channels of a tile of planes that is summed: their state lies on the stack.
 pub(crate) const MAX_GROUP: usize = 64;
 

@@ -1,29 +1,63 @@
 //! The weights of positions, and the blocks of a reduction that has them.
 
+use super::merge::power_of_two_near_inverse;
 use crate::simd::Real;
 use std::ops::Range;
+use std::ptr::null;
 
-/// The weights of positions, counted from where they start; null if all are 1.
-#[derive(Clone, Copy)]
-pub(crate) struct Weights<P>(pub(crate) *const P);
+/// The weights of positions, counted from where they start.
+///
+/// Only their ratios matter. They are multiplied by a power of two that brings the heaviest one near 1, so that neither
+/// they nor their sums leave the range of lanes; sums of weights, here and in kernels, are in that unit.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Weights<P> {
+    /// Null if all are 1.
+    pub(crate) values: *const P,
+    pub(crate) scale: f64,
+}
+
+/// Bounds of the scale: within them it is an ordinary value of lanes, and brings the largest and the smallest weight
+/// near enough to 1.
+fn scale_bounds<P: Real>() -> [f64; 2] {
+    let bound =
+        if P::MAX < f64::MAX { f64::from_bits((1023 + 120) << 52) } else { f64::from_bits((1023 + 1000) << 52) };
+    [1.0 / bound, bound]
+}
+
+impl<P> Weights<P> {
+    pub(crate) const NONE: Self = Self { values: null(), scale: 1.0 };
+}
 
 impl<P: Real> Weights<P> {
+    pub(crate) fn new(weights: &[P]) -> Self {
+        let heaviest = weights.iter().map(|w| w.to_f64()).fold(0.0, f64::max);
+        let [least, most] = scale_bounds::<P>();
+        let scale = if heaviest > 0.0 { power_of_two_near_inverse(heaviest).clamp(least, most) } else { 1.0 };
+        Self { values: weights.as_ptr(), scale }
+    }
+
+    /// From a position on.
+    #[inline(always)]
+    pub(super) fn from(self, position: usize) -> Self {
+        Self { values: if self.values.is_null() { self.values } else { self.values.wrapping_add(position) }, ..self }
+    }
+
     /// Their sum, in a fixed order: what the count of values is if there are none.
     ///
     /// # Safety
     /// The weights can be read.
     #[inline(always)]
     pub(crate) unsafe fn sum(self, positions: Range<usize>) -> f64 {
-        if self.0.is_null() {
+        if self.values.is_null() {
             return positions.len() as f64;
         }
         // SAFETY: the caller's promise.
-        let weights = unsafe { std::slice::from_raw_parts(self.0.add(positions.start), positions.len()) };
+        let weights = unsafe { std::slice::from_raw_parts(self.values.add(positions.start), positions.len()) };
         // Many sums at once, or the additions would wait for each other.
         let mut sums = [0.0; 8];
         for weights in weights.chunks(8) {
             for (sum, weight) in sums.iter_mut().zip(weights) {
-                *sum += weight.to_f64();
+                *sum += weight.to_f64() * self.scale;
             }
         }
         sums.iter().sum()
@@ -36,9 +70,9 @@ impl<P: Real> Weights<P> {
     #[inline(always)]
     pub(crate) unsafe fn heaviest(self, positions: Range<usize>, than: f64) -> Option<usize> {
         let mut heaviest = (None, than);
-        for p in positions.filter(|_| !self.0.is_null()) {
+        for p in positions.filter(|_| !self.values.is_null()) {
             // SAFETY: the caller's promise.
-            let weight = unsafe { (*self.0.add(p)).to_f64() };
+            let weight = unsafe { (*self.values.add(p)).to_f64() } * self.scale;
             if weight > heaviest.1 {
                 heaviest = (Some(p), weight);
             }

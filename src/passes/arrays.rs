@@ -2,6 +2,8 @@
 
 use super::scratch::Sizes;
 use super::tiling::Grid;
+use super::walked::Walked;
+use crate::kernels::gradient_sums::GradientSumsTask;
 use crate::kernels::moments::MomentsTask;
 use crate::kernels::tile::padded;
 use crate::kernels::{gradient_sums, input_gradient, map, normalize};
@@ -10,8 +12,9 @@ use crate::shape::Shape;
 use crate::simd::{MAX_LANES, STREAM_ALIGN};
 use std::ops::Range;
 
-/// Arrays of partial results of a segment, one value per channel each.
-pub(super) const PARTIALS: usize = 2;
+/// Arrays of partial moments of a segment, one value per channel each, and of partial sums.
+pub(super) const MOMENTS: usize = 3;
+pub(super) const SUMS: usize = 2;
 /// Arrays of coefficients of the gradient sums, including those that recompute the argument of the activation.
 pub(super) const CENTERED: usize = gradient_sums::COEFS + normalize::COEFS;
 /// The same for the input gradient.
@@ -19,18 +22,31 @@ pub(super) const MAPPED: usize = input_gradient::COEFS + normalize::COEFS;
 
 /// The scratch memory of passes over a shape.
 pub(super) fn scratch_sizes(shape: Shape) -> Sizes {
+    let [plain, weighted] = [false, true].map(|weighted| scratch_sizes_of(&Walked::new(shape, weighted)));
+    Sizes {
+        pass: plain.pass.max(weighted.pass),
+        task: plain.task.max(weighted.task),
+        tasks: plain.tasks.max(weighted.tasks),
+    }
+}
+
+fn scratch_sizes_of(walked: &Walked) -> Sizes {
     const { assert!(MAPPED <= map::MAX_COEFS) };
+    let shape = walked.shape;
     let grid = (!shape.is_empty()).then(|| Grid::new(shape, size_of::<f64>(), true));
     let padded = padded(shape.channels());
     let segments = grid.as_ref().map_or(0, Grid::segments);
+    let slots = segments + usize::from(walked.rest.is_some());
     Sizes {
-        // The pass with most coefficients, which may be aligned with an output; two sums and a count for each segment.
+        // The pass with most coefficients, which may be aligned with an output; moments and a count for each segment.
         pass: stride(shape)
             .saturating_mul(CENTERED + MAPPED)
             .saturating_add(MAX_LANES)
-            .saturating_add(padded.saturating_mul(2 + PARTIALS * segments))
+            .saturating_add(padded.saturating_mul(2 + MOMENTS * slots))
             .saturating_add(segments.next_multiple_of(8)),
-        task: grid.as_ref().map_or(0, |_| MomentsTask::<f64>::scratch(shape)),
+        task: grid
+            .as_ref()
+            .map_or(0, |_| MomentsTask::<f64>::scratch(shape).max(GradientSumsTask::<f64>::scratch(shape))),
         tasks: grid.as_ref().map_or(1, Grid::tiles),
     }
 }
@@ -74,24 +90,26 @@ impl<P> ChannelArrays<P> {
         self.base.ptr()
     }
 
-    /// Repeats the first channels after the last in the first `arrays` arrays, so that a vector may continue with the
-    /// next row. To be called after filling `range`.
+    /// Repeats the channels in the other columns, and the first columns after the last, in the first `arrays` arrays, so
+    /// that a vector may continue with the next row. To be called after filling `range`.
     ///
     /// # Safety
-    /// The buffer has as many arrays, and nothing else uses these channels or the padding.
-    pub(super) unsafe fn repeat(&self, arrays: usize, range: &Range<usize>, shape: Shape)
+    /// The buffer has as many arrays, and nothing else uses these columns or the padding.
+    pub(super) unsafe fn repeat(&self, arrays: usize, range: &Range<usize>, walked: &Walked)
     where
         P: Copy,
     {
-        if range.start > 0 || range.is_empty() || shape.inner() > 1 {
+        if range.start > 0 || range.is_empty() || walked.shape.inner() > 1 {
             return;
         }
-        let channels = shape.channels();
+        let columns = walked.shape.channels();
+        let channels = columns / walked.rows;
+        let first = if walked.rows == 1 { columns } else { channels };
         for k in 0..arrays {
             let array = self.ptr().wrapping_add(k * self.stride);
-            for c in 0..MAX_LANES {
+            for c in first..columns + MAX_LANES {
                 // SAFETY: the caller's promise; the range has the first channels, all of them if they are few.
-                unsafe { *array.add(channels + c) = *array.add(c % channels) };
+                unsafe { *array.add(c) = *array.add(c - channels) };
             }
         }
     }

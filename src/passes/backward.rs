@@ -6,7 +6,7 @@
 //! map      dx = (g − mean(g) + (x − mean)·slope)·scale, dresidual = g
 //! ```
 
-use super::arrays::{CENTERED, ChannelArrays, MAPPED, PARTIALS, stride};
+use super::arrays::{CENTERED, ChannelArrays, MAPPED, SUMS, stride};
 use super::engine::Engine;
 use super::inputs::{PassInputs, STREAM_BACKWARD};
 use super::request::{Backward, Fusions, Parameters};
@@ -48,7 +48,8 @@ pub(super) unsafe fn backward<E: Storage>(engine: &Engine, request: Backward<'_,
     let reduce_inputs = inputs(if rebuild { dy } else { x });
     let map_inputs = inputs(if rebuild || (needs.count.is_none() && !needs.recomputes) { dy } else { x });
 
-    let (partials_stride, stride) = (padded(channels), stride(shape));
+    let walked = map_inputs.walked;
+    let (partials_stride, stride) = (padded(walked.shape.channels()), stride(walked.shape));
     let mut scratch = engine.scratch.pass();
     let totals = ChannelArrays::<f64>::new(scratch.take(2 * partials_stride), partials_stride);
     // SAFETY: the buffer has two arrays, and nothing else uses them yet.
@@ -68,9 +69,10 @@ pub(super) unsafe fn backward<E: Storage>(engine: &Engine, request: Backward<'_,
     let coefs = ChannelArrays::aligned_with(scratch.take(MAPPED * stride + MAX_LANES), stride, first_output);
 
     let read_again = if needs.sums && needs.maps { 2 * size_of::<E>() } else { 0 };
-    let grid = (!shape.is_empty()).then(|| Grid::new(shape, read_again, false));
+    let grid = (!shape.is_empty()).then(|| Grid::new(walked.shape, read_again, false));
     let segments = grid.as_ref().filter(|_| needs.sums).map_or(0, Grid::segments);
-    let slots = Shared::new(scratch.take(PARTIALS * partials_stride * segments));
+    let slots = segments + usize::from(needs.sums && walked.rest.is_some());
+    let slots = Shared::new(scratch.take(SUMS * partials_stride * slots));
     // SAFETY: the memory has as many values. Sums are merged without regard to counts.
     let counts: &[f64] = unsafe { std::slice::from_raw_parts(scratch.take(segments), segments) };
 
@@ -119,8 +121,8 @@ struct Needs {
     sums: bool,
     /// Whether it maps.
     maps: bool,
-    /// Values per channel in the batch's statistics, through which gradients flow; `None` if the statistics are
-    /// constants.
+    /// Values per channel in the batch's statistics, through which gradients flow, in the unit of the weights; `None` if
+    /// the statistics are constants.
     count: Option<f64>,
     /// Whether y is given and the derivative of the activation follows from its sign.
     has_mask: bool,
@@ -132,7 +134,7 @@ impl Needs {
     fn of<E: Storage>(engine: &Engine, request: &Backward<'_, E, E::Scalar>) -> Self {
         let out = &request.out;
         let count = match request.source {
-            Source::Batch(statistics) => Some(statistics.count),
+            Source::Batch(statistics) => Some(statistics.count * request.fusions.weights.scale),
             Source::Running(_) => None,
         };
         let uses_sums = request.sums_out.is_some()
@@ -198,10 +200,42 @@ impl<E: Storage> BackwardPass<'_, E> {
         // SAFETY: the caller's promise; the buffer has as many arrays.
         let out = unsafe { self.center.slices(&all) };
         dispatch(isa, CenterCoefs { channels: self.seen_channels(&all), out });
+        let mut arrays = gradient_sums::COEFS;
         if self.needs.recomputes {
             // SAFETY: the same; these arrays come after the others.
-            let out = unsafe { self.center.after(gradient_sums::COEFS).slices(&all) };
+            let out = unsafe { self.center.after(arrays).slices(&all) };
             dispatch(isa, NormalizeCoefs { channels: self.channels(&all), out });
+            arrays += normalize::COEFS;
+        }
+        // SAFETY: the same, and the slices are gone.
+        unsafe { self.center.repeat(arrays, &all, &self.reduce_inputs.walked) };
+    }
+
+    /// Writes the sums of a tile of some inputs to the slot of a segment.
+    ///
+    /// # Safety
+    /// See [`request`](super::request); nothing else uses the tile's part of the slot, and coefficients are computed.
+    unsafe fn reduce_of(&self, inputs: &PassInputs<E>, segment: usize, tile: Tile) {
+        let (isa, shape) = (self.engine.isa, inputs.walked.shape);
+        let mut scratch = self.engine.scratch.task();
+        let task = GradientSumsTask {
+            shape,
+            tile,
+            x: inputs.sources(),
+            variant: inputs.variant,
+            coefs: self.center.ptr().cast_const(),
+            coefs_stride: self.center.stride,
+            out: slot(self.slots, segment, self.partials_stride),
+            scratch: scratch.take(GradientSumsTask::<E>::scratch(shape)),
+        };
+        // SAFETY: the caller's promise; the scratch memory is the task's own, and groups of planes have few enough
+        // channels.
+        unsafe {
+            if self.fuses {
+                dispatch(isa, GradientSumsKernel::<E, true>::new(task));
+            } else {
+                dispatch(isa, GradientSumsKernel::<E, false>::new(task));
+            }
         }
     }
 
@@ -229,7 +263,7 @@ impl<E: Storage> BackwardPass<'_, E> {
             arrays += normalize::COEFS;
         }
         // SAFETY: the same, and the slices are gone.
-        unsafe { self.coefs.repeat(arrays, range, self.engine.shape) };
+        unsafe { self.coefs.repeat(arrays, range, &self.map_inputs.walked) };
     }
 }
 
@@ -242,35 +276,29 @@ impl<E: Storage> Steps for BackwardPass<'_, E> {
     }
 
     fn reduce(&self, segment: usize, tile: Tile) {
-        let (engine, inputs) = (self.engine, &self.reduce_inputs);
-        let task = GradientSumsTask {
-            shape: engine.shape,
-            tile,
-            x: inputs.sources(),
-            variant: inputs.variant,
-            coefs: self.center.ptr().cast_const(),
-            coefs_stride: self.center.stride,
-            out: slot(self.slots, segment, self.partials_stride),
-        };
+        let inputs = &self.reduce_inputs;
+        let rest = inputs.rest().filter(|_| tile.positions.end == inputs.walked.shape.values_per_channel());
         // SAFETY: whoever ran the request promised the pointers; coefficients were computed before, a task has its
-        // tile's part of the slot for itself, and groups of planes have few enough channels.
+        // tile's part of the slot for itself, and the last one that of what is left over.
         unsafe {
-            if self.fuses {
-                dispatch(engine.isa, GradientSumsKernel::<E, true>::new(task));
-            } else {
-                dispatch(engine.isa, GradientSumsKernel::<E, false>::new(task));
+            self.reduce_of(inputs, segment, tile);
+            if let Some(rest) = rest {
+                self.reduce_of(&rest, segment + 1, Tile::all(rest.walked.shape));
             }
         }
     }
 
-    fn finish(&self, range: Range<usize>) {
-        let isa = self.engine.isa;
+    fn finish(&self, columns: Range<usize>) {
+        let (isa, walked) = (self.engine.isa, &self.map_inputs.walked);
+        let range = walked.channels(columns.clone());
         // SAFETY: tasks have disjoint channels; the buffer has two arrays.
         let [g, gx] = unsafe { self.totals.slices(&range) };
         let channels = self.seen_channels(&range);
         if self.needs.sums {
             // SAFETY: tasks have disjoint channels, all segments of which have been reduced.
-            let partials = unsafe { Partials::new(self.slots, self.partials_stride, range.clone(), self.counts) };
+            let partials = unsafe {
+                Partials::new(self.slots, self.partials_stride, columns, self.counts, walked.rows, walked.rest_count())
+            };
             // SAFETY: tasks have disjoint channels; the buffer has this array.
             let [prescale] = unsafe { self.center.slices(&range) };
             dispatch(isa, SumsOfAll { channels, partials, prescale, g: &mut *g, gx: &mut *gx });
@@ -292,12 +320,12 @@ impl<E: Storage> Steps for BackwardPass<'_, E> {
         // SAFETY: whoever ran the request promised the pointers; tiles are disjoint, and their channels are finished.
         unsafe {
             if self.fuses {
-                dispatch(engine.isa, inputs.map::<InputGradient<true>>(engine, tile, coefs, out));
+                inputs.map::<InputGradient<true>>(engine, tile, coefs, out);
             } else if self.needs.count.is_some() {
-                dispatch(engine.isa, inputs.map::<InputGradient<false>>(engine, tile, coefs, out));
+                inputs.map::<InputGradient<false>>(engine, tile, coefs, out);
             } else {
                 // Constant statistics: just a scale, of dy, which is the first input.
-                dispatch(engine.isa, inputs.map::<Normalize<false>>(engine, tile, coefs, out));
+                inputs.map::<Normalize<false>>(engine, tile, coefs, out);
             }
         }
     }

@@ -7,12 +7,13 @@ use super::engine::Engine;
 use super::inputs::PassInputs;
 use super::request::{Backward, BackwardOutputs, DoubleBackward, Fusions, Parameters};
 use super::tiling::{Grid, MapTile, Steps};
+use super::walked::Walked;
 use crate::kernels::double_backward::COEFS;
 use crate::kernels::input_gradient::InputGradient;
 use crate::kernels::scale::{gradient_prescale, inv_std, split};
 use crate::lanes::Storage;
 use crate::parallel::Shared;
-use crate::simd::{Real, dispatch};
+use crate::simd::Real;
 use crate::statistics::{GradientSums, Source, Statistics};
 use std::ops::Range;
 use std::ptr::null_mut;
@@ -46,7 +47,8 @@ pub(super) unsafe fn double_backward<E: Storage>(engine: &Engine, request: Doubl
     let mean_v: Vec<f64> = of_v.g().iter().map(|sum| sum / count).collect();
     let products = sums(v, dy, Source::Batch(Statistics { count, mean: &mean_v, var: &vec![1.0; channels] }));
 
-    let stride = stride(shape);
+    let walked = Walked::new(shape, false);
+    let stride = stride(walked.shape);
     let (mut x_buffer, mut dy_buffer) = (vec![0.0f64; MAPPED * stride], vec![0.0f64; MAPPED * stride]);
     let x_coefs = ChannelArrays::<E::Scalar>::new(x_buffer.as_mut_ptr(), stride);
     let dy_coefs = ChannelArrays::<E::Scalar>::new(dy_buffer.as_mut_ptr(), stride);
@@ -78,11 +80,11 @@ pub(super) unsafe fn double_backward<E: Storage>(engine: &Engine, request: Doubl
     if shape.is_empty() {
         return;
     }
-    let grid = Grid::for_map(shape);
+    let grid = Grid::for_map(walked.shape);
     // The gradient of dy does not depend on dy, so v stands in its place.
     for (coefs, g, out) in [(&x_coefs, dy, of_x), (&dy_coefs, v, of_dy)] {
         // SAFETY: the buffers have as many arrays, and the slices are gone.
-        unsafe { coefs.repeat(COEFS, &all, shape) };
+        unsafe { coefs.repeat(COEFS, &all, &walked) };
         if let Some(out) = out {
             let inputs = PassInputs::for_double_backward(shape, [g, x], v);
             engine.walk::<E>(&grid, 4, &DoubleBackwardMap { engine, inputs, coefs, out: Shared::new(out) });
@@ -156,7 +158,7 @@ impl<E: Storage> Steps for DoubleBackwardMap<'_, E> {
         let out = [self.out.ptr(), null_mut()];
         // SAFETY: whoever ran the request promised the pointers; tiles are disjoint, and the coefficients are computed.
         unsafe {
-            dispatch(self.engine.isa, self.inputs.map::<InputGradient<true>>(self.engine, tile, self.coefs, out));
+            self.inputs.map::<InputGradient<true>>(self.engine, tile, self.coefs, out);
         }
     }
 }

@@ -4,14 +4,16 @@ use super::arrays::ChannelArrays;
 use super::engine::Engine;
 use super::request::Fusions;
 use super::tiling::MapTile;
+use super::walked::Walked;
 use crate::activation::Activation;
 use crate::kernels::map::{Map, MapKernel, MapTask};
 use crate::kernels::operands::{COTANGENT, INPUTS, OUTPUT, RESIDUAL, Sources, Variant};
 use crate::kernels::tile::{PREFETCH_BYTES, Tile};
+use crate::kernels::weights::Weights;
 use crate::lanes::Storage;
 use crate::parallel::Shared;
 use crate::shape::Shape;
-use crate::simd::STREAM_ALIGN;
+use crate::simd::{STREAM_ALIGN, dispatch};
 use std::ptr::{null, null_mut};
 
 /// Outputs of more bytes than this bypass the caches, in which a later pass would not find them in any case: y, and dx,
@@ -29,8 +31,9 @@ pub(super) struct PassInputs<E: Storage> {
     inputs: [Shared<E>; INPUTS],
     weights: Shared<E::Scalar>,
     pub(super) variant: Variant,
-    /// Bytes of an output above which it bypasses the caches.
-    stream_bytes: usize,
+    pub(super) walked: Walked,
+    /// Whether outputs bypass the caches, unless the pass is in place.
+    streams: bool,
 }
 
 impl<E: Storage> PassInputs<E> {
@@ -42,6 +45,7 @@ impl<E: Storage> PassInputs<E> {
         fusions: &Fusions<E, E::Scalar>,
         stream_bytes: usize,
     ) -> Self {
+        let walked = Walked::new(shape, !fusions.weights.values.is_null());
         let mut inputs = [const { Shared::new(null_mut()) }; INPUTS];
         inputs[0] = Shared::new(own[0].cast_mut());
         inputs[1] = Shared::new(own[1].cast_mut());
@@ -51,11 +55,13 @@ impl<E: Storage> PassInputs<E> {
             activation,
             residual: !fusions.residual.is_null(),
             output: !fusions.output.is_null(),
-            weighted: !fusions.weights.is_null(),
-            rows: shape.inner() == 1,
+            weighted: !fusions.weights.values.is_null(),
+            weight_scale: fusions.weights.scale,
+            rows: walked.shape.inner() == 1,
             ..Variant::PLAIN
         };
-        Self { inputs, weights: Shared::new(fusions.weights.cast_mut()), variant, stream_bytes }
+        let streams = shape.len() * size_of::<E>() > stream_bytes;
+        Self { inputs, weights: Shared::new(fusions.weights.values.cast_mut()), variant, walked, streams }
     }
 
     /// For second derivatives, with the cotangent of dx.
@@ -66,6 +72,10 @@ impl<E: Storage> PassInputs<E> {
         inputs
     }
 
+    pub(super) fn weights(&self) -> Weights<E::Scalar> {
+        Weights { values: self.weights.ptr().cast_const(), scale: self.variant.weight_scale }
+    }
+
     pub(super) fn sources(&self) -> Sources<E> {
         let mut inputs = [null(); INPUTS];
         for (input, shared) in inputs.iter_mut().zip(&self.inputs) {
@@ -74,33 +84,63 @@ impl<E: Storage> PassInputs<E> {
         Sources { inputs, weights: self.weights.ptr().cast_const() }
     }
 
-    /// The kernel that maps a tile into the outputs.
+    /// The inputs of rows that are left over.
+    pub(super) fn rest(&self) -> Option<Self> {
+        let shape = self.walked.rest?;
+        let mut inputs = [const { Shared::new(null_mut()) }; INPUTS];
+        for (rest, input) in inputs.iter_mut().zip(&self.inputs) {
+            *rest = Shared::new(input.ptr().wrapping_add(self.walked.shape.len()));
+        }
+        Some(Self { inputs, walked: Walked::as_it_is(shape), ..*self })
+    }
+
+    /// Maps a tile into the outputs, and rows that are left over with the last tile.
     ///
     /// # Safety
-    /// See [`request`](super::request); `coefs` has the arrays that the map needs, filled for the channels of the tile,
+    /// See [`request`](super::request); `coefs` has the arrays that the map needs, filled for the columns of the tile,
     /// and no other task writes this tile of the outputs.
     pub(super) unsafe fn map<M: Map>(
         &self,
         engine: &Engine,
+        map: MapTile,
+        coefs: &ChannelArrays<E::Scalar>,
+        out: [*mut E; 2],
+    ) {
+        let rest = self.rest().filter(|_| map.tile.positions.end == self.walked.shape.values_per_channel());
+        // SAFETY: the caller's promise.
+        dispatch(engine.isa, unsafe { self.map_kernel::<M>(map, coefs, out) });
+        if let Some(rest) = rest {
+            let map = MapTile { tile: Tile::all(rest.walked.shape), prefetch_distance: None };
+            let out = out.map(|p| if p.is_null() { p } else { p.wrapping_add(self.walked.shape.len()) });
+            // SAFETY: the caller's promise; the columns begin with the channels.
+            dispatch(engine.isa, unsafe { rest.map_kernel::<M>(map, coefs, out) });
+        }
+    }
+
+    /// The kernel that maps a tile into the outputs.
+    ///
+    /// # Safety
+    /// As [`map`](Self::map).
+    pub(super) unsafe fn map_kernel<M: Map>(
+        &self,
         MapTile { tile, prefetch_distance }: MapTile,
         coefs: &ChannelArrays<E::Scalar>,
         out: [*mut E; 2],
     ) -> MapKernel<M, E> {
-        let task = self.map_task(engine, tile, prefetch_distance, coefs, out, M::INPUTS);
+        let task = self.map_task(tile, prefetch_distance, coefs, out, M::INPUTS);
         // SAFETY: the caller's promise.
         unsafe { MapKernel::new(task) }
     }
 
     fn map_task(
         &self,
-        engine: &Engine,
         tile: Tile,
         prefetch_distance: Option<usize>,
         coefs: &ChannelArrays<E::Scalar>,
         out: [*mut E; 2],
         inputs: usize,
     ) -> MapTask<E> {
-        let (shape, x) = (engine.shape, self.sources());
+        let (shape, x) = (self.walked.shape, self.sources());
         let in_place = out.iter().any(|p| !p.is_null() && x.inputs.contains(&p.cast_const()));
         // The walk cuts vectors by the places of one output.
         let alike = out.iter().any(|p| p.is_null()) || out[0].addr() % STREAM_ALIGN == out[1].addr() % STREAM_ALIGN;
@@ -119,7 +159,7 @@ impl<E: Storage> PassInputs<E> {
             coefs_stride: coefs.stride,
             out,
             // An output in the place of an input was just read: it lies in cache, and would be evicted first.
-            stream: !in_place && alike && bytes > self.stream_bytes,
+            stream: !in_place && alike && self.streams,
         }
     }
 }

@@ -13,6 +13,7 @@ mod normalize;
 pub(crate) mod request;
 mod scratch;
 mod tiling;
+mod walked;
 
 use crate::lanes::Storage;
 use engine::Engine;

@@ -5,6 +5,7 @@ use super::engine::Engine;
 use super::inputs::{PassInputs, STREAM_FORWARD};
 use super::request::{Normalize, Parameters};
 use super::tiling::{Grid, MapTile, Steps};
+use super::walked::Walked;
 use crate::kernels::coefficients::NormalizeCoefs;
 use crate::kernels::normalize;
 use crate::lanes::Storage;
@@ -22,15 +23,16 @@ pub(super) unsafe fn normalize<E: Storage>(engine: &Engine, request: Normalize<'
         return;
     }
     let mut scratch = engine.scratch.pass();
-    let stride = stride(engine.shape);
+    let inputs = PassInputs::new(engine.shape, engine.activation, [x, null()], &fusions, STREAM_FORWARD);
+    let (grid, stride) = (Grid::for_map(inputs.walked.shape), stride(inputs.walked.shape));
     let buffer = scratch.take(normalize::COEFS * stride + MAX_LANES);
     let pass = NormalizePass {
         engine,
         source,
-        inputs: PassInputs::new(engine.shape, engine.activation, [x, null()], &fusions, STREAM_FORWARD),
+        inputs,
         output: Output { parameters, coefs: ChannelArrays::aligned_with(buffer, stride, y), y: Shared::new(y) },
     };
-    engine.walk::<E>(&Grid::for_map(engine.shape), 2, &pass);
+    engine.walk::<E>(&grid, 2, &pass);
 }
 
 struct NormalizePass<'a, E: Storage> {
@@ -52,13 +54,19 @@ impl<E: Storage> Output<'_, E> {
     ///
     /// # Safety
     /// The buffer has the arrays, and nothing else uses these channels of them.
-    pub(super) unsafe fn finish(&self, engine: &Engine, [mean, var]: [&[f64]; 2], range: &Range<usize>) {
+    pub(super) unsafe fn finish(
+        &self,
+        engine: &Engine,
+        [mean, var]: [&[f64]; 2],
+        range: &Range<usize>,
+        walked: &Walked,
+    ) {
         let channels = engine.channels(mean, var, self.parameters, range);
         // SAFETY: the caller's promise.
         let out = unsafe { self.coefs.slices(range) };
         dispatch(engine.isa, NormalizeCoefs { channels, out });
         // SAFETY: the caller's promise; the slices are gone.
-        unsafe { self.coefs.repeat(normalize::COEFS, range, engine.shape) };
+        unsafe { self.coefs.repeat(normalize::COEFS, range, walked) };
     }
 
     /// Maps a tile of x into y.
@@ -69,15 +77,9 @@ impl<E: Storage> Output<'_, E> {
         // SAFETY: the caller's promise.
         unsafe {
             if inputs.variant.fuses() {
-                dispatch(
-                    engine.isa,
-                    inputs.map::<normalize::Normalize<true>>(engine, tile, &self.coefs, self.pointers()),
-                );
+                inputs.map::<normalize::Normalize<true>>(engine, tile, &self.coefs, self.pointers());
             } else {
-                dispatch(
-                    engine.isa,
-                    inputs.map::<normalize::Normalize<false>>(engine, tile, &self.coefs, self.pointers()),
-                );
+                inputs.map::<normalize::Normalize<false>>(engine, tile, &self.coefs, self.pointers());
             }
         }
     }
@@ -89,10 +91,11 @@ impl<E: Storage> Output<'_, E> {
 }
 
 impl<E: Storage> Steps for NormalizePass<'_, E> {
-    fn finish(&self, range: Range<usize>) {
+    fn finish(&self, columns: Range<usize>) {
+        let range = self.inputs.walked.channels(columns);
         let statistics = [&self.source.mean()[range.clone()], &self.source.var()[range.clone()]];
         // SAFETY: the buffer has as many arrays, and tasks have disjoint channels.
-        unsafe { self.output.finish(self.engine, statistics, &range) };
+        unsafe { self.output.finish(self.engine, statistics, &range, &self.inputs.walked) };
     }
 
     fn map(&self, tile: MapTile) {

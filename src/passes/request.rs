@@ -6,6 +6,7 @@
 //! - outputs overlap nothing else, except that one output may be equal to an input of the plan's shape;
 //! - weights are finite and not negative.
 
+use crate::kernels::weights::Weights;
 use crate::statistics::{GradientSums, Source, Statistics};
 use std::ptr::null;
 
@@ -29,11 +30,11 @@ pub(crate) struct Parameters<'a, P> {
 pub(crate) struct Fusions<E, P> {
     pub(crate) residual: *const E,
     pub(crate) output: *const E,
-    pub(crate) weights: *const P,
+    pub(crate) weights: Weights<P>,
 }
 
 impl<E, P> Fusions<E, P> {
-    pub(crate) const NONE: Self = Self { residual: null(), output: null(), weights: null() };
+    pub(crate) const NONE: Self = Self { residual: null(), output: null(), weights: Weights::NONE };
 }
 
 /// Statistics of x and, if there is an output, y.

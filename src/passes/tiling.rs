@@ -3,6 +3,7 @@
 //! Positions are cut into *segments*, whose partial results are merged: the cuts decide bits, so they follow from the
 //! shape alone. Channels are cut into *groups*, which are independent of each other.
 
+use super::walked::MAX_COLUMNS;
 use crate::kernels::tile::{MAX_GROUP, Tile};
 use crate::parallel::{Order, Threads};
 use crate::shape::Shape;
@@ -77,8 +78,9 @@ impl Grid {
         let (segment, group) = if inner == 1 {
             let segments = values.div_ceil((TILE_ELEMENTS / channels).max(SMALLEST_ROW_SEGMENT)).min(TASKS);
             let segment = values.div_ceil(segments).next_multiple_of(8);
-            // Whole rows, unless there are few and they are long.
-            let group = (4 * TILE_ELEMENTS / segment).next_multiple_of(64).max(64);
+            // Whole rows, unless there are few and they are long, which those of narrow rows that are walked together
+            // are not.
+            let group = (4 * TILE_ELEMENTS / segment).next_multiple_of(64).max(MAX_COLUMNS.next_multiple_of(64));
             (segment, if group >= channels { channels } else { group })
         } else {
             let segments = TASKS.div_ceil(channels).min(values.div_ceil(SMALLEST_PLANE_SEGMENT)).max(1);

@@ -82,6 +82,11 @@ fn widen(v: __m256) -> F64 {
 
 impl F64 {
     #[inline(always)]
+    fn sum(self) -> f64 {
+        // SAFETY: AVX2.
+        sum(unsafe { _mm256_add_pd(self.0, self.1) })
+    }
+    #[inline(always)]
     fn square_add(self, acc: F64) -> F64 {
         // SAFETY: FMA, detected with AVX2.
         unsafe { F64(_mm256_fmadd_pd(self.0, self.0, acc.0), _mm256_fmadd_pd(self.1, self.1, acc.1)) }
@@ -211,12 +216,12 @@ impl Vector for F32 {
         [[sum[0].add(low), sum[1].add(high)], [low.square_add(squares[0]), high.square_add(squares[1])]]
     }
     #[inline(always)]
-    unsafe fn wide_load(p: *const f64) -> [F64; 2] {
+    unsafe fn wide_load(p: *const f64, _: *const f64) -> [F64; 2] {
         // SAFETY: the caller's promise.
         unsafe { [F64::load(p), F64::load(p.add(8))] }
     }
     #[inline(always)]
-    unsafe fn wide_store(acc: [F64; 2], p: *mut f64) {
+    unsafe fn wide_store(acc: [F64; 2], p: *mut f64, _: *mut f64) {
         // SAFETY: the caller's promise.
         unsafe {
             acc[0].store(p);
@@ -225,13 +230,13 @@ impl Vector for F32 {
     }
     #[inline(always)]
     fn wide_sum(acc: [F64; 2]) -> f64 {
-        F64::wide_sum(acc[0].add(acc[1]))
+        acc[0].add(acc[1]).sum()
     }
 }
 
 impl Vector for F64 {
     type Scalar = f64;
-    type Wide = F64;
+    type Wide = [F64; 2];
     const LANES: usize = 8;
 
     #[inline(always)]
@@ -338,27 +343,25 @@ impl Vector for F64 {
         unsafe { if L1 { _mm_prefetch::<_MM_HINT_T0>(p.cast()) } else { _mm_prefetch::<_MM_HINT_T1>(p.cast()) } }
     }
     #[inline(always)]
-    fn wide_zero() -> F64 {
-        F64::splat(0.0)
+    fn wide_zero() -> [F64; 2] {
+        [Self::splat(0.0); 2]
     }
     #[inline(always)]
-    fn accumulate(self, acc: F64) -> F64 {
-        acc.add(self)
+    fn accumulate(self, acc: [F64; 2]) -> [F64; 2] {
+        self.add_to_both(acc)
     }
     #[inline(always)]
-    unsafe fn wide_load(p: *const f64) -> F64 {
+    unsafe fn wide_load(p: *const f64, rests: *const f64) -> [F64; 2] {
         // SAFETY: the caller's promise.
-        unsafe { F64::load(p) }
+        unsafe { [Vector::load(p), Vector::load(rests)] }
     }
     #[inline(always)]
-    unsafe fn wide_store(acc: F64, p: *mut f64) {
+    unsafe fn wide_store(acc: [F64; 2], p: *mut f64, rests: *mut f64) {
         // SAFETY: the caller's promise.
-        unsafe { acc.store(p) }
-    }
-    #[inline(always)]
-    fn wide_sum(acc: F64) -> f64 {
-        // SAFETY: AVX2.
-        sum(unsafe { _mm256_add_pd(acc.0, acc.1) })
+        unsafe {
+            Vector::store(acc[0], p);
+            Vector::store(acc[1], rests);
+        }
     }
 }
 

@@ -21,7 +21,7 @@ pub(crate) use dispatch::dispatch;
 pub(crate) use isa::Detected;
 pub use isa::Isa;
 pub(crate) use real::Real;
-pub(crate) use vector::{Kernel, MAX_LANES, STREAM_ALIGN, Simd, Vector};
+pub(crate) use vector::{Kernel, MAX_LANES, STREAM_ALIGN, Simd, Vector, two_sum, with_rest};
 
 #[cfg(feature = "half")]
 pub(crate) use half::HalfLanes;

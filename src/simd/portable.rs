@@ -138,12 +138,12 @@ impl Vector for f32x16 {
         [[sum[0] + low, sum[1] + high], [squares[0] + low * low, squares[1] + high * high]]
     }
     #[inline(always)]
-    unsafe fn wide_load(p: *const f64) -> [f64x8; 2] {
+    unsafe fn wide_load(p: *const f64, _: *const f64) -> [f64x8; 2] {
         // SAFETY: the caller's promise.
         unsafe { [f64x8::load(p), f64x8::load(p.add(8))] }
     }
     #[inline(always)]
-    unsafe fn wide_store(acc: [f64x8; 2], p: *mut f64) {
+    unsafe fn wide_store(acc: [f64x8; 2], p: *mut f64, _: *mut f64) {
         // SAFETY: the caller's promise.
         unsafe {
             acc[0].store(p);
@@ -153,26 +153,29 @@ impl Vector for f32x16 {
 }
 
 impl Vector for f64x8 {
-    type Wide = f64x8;
+    type Wide = [f64x8; 2];
     portable_vector!(f64x8, f64, 8);
 
     #[inline(always)]
-    fn wide_zero() -> f64x8 {
-        f64x8::ZERO
+    fn wide_zero() -> [f64x8; 2] {
+        [Self::splat(0.0); 2]
     }
     #[inline(always)]
-    fn accumulate(self, acc: f64x8) -> f64x8 {
-        acc + self
+    fn accumulate(self, acc: [f64x8; 2]) -> [f64x8; 2] {
+        self.add_to_both(acc)
     }
     #[inline(always)]
-    unsafe fn wide_load(p: *const f64) -> f64x8 {
+    unsafe fn wide_load(p: *const f64, rests: *const f64) -> [f64x8; 2] {
         // SAFETY: the caller's promise.
-        unsafe { Vector::load(p) }
+        unsafe { [Vector::load(p), Vector::load(rests)] }
     }
     #[inline(always)]
-    unsafe fn wide_store(acc: f64x8, p: *mut f64) {
+    unsafe fn wide_store(acc: [f64x8; 2], p: *mut f64, rests: *mut f64) {
         // SAFETY: the caller's promise.
-        unsafe { Vector::store(acc, p) }
+        unsafe {
+            Vector::store(acc[0], p);
+            Vector::store(acc[1], rests);
+        }
     }
 }
 

@@ -9,7 +9,8 @@ use super::real::Real;
 /// The caller guarantees that the named lanes can be read or written at `p`. Only `stream` needs alignment.
 pub trait Vector: Copy {
     type Scalar: Real;
-    /// f64 accumulators, one per lane, in lane order.
+    /// f64 accumulators, one per lane, in lane order. Those of lanes of f64, which have no more bits than what is added
+    /// to them, come with a second value each: what their roundings have lost.
     type Wide: Copy;
     const LANES: usize;
 
@@ -49,24 +50,49 @@ pub trait Vector: Copy {
     fn accumulate_squares(self, acc: [Self::Wide; 2]) -> [Self::Wide; 2] {
         [self.accumulate(acc[0]), self.mul(self).accumulate(acc[1])]
     }
-    unsafe fn wide_load(p: *const f64) -> Self::Wide;
-    unsafe fn wide_store(acc: Self::Wide, p: *mut f64);
+    /// The accumulators at `p`, and what was lost at `rests`; only lanes of f64 use the latter.
+    unsafe fn wide_load(p: *const f64, rests: *const f64) -> Self::Wide;
+    unsafe fn wide_store(acc: Self::Wide, p: *mut f64, rests: *mut f64);
     /// The sum of the accumulators, in a fixed order: the upper half is added to the lower until one value is left.
     #[inline(always)]
     fn wide_sum(acc: Self::Wide) -> f64 {
-        let mut lanes = [0.0f64; MAX_LANES];
+        let [mut lanes, mut rests] = [[0.0f64; MAX_LANES]; 2];
         const { assert!(Self::LANES <= MAX_LANES && Self::LANES.is_power_of_two()) };
-        // SAFETY: `lanes` holds at least as many values as a vector has lanes.
-        unsafe { Self::wide_store(acc, lanes.as_mut_ptr()) };
+        // SAFETY: the arrays hold at least as many values as a vector has lanes.
+        unsafe { Self::wide_store(acc, lanes.as_mut_ptr(), rests.as_mut_ptr()) };
         let mut n = Self::LANES;
         while n > 1 {
             n /= 2;
             for i in 0..n {
-                lanes[i] += lanes[i + n];
+                let lost;
+                [lanes[i], lost] = two_sum(lanes[i], lanes[i + n]);
+                rests[i] += rests[i + n] + lost;
             }
         }
-        lanes[0]
+        if size_of::<Self::Scalar>() == size_of::<f64>() { with_rest(lanes[0], rests[0]) } else { lanes[0] }
     }
+    /// Adds `self` to the first of two vectors, and what the rounding loses to the second.
+    #[inline(always)]
+    fn add_to_both(self, [sum, rest]: [Self; 2]) -> [Self; 2] {
+        let s = sum.add(self);
+        let t = s.sub(sum);
+        [s, rest.add(sum.sub(s.sub(t)).add(self.sub(t)))]
+    }
+}
+
+/// The rounded sum of two values, and what the rounding loses. Knuth, The Art of Computer Programming 2, 4.2.2.
+#[inline(always)]
+pub(crate) fn two_sum(a: f64, b: f64) -> [f64; 2] {
+    let s = a + b;
+    let t = s - a;
+    [s, (a - (s - t)) + (b - t)]
+}
+
+/// A sum with what its roundings have lost, which is not a number if the sum is infinite.
+#[inline(always)]
+pub(crate) fn with_rest(sum: f64, rest: f64) -> f64 {
+    let both = sum + rest;
+    if both.is_nan() { sum } else { both }
 }
 
 /// The most lanes that a vector has.

@@ -43,6 +43,10 @@ pub(crate) fn boundary_shapes(lanes: usize) -> Vec<Shape> {
         shapes.push((n, 3, 1)); // a narrow row
         shapes.push((5, n, 1)); // rows of any width
     }
+    // Narrow rows, which are walked several at a time, with and without rows that are left over.
+    for channels in 1..18 {
+        shapes.extend([(64, channels, 1), (16 * 9 + channels, channels, 1)]);
+    }
     for rows in [around(8), around(64), around(128), around(256)].concat() {
         shapes.push((rows, lanes + 1, 1));
     }
@@ -56,7 +60,9 @@ pub(crate) fn boundary_shapes(lanes: usize) -> Vec<Shape> {
 
 /// Shapes of more than one segment: planes that are cut inside an image and between images, narrow and wide rows.
 pub(crate) fn segmented_shapes() -> Vec<Shape> {
-    [(1, 2, 3 * 16384 + 1), (9, 3, 4999), (131_072 + 65, 1, 1), (2 * 512 + 1, 257, 1)].map(shape).into()
+    [(1, 2, 3 * 16384 + 1), (9, 3, 4999), (131_072 + 65, 1, 1), (2 * 131_072 + 77, 3, 1), (2 * 512 + 1, 257, 1)]
+        .map(shape)
+        .into()
 }
 
 /// Runs `f` for every instruction set of this machine.

@@ -127,25 +127,105 @@ fn weights_that_are_all_one() {
     ledger.close("ones", 10_000);
 }
 
-/// Multiplying all weights by a power of two changes no bit.
+/// Multiplying all weights by a power of two changes no bit, up to the ends of the range, if no weight is rounded.
 #[test]
 fn only_the_ratio_of_weights_counts() {
-    for shape in shapes() {
-        let fusion = Fusion::<f32>::random(shape, 85, Activation::Silu, true, Weighting::Samples);
-        let run = |factor: f64| {
-            let mut fusion = fusion.clone();
-            let weights = fusion.weights_f64();
+    fn check<T: Number>(shape: Shape, powers: &[i32]) {
+        let mut fusion = Fusion::<T>::random(shape, 85, Activation::Silu, true, Weighting::Samples);
+        let mut random = Random(85);
+        let weights: Vec<f64> = (0..shape.values_per_channel()).map(|_| random.below(9) as f64).collect();
+        let mut run = |factor: f64| {
             set_weights(&mut fusion, |k| factor * weights[k]);
             let mut step = fusion.run(&fusion.plan(), None, Way::Fused, false, 0);
-            assert!(step.outputs.statistics.count() > 0.0);
+            let count = weights.iter().map(|w| factor * w).sum::<f64>();
+            assert_eq!(step.outputs.statistics.count(), count);
             step.outputs.sums = GradientSums::new(0);
             step.bits()
         };
         let expected = run(1.0);
-        for power in [-60, -1, 1, 60] {
-            assert_same_arrays(&expected, &run(2f64.powi(power)), &(shape, power));
+        for &power in powers {
+            let factor = 2f64.powi(power / 2) * 2f64.powi(power - power / 2);
+            assert_same_arrays(&expected, &run(factor), &(T::NAME, shape, power));
         }
     }
+    for shape in shapes() {
+        check::<f32>(shape, &[-149, -127, -100, -1, 1, 100, 124]);
+        check::<f64>(shape, &[-1074, -1000, -1, 1, 1000]);
+    }
+}
+
+/// One channel in rows, and in planes: count, mean, var, y and dx.
+fn channel<T: Number>(x: &[f64], weights: &[f64], dy: &[f64]) -> [(f64, [f64; 2], Vec<f64>, Vec<f64>); 2] {
+    let of = |values: &[f64]| values.iter().map(|&v| T::of(v)).collect::<Vec<_>>();
+    let (x, dy, weights) = (of(x), of(dy), weights.iter().map(|&w| Value::of(w)).collect::<Vec<_>>());
+    [Shape::nc(x.len(), 1), Shape::ncl(1, 1, x.len())].map(|shape| {
+        let plan = BatchNorm::new(shape.unwrap());
+        let with = plan.with(Extras { weights: Some(&weights), ..Extras::default() });
+        let mut statistics = Statistics::new(1);
+        let [mut y, mut dx] = [(); 2].map(|()| vec![T::of(f64::NAN); x.len()]);
+        with.forward_training(&x, Affine::default(), &mut y, &mut statistics).unwrap();
+        let gradients = Gradients { dx: Some(&mut dx), ..Gradients::default() };
+        with.backward(&x, &dy, &statistics, Affine::default(), gradients).unwrap();
+        let [y, dx] = [y, dx].map(|v| v.iter().map(|v| v.to_f64()).collect());
+        (statistics.count(), [statistics.mean()[0], statistics.var()[0]], y, dx)
+    })
+}
+
+fn assert_near(found: &[f64], expected: &[f64], relative: f64) {
+    let near = |(f, e): (&f64, &f64)| (f - e).abs() <= relative * e.abs();
+    assert!(found.len() == expected.len() && found.iter().zip(expected).all(near), "{found:?} {expected:?}");
+}
+
+/// Gradients were −Inf and NaN, as Σg divided by the sum of such weights leaves the range of f32.
+#[test]
+fn two_tiny_weights_have_the_gradients_of_weights_one() {
+    for weight in [1.2e-38, 1e-45, 1.0, 3e38] {
+        for (_, moments, _, dx) in channel::<f32>(&[1.0, 2.0], &[weight; 2], &[10.0, 0.0]) {
+            assert_eq!(moments, [1.5, 0.25]);
+            assert_near(&dx, &[4.0e-4, -4.0e-4], 0.01);
+        }
+    }
+}
+
+#[test]
+fn tiny_weights_and_a_huge_gradient() {
+    for weight in [1e-30, 1.0, 1e38] {
+        for (.., dx) in channel::<f32>(&[1.0, 2.0, 4.0], &[weight; 3], &[1e9, 0.0, 0.0]) {
+            assert_near(&dx, &[2.291e8, -3.436e8, 1.145e8], 1e-3);
+        }
+    }
+}
+
+#[test]
+fn subnormal_weights_of_f64() {
+    for weight in [f64::from_bits(1), 1e-309, 1.0, 8e307] {
+        for (count, moments, y, _) in channel::<f64>(&[1.0, 2.0], &[weight; 2], &[0.0, 0.0]) {
+            assert_eq!((count, moments), (2.0 * weight, [1.5, 0.25]));
+            assert_near(&y, &[-0.99998, 0.99998], 1e-7);
+        }
+    }
+}
+
+#[test]
+fn parts_with_tiny_weights_merge() {
+    for power in [-1074, -1030, -500, 0, 1022] {
+        let count = 2f64.powi(power / 2) * 2f64.powi(power - power / 2);
+        let part = |mean, var| Statistics::from_parts(count, vec![mean], vec![var]).unwrap();
+        let mut both = part(1.0, 0.5);
+        both.merge(&part(3.0, 1.5)).unwrap();
+        assert_eq!((both.count(), both.mean(), both.var()), (2.0 * count, &[2.0][..], &[2.0][..]));
+    }
+}
+
+/// A sum of weights beyond the range of f64 is an error, and nothing is written.
+#[test]
+fn weights_whose_sum_has_no_value() {
+    let plan = BatchNorm::new(Shape::nc(2, 1).unwrap());
+    let mut statistics = Statistics::from_parts(1.0, vec![2.0], vec![3.0]).unwrap();
+    let extras = Extras { weights: Some(&[1e308; 2]), ..Extras::default() };
+    let error = plan.with(extras).statistics(&[1.0f64, 2.0], &mut statistics).unwrap_err();
+    assert_eq!(error, Error::Count(f64::INFINITY));
+    assert_eq!(statistics, Statistics::from_parts(1.0, vec![2.0], vec![3.0]).unwrap());
 }
 
 #[test]
