@@ -80,7 +80,7 @@ pub use batch_norm::BatchNorm;
 pub use element::Element;
 pub use error::Error;
 pub use fold::Fold;
-pub use parallel::{Executor, Threads};
+pub use parallel::{Executor, ThreadPool, Threads};
 pub use shape::Shape;
 pub use simd::Isa;
 pub use statistics::{GradientSums, Momentum, RunningStatistics, Source, Statistics, Values, ValuesMut};

@@ -9,7 +9,7 @@ use libfuzzer_sys::fuzz_target;
 use std::ffi::c_void;
 use std::mem::zeroed;
 use std::ops::Range;
-use std::ptr::{null_mut, with_exposed_provenance_mut};
+use std::ptr::{null, null_mut, with_exposed_provenance_mut};
 use std::sync::LazyLock;
 
 const PAGE: usize = 4096;
@@ -154,6 +154,7 @@ fuzz_target!(|input: Input| {
         thread_count: usize::from(input.thread_count.or(u8::from(caller)) % 4),
         parallel_for: (caller != input.has_parallel_for).then_some(parallel_for),
         parallel_for_ctx: null_mut(),
+        pool: null(),
         scratch: null_mut(),
         scratch_bytes: 0,
     };

@@ -2,10 +2,22 @@
 
 use std::fmt;
 use std::mem::MaybeUninit;
-use std::sync::{Mutex, PoisonError};
+use std::ptr::{null_mut, slice_from_raw_parts_mut};
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
-/// Buffers start at a multiple of so many bytes: a cache line.
-const ALIGN: usize = 64;
+/// What buffers consist of: cache lines.
+#[repr(align(64))]
+#[derive(Clone)]
+struct Line {
+    _values: [f64; VALUES],
+}
+
+/// Values of a line.
+const VALUES: usize = 8;
+/// Buffers start at a multiple of so many bytes.
+const ALIGN: usize = align_of::<Line>();
+/// Buffers from the heap that a pool keeps.
+const KEPT: usize = 64;
 
 /// The most memory that one pass of a plan needs. Lengths are in values of f64, and whole cache lines.
 #[derive(Clone, Copy, Debug)]
@@ -45,17 +57,17 @@ impl fmt::Debug for Scratch {
 
 impl Scratch {
     pub(crate) fn new(sizes: Sizes) -> Self {
-        Self { sizes, passes: Pool::default(), tasks: Pool::default() }
+        Self { sizes, passes: Pool::new(sizes.pass), tasks: Pool::new(sizes.task) }
     }
 
     /// The memory of a pass, with arbitrary contents.
     pub(crate) fn pass(&self) -> Buffer<'_> {
-        self.passes.take(self.sizes.pass)
+        self.passes.take()
     }
 
     /// The memory of a task, with arbitrary contents.
     pub(crate) fn task(&self) -> Buffer<'_> {
-        self.tasks.take(self.sizes.task)
+        self.tasks.take()
     }
 
     /// Bytes for `calls` concurrent passes on this many threads each, whatever their alignment.
@@ -72,63 +84,107 @@ impl Scratch {
             return false;
         }
         memory.fill(MaybeUninit::new(0));
-        let mut values = memory.as_mut_ptr().cast::<f64>();
-        let mut cut = |n: usize, len: usize| {
-            let buffer = |_| {
-                let start = values;
-                values = values.wrapping_add(len);
-                Memory { start, _owned: Vec::new() }
-            };
-            Pool(Mutex::new((0..n).map(buffer).collect()))
-        };
-        self.passes = cut(calls, self.sizes.pass);
-        self.tasks = cut(calls * self.sizes.threads(threads), self.sizes.task);
+        let (passes, tasks) = (calls, calls * self.sizes.threads(threads));
+        let start = memory.as_mut_ptr().cast::<Line>();
+        self.passes.given = Given::new(start, passes);
+        self.tasks.given = Given::new(start.wrapping_add(passes * self.passes.lines), tasks);
         true
     }
 }
 
-/// Memory of the length of a pool, from a cache line on: owned, or given to the plan, which alone uses it.
-struct Memory {
-    start: *mut f64,
-    _owned: Vec<f64>,
+/// Buffers of one length that are not in use. No lock guards them, since a forked child would wait forever for one
+/// that another thread had held.
+struct Pool {
+    /// The length of a buffer.
+    lines: usize,
+    given: Given,
+    /// Buffers from the heap, and null.
+    kept: [AtomicPtr<Line>; KEPT],
 }
 
-// SAFETY: nothing else refers to the memory.
-unsafe impl Send for Memory {}
+/// Neighbouring buffers that were given to the plan, which alone uses them.
+struct Given {
+    start: AtomicPtr<Line>,
+    idle: Box<[AtomicBool]>,
+}
 
-impl Memory {
-    fn new(len: usize) -> Self {
-        let mut owned = vec![0.0; len + ALIGN / size_of::<f64>()];
-        let start = owned.as_mut_ptr();
-        Self { start: start.wrapping_add(start.align_offset(ALIGN)), _owned: owned }
+impl Given {
+    fn new(start: *mut Line, buffers: usize) -> Self {
+        Self { start: AtomicPtr::new(start), idle: (0..buffers).map(|_| AtomicBool::new(true)).collect() }
     }
 }
 
-/// Buffers of one length that are not in use.
-#[derive(Default)]
-struct Pool(Mutex<Vec<Memory>>);
-
 impl Clone for Pool {
     fn clone(&self) -> Self {
-        Self::default()
+        Self::new(self.lines * VALUES)
     }
 }
 
 impl Pool {
-    fn take(&self, len: usize) -> Buffer<'_> {
-        let idle = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let memory = idle.unwrap_or_else(|| Memory::new(len));
-        Buffer { next: memory.start, left: len, memory: Some(memory), pool: self }
+    fn new(len: usize) -> Self {
+        let kept = [const { AtomicPtr::new(null_mut()) }; KEPT];
+        Self { lines: len.div_ceil(VALUES), given: Given::new(null_mut(), 0), kept }
+    }
+
+    fn take(&self) -> Buffer<'_> {
+        // Acquire, here and below: whoever had the buffer before no longer uses it.
+        let idle = |idle: &AtomicBool| idle.load(Ordering::Relaxed) && idle.swap(false, Ordering::Acquire);
+        let given = self.given.idle.iter().position(idle);
+        let start = match given {
+            Some(k) => self.given.start.load(Ordering::Relaxed).wrapping_add(k * self.lines),
+            None => self.take_kept().unwrap_or_else(|| {
+                Box::into_raw(vec![Line { _values: [0.0; VALUES] }; self.lines].into_boxed_slice()).cast()
+            }),
+        };
+        Buffer { pool: self, start, given, next: start.cast(), left: self.lines * VALUES }
+    }
+
+    fn take_kept(&self) -> Option<*mut Line> {
+        self.kept.iter().find_map(|kept| {
+            let start = if kept.load(Ordering::Relaxed).is_null() {
+                null_mut()
+            } else {
+                kept.swap(null_mut(), Ordering::Acquire)
+            };
+            (!start.is_null()).then_some(start)
+        })
+    }
+
+    /// Keeps a buffer from the heap, if there is room.
+    fn keep(&self, start: *mut Line) -> bool {
+        // Release: the buffer is no longer used.
+        let keep = |kept: &AtomicPtr<Line>| {
+            kept.load(Ordering::Relaxed).is_null()
+                && kept.compare_exchange(null_mut(), start, Ordering::Release, Ordering::Relaxed).is_ok()
+        };
+        self.kept.iter().any(keep)
+    }
+
+    /// # Safety
+    /// `take` allocated the buffer, and nothing uses it any more.
+    unsafe fn free(&self, start: *mut Line) {
+        // SAFETY: the caller's promise; all buffers have this length.
+        drop(unsafe { Box::from_raw(slice_from_raw_parts_mut(start, self.lines)) });
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        while let Some(start) = self.take_kept() {
+            // SAFETY: buffers that are kept are from the heap, and this one was taken out.
+            unsafe { self.free(start) };
+        }
     }
 }
 
 /// A borrowed buffer; it returns to its pool when dropped.
 pub(crate) struct Buffer<'a> {
+    pool: &'a Pool,
+    start: *mut Line,
+    /// Which of the given buffers it is; otherwise it is from the heap.
+    given: Option<usize>,
     next: *mut f64,
     left: usize,
-    /// Present until it is dropped.
-    memory: Option<Memory>,
-    pool: &'a Pool,
 }
 
 impl Buffer<'_> {
@@ -144,7 +200,13 @@ impl Buffer<'_> {
 
 impl Drop for Buffer<'_> {
     fn drop(&mut self) {
-        self.pool.0.lock().unwrap_or_else(PoisonError::into_inner).extend(self.memory.take());
+        match self.given {
+            // Release: the buffer is no longer used.
+            Some(k) => self.pool.given.idle[k].store(true, Ordering::Release),
+            None if self.pool.keep(self.start) => {}
+            // SAFETY: it is from the heap, and nothing else refers to it.
+            None => unsafe { self.pool.free(self.start) },
+        }
     }
 }
 

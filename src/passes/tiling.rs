@@ -140,25 +140,30 @@ impl Grid {
         if count == 1 || groups >= count.saturating_mul(4) {
             // Blocks of neighbours: while one group is mapped, the next is prefetched.
             let block = (groups / count.saturating_mul(4)).max(1);
-            threads.run(count, groups.div_ceil(block), Order::FirstFirst, &|b| {
-                self.walk_groups(b * block..((b + 1) * block).min(groups), steps);
+            let blocks = groups.div_ceil(block);
+            threads.pass(count.min(blocks), &mut |crew| {
+                crew.run(blocks, Order::FirstFirst, &|b| {
+                    self.walk_groups(b * block..((b + 1) * block).min(groups), steps);
+                });
             });
             return;
         }
         let tiles = self.tiles();
         let tile = |t: usize| self.tile(t / segments, t % segments);
-        if steps.reduces() {
-            threads.run(count, tiles, Order::FirstFirst, &|t| steps.reduce(t % segments, tile(t)));
-        }
         let chunks = self.channels.div_ceil(FINISH_CHANNELS);
-        threads.run(count, chunks, Order::FirstFirst, &|k| {
-            steps.finish(k * FINISH_CHANNELS..((k + 1) * FINISH_CHANNELS).min(self.channels));
-        });
-        if steps.maps() {
-            threads.run(count, tiles, Order::LastFirst, &|t| {
-                steps.map(MapTile { tile: tile(t), prefetch_distance: None });
+        threads.pass(count.min(tiles), &mut |crew| {
+            if steps.reduces() {
+                crew.run(tiles, Order::FirstFirst, &|t| steps.reduce(t % segments, tile(t)));
+            }
+            crew.run(chunks, Order::FirstFirst, &|k| {
+                steps.finish(k * FINISH_CHANNELS..((k + 1) * FINISH_CHANNELS).min(self.channels));
             });
-        }
+            if steps.maps() {
+                crew.run(tiles, Order::LastFirst, &|t| {
+                    steps.map(MapTile { tile: tile(t), prefetch_distance: None });
+                });
+            }
+        });
     }
 
     /// Takes neighbouring groups through all steps.

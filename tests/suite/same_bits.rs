@@ -1,7 +1,7 @@
 //! Do results have the same bits for every instruction set, number of threads, executor, alignment and way of calling?
 
 use crate::common::*;
-use batchnorm::{Activation, BatchNorm, Executor, Isa, Shape, Threads};
+use batchnorm::{Activation, BatchNorm, Executor, Isa, Shape, ThreadPool, Threads};
 use std::sync::Arc;
 
 /// Runs the tasks backwards, on two threads.
@@ -49,6 +49,10 @@ pub(crate) fn every_threads(plan: &BatchNorm, f: &mut (dyn FnMut(&BatchNorm, &st
         [("backwards", Arc::new(Backwards)), ("careless", Arc::new(Careless)), ("idle", Arc::new(Idle))];
     for (name, executor) in executors {
         f(&plan.clone().threads(Threads::Executor(executor)), name);
+    }
+    for threads in 1..=5 {
+        let pool = Threads::Pool(Arc::new(ThreadPool::new(threads).unwrap()));
+        f(&plan.clone().threads(pool), &format!("a pool of {threads} threads"));
     }
     #[cfg(feature = "rayon")]
     for threads in [1, 2, 3, 7, 16] {

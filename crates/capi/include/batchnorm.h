@@ -20,9 +20,8 @@
 //   otherwise float. Statistics and sums are double. Per-channel arrays have `channels` elements. weights have one
 //   element per position, outer * inner in total; position (o, i) is at index o * inner + i.
 // - Several threads can use a plan at once. Results are bit-identical for any threads and any instruction set.
-// - A plan has scratch memory for one call at a time, its own or the caller's, and such calls do not allocate. The
-//   exceptions are bn_double_backward, and BN_THREADS_POOL, which allocates a little when it wakes its threads. For
-//   several calls at once see bn_scratch_bytes.
+// - A plan has scratch memory for one call at a time, its own or the caller's, and such calls do not allocate, except
+//   bn_double_backward. For several calls at once see bn_scratch_bytes.
 
 
 #ifndef BATCHNORM_H
@@ -104,7 +103,7 @@
 // This CPU lacks the requested instruction set.
 #define BN_ERROR_UNSUPPORTED_ISA 19
 
-// thread_count or parallel_for does not match the kind of threads, or threads could not be started.
+// thread_count, parallel_for or pool does not match the kind of threads, or threads could not be started.
 #define BN_ERROR_THREADS 20
 
 // There is not enough memory for the plan.
@@ -152,13 +151,13 @@
 // The calling thread.
 #define BN_THREADS_SEQUENTIAL 0
 
-// Threads that the plan owns and that end with it.
+// A pool of threads: of the plan's own, which end with it, or shared by several plans.
 #define BN_THREADS_POOL 1
 
 // The caller's own threads, through a bn_parallel_for.
 #define BN_THREADS_CALLER 2
 
-// The largest thread_count of BN_THREADS_POOL.
+// The most threads of a pool.
 #define BN_MAX_POOL_THREADS 1024
 
 // running = (1 - momentum) * running + momentum * batch: momentum is the weight of the new value.
@@ -175,6 +174,9 @@
 
 // A plan: a shape, how to normalize it and where to run. It never changes after its creation.
 typedef struct bn_plan bn_plan;
+
+// Threads that plans share. Each plan has a reference, so that a pool may be destroyed before its plans.
+typedef struct bn_pool bn_pool;
 
 // One task of a pass, to be called with an index and with the arg that parallel_for was given.
 typedef void (*bn_task)(void *arg, size_t index);
@@ -209,14 +211,16 @@ typedef struct bn_plan_desc {
     int32_t threads;
     // BN_ACTIVATION_, applied in the same sweep. Backward passes start from the gradient of the activation's result.
     int32_t activation;
-    // For BN_THREADS_SEQUENTIAL 0. For BN_THREADS_POOL at most BN_MAX_POOL_THREADS, including the calling thread, or 0
-    // for one thread per core. For BN_THREADS_CALLER at least 1: the number of threads that parallel_for uses. With 1,
-    // the work is not split.
+    // For BN_THREADS_SEQUENTIAL 0. For BN_THREADS_POOL 0 if pool is given; otherwise at most BN_MAX_POOL_THREADS,
+    // including the calling thread, or 0 for one thread per core. For BN_THREADS_CALLER at least 1: the number of
+    // threads that parallel_for uses. With 1, the work is not split.
     size_t thread_count;
     // For BN_THREADS_CALLER only.
     bn_parallel_for parallel_for;
     // Passed to parallel_for.
     void *parallel_for_ctx;
+    // For BN_THREADS_POOL: a pool to share with other plans, or NULL for threads of the plan's own.
+    const struct bn_pool *pool;
     // Memory that passes need for per-channel arrays, of any alignment. Only the plan may use it until the plan is
     // destroyed. If it is NULL, the plan allocates its own from the heap.
     void *scratch;
@@ -566,9 +570,18 @@ const char *bn_status_name(int32_t status);
 // is valid until this thread's next call.
 const char *bn_last_error_message(void);
 
+// Creates a pool of threads for any number of plans. threads is at most BN_MAX_POOL_THREADS, including the thread that
+// calls a pass, or 0 for one thread per core. After an error *pool is unchanged.
+int32_t bn_pool_create(size_t threads,
+                       struct bn_pool **pool);
+
+// Destroys a pool. Its threads end when the last plan that uses it is destroyed as well. NULL is allowed.
+int32_t bn_pool_destroy(struct bn_pool *pool);
+
 // Creates a plan. After an error *plan is unchanged.
 //
-// desc and what it points to are not needed after this call has returned, except scratch, parallel_for and its ctx.
+// desc and what it points to are not needed after this call has returned, except scratch, parallel_for and its ctx. The
+// plan has a reference of its own to the pool.
 int32_t bn_plan_create(const struct bn_plan_desc *desc,
                        struct bn_plan **plan);
 
@@ -581,7 +594,7 @@ int32_t bn_scratch_bytes(const struct bn_plan_desc *desc,
                          size_t calls,
                          size_t *bytes);
 
-// Destroys a plan and ends the threads that it owns. NULL is allowed.
+// Destroys a plan, and ends its threads, unless another plan or a bn_pool has them too. NULL is allowed.
 int32_t bn_plan_destroy(struct bn_plan *plan);
 
 // The fastest instruction set of this CPU, one of BN_ISA_. bn_plan_create returns BN_ERROR_UNSUPPORTED_ISA for one

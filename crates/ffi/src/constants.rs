@@ -29,12 +29,12 @@ pub const BN_ISA_AVX512: i32 = 3;
 
 /// The calling thread.
 pub const BN_THREADS_SEQUENTIAL: i32 = 0;
-/// Threads that the plan owns and that end with it.
+/// A pool of threads: of the plan's own, which end with it, or shared by several plans.
 pub const BN_THREADS_POOL: i32 = 1;
 /// The caller's own threads, through a bn_parallel_for.
 pub const BN_THREADS_CALLER: i32 = 2;
 
-/// The largest thread_count of BN_THREADS_POOL.
+/// The most threads of a pool.
 pub const BN_MAX_POOL_THREADS: usize = 1024;
 
 /// running = (1 - momentum) * running + momentum * batch: momentum is the weight of the new value.

@@ -7,7 +7,7 @@
 //! - `version`, `status`, `constants`, `structs` and `args` are what the header declares, apart from the calls.
 //!   `status` also has the boundary that no panic crosses.
 //! - `read` copies and checks a struct of the caller.
-//! - `plan` is what a handle points to, and `threads` where it runs.
+//! - `plan` is what a handle points to, and `threads` where it runs: its own threads, the caller's, or a pool.
 //! - `arrays` makes slices from pointers, and `views` the core's types from structs and slices.
 //! - `passes`, `statistics` and `fold` are the calls; `call` selects the element type.
 //!
@@ -56,4 +56,5 @@ pub use read::{Descriptor, sized};
 pub use statistics::*;
 pub use status::*;
 pub use structs::*;
+pub use threads::{bn_pool_create, bn_pool_destroy};
 pub use version::*;

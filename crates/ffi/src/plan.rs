@@ -63,7 +63,8 @@ unsafe fn describe(desc: &bn_plan_desc, start: Start) -> Result<(BatchNorm, usiz
 
 /// Creates a plan. After an error *plan is unchanged.
 ///
-/// desc and what it points to are not needed after this call has returned, except scratch, parallel_for and its ctx.
+/// desc and what it points to are not needed after this call has returned, except scratch, parallel_for and its ctx. The
+/// plan has a reference of its own to the pool.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bn_plan_create(desc: *const bn_plan_desc, plan: *mut *mut bn_plan) -> i32 {
     guard(|| {
@@ -81,7 +82,7 @@ pub unsafe extern "C" fn bn_plan_create(desc: *const bn_plan_desc, plan: *mut *m
                 format_args!("desc.scratch extends past the end of the address space: {bytes} bytes at {data:p}");
             return Err(fail(BN_ERROR_LENGTH, message));
         };
-        // SAFETY: the header demands such a parallel_for, until the plan is destroyed.
+        // SAFETY: the header demands such a parallel_for, until the plan is destroyed, and such a pool.
         let (batch_norm, element) = unsafe { describe(&desc, Start::Now)? };
         let mut scratch = Vec::new();
         let given_scratch = (!data.is_null()).then_some((data.addr(), end));
@@ -117,7 +118,7 @@ pub unsafe extern "C" fn bn_scratch_bytes(desc: *const bn_plan_desc, calls: usiz
         // SAFETY: the header demands a pointer to a descriptor.
         let desc = unsafe { read("desc", desc)? };
         check_pointer("bytes", bytes)?;
-        // SAFETY: nothing runs on these threads.
+        // SAFETY: nothing runs on these threads; the header demands such a pool.
         let (batch_norm, _) = unsafe { describe(&desc, Start::Never)? };
         // SAFETY: the header demands a pointer to room for a size_t; it is not null and is aligned.
         unsafe { bytes.write(batch_norm.scratch_bytes(calls)) };
@@ -125,7 +126,7 @@ pub unsafe extern "C" fn bn_scratch_bytes(desc: *const bn_plan_desc, calls: usiz
     })
 }
 
-/// Destroys a plan and ends the threads that it owns. NULL is allowed.
+/// Destroys a plan, and ends its threads, unless another plan or a bn_pool has them too. NULL is allowed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bn_plan_destroy(plan: *mut bn_plan) -> i32 {
     guard(|| {

@@ -48,7 +48,7 @@ pub const BN_ERROR_NOT_INVERTIBLE: i32 = 17;
 pub const BN_ERROR_SOURCE: i32 = 18;
 /// This CPU lacks the requested instruction set.
 pub const BN_ERROR_UNSUPPORTED_ISA: i32 = 19;
-/// thread_count or parallel_for does not match the kind of threads, or threads could not be started.
+/// thread_count, parallel_for or pool does not match the kind of threads, or threads could not be started.
 pub const BN_ERROR_THREADS: i32 = 20;
 /// There is not enough memory for the plan.
 pub const BN_ERROR_OUT_OF_MEMORY: i32 = 21;
@@ -125,8 +125,7 @@ impl From<Error> for Status {
 
 /// Runs the body of a call and returns its result as a code; a panic is [`BN_ERROR_INTERNAL`].
 pub(crate) fn guard(body: impl FnOnce() -> Result<(), Status>) -> i32 {
-    // After a panic nothing is promised about the caller's outputs, and what a plan shares between calls is behind
-    // mutexes.
+    // After a panic nothing is promised about the caller's outputs, and what a plan shares between calls is atomic.
     match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(())) => {
             MESSAGE.with_borrow_mut(Message::clear);

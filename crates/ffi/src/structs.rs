@@ -1,6 +1,8 @@
 //! The structs of the header that a caller keeps between calls, and its function types.
 
+use batchnorm::ThreadPool;
 use std::ffi::c_void;
+use std::sync::Arc;
 
 /// One task of a pass, to be called with an index and with the arg that parallel_for was given.
 pub type bn_task = unsafe extern "C" fn(arg: *mut c_void, index: usize);
@@ -12,6 +14,9 @@ pub type bn_task = unsafe extern "C" fn(arg: *mut c_void, index: usize);
 /// Indices that it skips are run by the library, and repeated ones are ignored. But no task may start after the
 /// function has returned.
 pub type bn_parallel_for = Option<unsafe extern "C" fn(ctx: *mut c_void, n: usize, task: bn_task, arg: *mut c_void)>;
+
+/// Threads that plans share. Each plan has a reference, so that a pool may be destroyed before its plans.
+pub struct bn_pool(pub(crate) Arc<ThreadPool>);
 
 /// An array that is read. The top of this header says which element type it has.
 #[repr(C)]
@@ -68,14 +73,16 @@ pub struct bn_plan_desc {
     pub threads: i32,
     /// BN_ACTIVATION_, applied in the same sweep. Backward passes start from the gradient of the activation's result.
     pub activation: i32,
-    /// For BN_THREADS_SEQUENTIAL 0. For BN_THREADS_POOL at most BN_MAX_POOL_THREADS, including the calling thread, or 0
-    /// for one thread per core. For BN_THREADS_CALLER at least 1: the number of threads that parallel_for uses. With 1,
-    /// the work is not split.
+    /// For BN_THREADS_SEQUENTIAL 0. For BN_THREADS_POOL 0 if pool is given; otherwise at most BN_MAX_POOL_THREADS,
+    /// including the calling thread, or 0 for one thread per core. For BN_THREADS_CALLER at least 1: the number of
+    /// threads that parallel_for uses. With 1, the work is not split.
     pub thread_count: usize,
     /// For BN_THREADS_CALLER only.
     pub parallel_for: bn_parallel_for,
     /// Passed to parallel_for.
     pub parallel_for_ctx: *mut c_void,
+    /// For BN_THREADS_POOL: a pool to share with other plans, or NULL for threads of the plan's own.
+    pub pool: *const bn_pool,
     /// Memory that passes need for per-channel arrays, of any alignment. Only the plan may use it until the plan is
     /// destroyed. If it is NULL, the plan allocates its own from the heap.
     pub scratch: *mut c_void,

@@ -1,75 +1,27 @@
-//! The threads that a plan's passes run on.
+//! The threads that plans run on.
 
 use crate::constants::BN_MAX_POOL_THREADS;
-use crate::read::choose;
-use crate::status::{BN_ERROR_NULL, BN_ERROR_THREADS, Status, fail};
-use crate::structs::{bn_plan_desc, bn_task};
-use batchnorm::{Executor, Threads};
+use crate::read::{check_alignment, check_pointer, choose};
+use crate::status::{BN_ERROR_NULL, BN_ERROR_THREADS, Status, fail, guard};
+use crate::structs::{bn_plan_desc, bn_pool, bn_task};
+use batchnorm::{Executor, ThreadPool, Threads};
 use std::any::Any;
 use std::ffi::c_void;
 use std::fmt;
 use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread;
 
-/// A rayon pool. Dropping it waits until its threads have ended, so that the library can be unloaded afterwards.
-struct OwnThreads {
-    /// Has one thread fewer than `threads`, since the calling thread also works. None if it was never started.
-    pool: Option<rayon::ThreadPool>,
-    handles: Vec<JoinHandle<()>>,
-    threads: usize,
-}
+/// Threads that are only counted: the caller runs what they skip.
+struct Counted(usize);
 
-impl OwnThreads {
-    /// A number of threads that are not started, and run nothing.
-    fn none(threads: usize) -> Self {
-        Self { pool: None, handles: Vec::new(), threads }
-    }
-
-    fn new(threads: usize) -> Result<Self, Status> {
-        let mut own = Self::none(threads);
-        let spawn = |worker: rayon::ThreadBuilder| {
-            own.handles.push(thread::Builder::new().name("batchnorm".into()).spawn(|| worker.run())?);
-            Ok(())
-        };
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads - 1).spawn_handler(spawn).build();
-        own.pool =
-            Some(pool.map_err(|e| fail(BN_ERROR_THREADS, format_args!("could not start {threads} threads: {e}")))?);
-        Ok(own)
-    }
-}
-
-impl Executor for OwnThreads {
+impl Executor for Counted {
     fn threads(&self) -> usize {
-        self.threads
+        self.0
     }
 
-    fn parallel_for(&self, n: usize, task: &(dyn Fn(usize) + Sync)) {
-        let next = AtomicUsize::new(0);
-        // Relaxed: the counter orders nothing else; what tasks write is published when the scope ends.
-        let work =
-            || std::iter::repeat_with(|| next.fetch_add(1, Ordering::Relaxed)).take_while(|&i| i < n).for_each(task);
-        let Some(pool) = &self.pool else { return };
-        pool.in_place_scope(|scope| {
-            for _ in 1..self.threads.min(n) {
-                scope.spawn(|_| work());
-            }
-            work();
-        });
-    }
-}
-
-impl Drop for OwnThreads {
-    fn drop(&mut self) {
-        // Dropping the pool ends its threads.
-        self.pool = None;
-        for handle in self.handles.drain(..) {
-            // An error means that the thread panicked; it has ended too.
-            let _ = handle.join();
-        }
-    }
+    fn parallel_for(&self, _: usize, _: &(dyn Fn(usize) + Sync)) {}
 }
 
 /// The caller's `parallel_for`.
@@ -144,32 +96,54 @@ pub(crate) enum Start {
     Never,
 }
 
+/// Starts the threads of a pool; 0 stands for one per core.
+fn new_pool(threads: usize) -> Result<Arc<ThreadPool>, Status> {
+    let threads = number(threads);
+    let failed = |e| fail(BN_ERROR_THREADS, format_args!("could not start {threads} threads: {e}"));
+    Ok(Arc::new(ThreadPool::new(threads).map_err(failed)?))
+}
+
+/// The number of threads that a caller means: 0 is one per core.
+fn number(threads: usize) -> usize {
+    const { assert!(BN_MAX_POOL_THREADS == ThreadPool::MAX_THREADS) };
+    let per_core = || thread::available_parallelism().map_or(1, NonZero::get).min(BN_MAX_POOL_THREADS);
+    if threads > 0 { threads } else { per_core() }
+}
+
 /// The threads that a descriptor asks for.
 ///
 /// # Safety
-/// As long as the result is used, `parallel_for` and its ctx are as the header demands of a bn_parallel_for.
+/// As long as the result is used, `parallel_for` and its ctx are as the header demands of a bn_parallel_for. A pool
+/// that is not NULL and is aligned comes from `bn_pool_create`, and is not destroyed during the call.
 pub(crate) unsafe fn threads(desc: &bn_plan_desc, start: Start) -> Result<Threads, Status> {
     let kind = choose("desc.threads", desc.threads, &[Kind::Sequential, Kind::Pool, Kind::Caller])?;
-    let count = desc.thread_count;
+    let (count, has_pool) = (desc.thread_count, !desc.pool.is_null());
     let wrong_count = |expected: fmt::Arguments<'_>| {
         let message = format_args!("desc.thread_count is out of range: expected {expected}, got {count}");
         Err(fail(BN_ERROR_THREADS, message))
     };
+    let not_for = |field: &str, threads: &str| {
+        Err(fail(BN_ERROR_THREADS, format_args!("desc.{field} is given, but desc.threads is not {threads}")))
+    };
     match (kind, desc.parallel_for) {
         (Kind::Sequential, _) if count != 0 => wrong_count(format_args!("0 for BN_THREADS_SEQUENTIAL")),
+        (Kind::Pool, _) if has_pool && count != 0 => wrong_count(format_args!("0 with desc.pool")),
         (Kind::Pool, _) if count > BN_MAX_POOL_THREADS => {
             wrong_count(format_args!("0 to {BN_MAX_POOL_THREADS} for BN_THREADS_POOL"))
         }
         (Kind::Caller, _) if count == 0 => wrong_count(format_args!("at least 1 for BN_THREADS_CALLER")),
+        (Kind::Sequential | Kind::Pool, Some(_)) => not_for("parallel_for", "BN_THREADS_CALLER"),
+        (Kind::Sequential | Kind::Caller, _) if has_pool => not_for("pool", "BN_THREADS_POOL"),
         (Kind::Sequential, None) => Ok(Threads::Sequential),
-        (Kind::Pool, None) => {
-            let count = if count > 0 { count } else { thread::available_parallelism().map_or(1, NonZero::get) };
-            Ok(match start {
-                _ if count == 1 => Threads::Sequential,
-                Start::Now => Threads::Executor(Arc::new(OwnThreads::new(count)?)),
-                Start::Never => Threads::Executor(Arc::new(OwnThreads::none(count))),
-            })
+        (Kind::Pool, None) if has_pool => {
+            check_alignment("desc.pool", desc.pool)?;
+            // SAFETY: the caller's promise.
+            Ok(Threads::Pool(unsafe { &*desc.pool }.0.clone()))
         }
+        (Kind::Pool, None) => Ok(match start {
+            Start::Now => Threads::Pool(new_pool(count)?),
+            Start::Never => Threads::Executor(Arc::new(Counted(number(count)))),
+        }),
         (Kind::Caller, Some(parallel_for)) => {
             // SAFETY: the caller's promise.
             let threads = unsafe { CallersThreads::new(parallel_for, desc.parallel_for_ctx, count) };
@@ -179,16 +153,43 @@ pub(crate) unsafe fn threads(desc: &bn_plan_desc, start: Start) -> Result<Thread
             let message = format_args!("desc.parallel_for is NULL: BN_THREADS_CALLER needs a function");
             Err(fail(BN_ERROR_NULL, message))
         }
-        (_, Some(_)) => {
-            let message = format_args!("desc.parallel_for is given, but desc.threads is not BN_THREADS_CALLER");
-            Err(fail(BN_ERROR_THREADS, message))
-        }
     }
+}
+
+/// Creates a pool of threads for any number of plans. threads is at most BN_MAX_POOL_THREADS, including the thread that
+/// calls a pass, or 0 for one thread per core. After an error *pool is unchanged.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bn_pool_create(threads: usize, pool: *mut *mut bn_pool) -> i32 {
+    guard(|| {
+        check_pointer("pool", pool)?;
+        if threads > BN_MAX_POOL_THREADS {
+            let message = format_args!("threads is out of range: expected 0 to {BN_MAX_POOL_THREADS}, got {threads}");
+            return Err(fail(BN_ERROR_THREADS, message));
+        }
+        let made = Box::new(bn_pool(new_pool(threads)?));
+        // SAFETY: the header demands a pointer to room for a pointer; it is not null and is aligned.
+        unsafe { pool.write(Box::into_raw(made)) };
+        Ok(())
+    })
+}
+
+/// Destroys a pool. Its threads end when the last plan that uses it is destroyed as well. NULL is allowed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bn_pool_destroy(pool: *mut bn_pool) -> i32 {
+    guard(|| {
+        if !pool.is_null() {
+            check_pointer("pool", pool)?;
+            // SAFETY: the header demands a handle from `bn_pool_create` that is not used any more.
+            drop(unsafe { Box::from_raw(pool) });
+        }
+        Ok(())
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     unsafe extern "C" fn backwards(ctx: *mut c_void, n: usize, task: bn_task, arg: *mut c_void) {
         // SAFETY: `callers` passes the address of a static atomic.
@@ -207,16 +208,13 @@ mod tests {
     #[test]
     fn every_index_is_run_once() {
         static CALLS: AtomicUsize = AtomicUsize::new(0);
-        let executors: [&dyn Executor; 3] =
-            [&OwnThreads::new(2).unwrap(), &OwnThreads::new(5).unwrap(), &callers(&CALLS)];
-        for executor in executors {
-            for n in [0, 1, 2, 3, 100] {
-                let seen: Vec<_> = (0..n).map(|_| AtomicUsize::new(0)).collect();
-                executor.parallel_for(n, &|i| {
-                    seen[i].fetch_add(1, Ordering::Relaxed);
-                });
-                assert!(seen.iter().all(|s| s.load(Ordering::Relaxed) == 1), "{n}");
-            }
+        let executor = callers(&CALLS);
+        for n in [0, 1, 2, 3, 100] {
+            let seen: Vec<_> = (0..n).map(|_| AtomicUsize::new(0)).collect();
+            executor.parallel_for(n, &|i| {
+                seen[i].fetch_add(1, Ordering::Relaxed);
+            });
+            assert!(seen.iter().all(|s| s.load(Ordering::Relaxed) == 1), "{n}");
         }
         assert_eq!(CALLS.load(Ordering::Relaxed), 5);
     }

@@ -1,8 +1,17 @@
-//! Work split by index over threads: the only file that names rayon.
+//! Work split by index over threads: the only folder that names rayon.
+
+mod pool;
+#[cfg(feature = "rayon")]
+mod rayon_threads;
+mod sync;
+mod team;
+
+pub use pool::ThreadPool;
+pub(crate) use team::Order;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use team::{Job, Pass};
 
 /// A caller's own threads.
 ///
@@ -51,6 +60,8 @@ pub enum Threads {
     #[cfg(feature = "rayon")]
     #[default]
     Rayon,
+    /// A pool of this crate, which plans can share.
+    Pool(Arc<ThreadPool>),
     /// The caller's own threads.
     Executor(Arc<dyn Executor>),
 }
@@ -61,6 +72,7 @@ impl fmt::Debug for Threads {
             Self::Sequential => "Sequential",
             #[cfg(feature = "rayon")]
             Self::Rayon => "Rayon",
+            Self::Pool(_) => "Pool",
             Self::Executor(_) => "Executor",
         })
     }
@@ -79,85 +91,68 @@ impl Threads {
         match self {
             Self::Sequential => 1,
             #[cfg(feature = "rayon")]
-            Self::Rayon => rayon::current_num_threads(),
+            Self::Rayon => rayon_threads::count(),
+            Self::Pool(pool) => pool.available(),
             Self::Executor(executor) => executor.threads().max(1),
         }
     }
 
-    /// Runs `task` for every index below `n`, once each, on up to `threads` threads, the caller's among them.
+    /// Runs a pass, which is given a crew of up to so many workers, the caller among them. Helpers are asked for once,
+    /// and stay until the pass has ended.
+    pub(crate) fn pass(&self, workers: usize, pass: &mut dyn FnMut(&mut Crew<'_>)) {
+        match self {
+            _ if workers < 2 => pass(&mut Crew::alone()),
+            Self::Sequential => pass(&mut Crew::alone()),
+            #[cfg(feature = "rayon")]
+            Self::Rayon => rayon_threads::pass(workers, pass),
+            Self::Pool(pool) => match pool.begin(workers) {
+                Some(team) => pass(&mut Crew { workers, hands: Hands::Team(team) }),
+                None => pass(&mut Crew::alone()),
+            },
+            Self::Executor(executor) => pass(&mut Crew { workers, hands: Hands::Executor(&**executor) }),
+        }
+    }
+}
+
+/// Who runs the steps of a pass.
+pub(crate) struct Crew<'a> {
+    workers: usize,
+    hands: Hands<'a>,
+}
+
+enum Hands<'a> {
+    Caller,
+    Team(Pass<'a>),
+    Executor(&'a dyn Executor),
+}
+
+impl Crew<'_> {
+    fn alone() -> Self {
+        Self { workers: 1, hands: Hands::Caller }
+    }
+
+    /// Runs `task` for every index below `tasks`, once each, and returns when all have ended.
     ///
     /// Each worker has a share of neighbouring indices, which it takes in the given order; workers that finish early
     /// take over remaining tasks. So threads that run late or not at all leave no gap, and an [`Executor`] that
     /// repeats or skips an index cannot make two threads write the same memory. What fits in caches takes down to
     /// half of the time of one queue for all, as a worker that is always the same thread finds the memory of its
     /// share where it left it.
-    pub(crate) fn run(&self, threads: usize, n: usize, order: Order, task: &(dyn Fn(usize) + Sync)) {
-        let workers = threads.min(n);
-        let shares = Shares::new(n, workers, order);
-        let work = |worker| {
-            while let Some(i) = shares.claim(worker) {
-                task(i);
-            }
-        };
-        match self {
-            _ if workers < 2 => {}
-            Self::Sequential => {}
-            #[cfg(feature = "rayon")]
-            Self::Rayon => rayon::in_place_scope(|scope| {
-                for worker in 1..workers {
-                    scope.spawn(move |_| work(worker));
-                }
-                work(0);
-            }),
-            Self::Executor(executor) => executor.parallel_for(workers, &work),
+    pub(crate) fn run(&mut self, tasks: usize, order: Order, task: &(dyn Fn(usize) + Sync)) {
+        let workers = self.workers.min(tasks);
+        let job = Job::new(tasks, workers, order, task);
+        match &mut self.hands {
+            Hands::Team(pass) if workers > 1 => return pass.run(job),
+            Hands::Executor(executor) if workers > 1 => executor.parallel_for(workers, &|worker| job.work(worker)),
+            _ => {}
         }
-        work(0);
+        job.work(0);
     }
 }
 
-/// The task that a worker takes first.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Order {
-    FirstFirst,
-    LastFirst,
-}
-
-/// The most shares into which tasks are divided; more workers use one together.
-const MAX_SHARES: usize = 64;
-
-/// Tasks, divided among workers.
-struct Shares {
-    tasks: usize,
-    shares: usize,
-    order: Order,
-    /// How many tasks of a share have been claimed, or more if none are left.
-    claimed: [AtomicUsize; MAX_SHARES],
-}
-
-impl Shares {
-    fn new(tasks: usize, workers: usize, order: Order) -> Self {
-        let shares = workers.clamp(1, MAX_SHARES);
-        Self { tasks, shares, order, claimed: [const { AtomicUsize::new(0) }; MAX_SHARES] }
-    }
-
-    /// The first task of a share and the number of its tasks.
-    fn share(&self, k: usize) -> (usize, usize) {
-        let (each, more) = (self.tasks / self.shares, self.tasks % self.shares);
-        (k * each + k.min(more), each + usize::from(k < more))
-    }
-
-    /// A task that nobody has claimed: of the worker's own share or, if that is done, of the next ones.
-    fn claim(&self, worker: usize) -> Option<usize> {
-        (0..self.shares).find_map(|k| {
-            let k = (worker % self.shares + k) % self.shares;
-            let (first, len) = self.share(k);
-            // Relaxed: the counter orders nothing but itself; what tasks write is published by the join of the pool. It
-            // is read first, so that it exceeds the length by no more than the number of workers.
-            let claimed = &self.claimed[k];
-            let i = if claimed.load(Ordering::Relaxed) < len { claimed.fetch_add(1, Ordering::Relaxed) } else { len };
-            (i < len).then(|| if self.order == Order::FirstFirst { first + i } else { first + len - 1 - i })
-        })
-    }
+/// The process, by which a forked child is recognized: of the threads of its parent it has only the one that forked.
+fn process() -> u32 {
+    if cfg!(unix) { std::process::id() } else { 1 }
 }
 
 /// A pointer that tasks share, of which each writes a part of its own.
