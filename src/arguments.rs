@@ -4,10 +4,10 @@ use crate::activation::Activation;
 use crate::element::Element;
 use crate::error::{Error, check_optional};
 use crate::kernels::weights::Weights;
-use crate::passes::request::{BackwardOutputs, Fusions, Parameters};
+use crate::passes::request::{Fusions, Parameters};
 use crate::shape::Shape;
-use crate::simd::Real;
 use crate::statistics::check_count;
+use std::mem::MaybeUninit;
 use std::ptr::null;
 
 /// gamma and beta, each absent or one value per channel. Absent, gamma is 1 and beta is 0.
@@ -130,34 +130,51 @@ impl<E: Element> Extras<'_, E> {
 }
 
 /// Where the backward pass writes its gradients. Those that are `None` are not computed.
+///
+/// `E` is the element type and `P` that of gamma and beta; for a pass of [`Uninit`](crate::Uninit) both are
+/// [`MaybeUninit`].
+///
+/// A gradient that is wanted must be `Some`. So do not pass on the `None` of a conversion that failed, such as
+/// `as_slice_mut()` of a tensor that is not contiguous: make it an error of yours.
 #[derive(Debug)]
-pub struct Gradients<'a, E: Element> {
+pub struct Gradients<'a, E, P = E> {
     /// The gradient of x, of the plan's shape.
     pub dx: Option<&'a mut [E]>,
     /// The gradient of the residual, of the plan's shape: `dy·act'`.
     pub dresidual: Option<&'a mut [E]>,
     /// The gradient of gamma, one value per channel.
-    pub dgamma: Option<&'a mut [E::Param]>,
+    pub dgamma: Option<&'a mut [P]>,
     /// The gradient of beta, one value per channel.
-    pub dbeta: Option<&'a mut [E::Param]>,
+    pub dbeta: Option<&'a mut [P]>,
 }
 
-impl<E: Element> Default for Gradients<'_, E> {
+impl<E, P> Default for Gradients<'_, E, P> {
     fn default() -> Self {
         Self { dx: None, dresidual: None, dgamma: None, dbeta: None }
     }
 }
 
-impl<'a, E: Element> Gradients<'a, E> {
-    pub(crate) fn check(self, shape: Shape) -> Result<BackwardOutputs<'a, E, E::Param>, Error> {
-        let Self { dx, dresidual, dgamma, dbeta } = self;
-        check_optional("dx", shape.len(), dx.as_deref())?;
-        check_optional("dresidual", shape.len(), dresidual.as_deref())?;
-        check_optional("dgamma", shape.channels(), dgamma.as_deref())?;
-        check_optional("dbeta", shape.channels(), dbeta.as_deref())?;
-        let [dx, dresidual] = [dx, dresidual].map(|d| d.map(<[E]>::as_mut_ptr));
-        Ok(BackwardOutputs { dx, dresidual, dgamma, dbeta })
+impl<'a, E, P> Gradients<'a, E, P> {
+    pub(crate) fn check(&self, shape: Shape) -> Result<(), Error> {
+        check_optional("dx", shape.len(), self.dx.as_deref())?;
+        check_optional("dresidual", shape.len(), self.dresidual.as_deref())?;
+        check_optional("dgamma", shape.channels(), self.dgamma.as_deref())?;
+        check_optional("dbeta", shape.channels(), self.dbeta.as_deref())
     }
+
+    /// The same memory, for passes that do not need its contents.
+    pub(crate) fn into_uninit(self) -> Gradients<'a, MaybeUninit<E>, MaybeUninit<P>> {
+        let Self { dx, dresidual, dgamma, dbeta } = self;
+        let ([dx, dresidual], [dgamma, dbeta]) =
+            ([dx, dresidual].map(|d| d.map(as_uninit)), [dgamma, dbeta].map(|d| d.map(as_uninit)));
+        Gradients { dx, dresidual, dgamma, dbeta }
+    }
+}
+
+/// The same memory. Whoever calls this does not make any of it uninitialized: passes only write values.
+pub(crate) fn as_uninit<T>(values: &mut [T]) -> &mut [MaybeUninit<T>] {
+    // SAFETY: the layout is the same, and passes, to which this crate gives it, write nothing but values of T.
+    unsafe { &mut *(std::ptr::from_mut(values) as *mut [MaybeUninit<T>]) }
 }
 
 /// The gradients of a scalar with respect to the results of the backward pass, the inputs of second derivatives: see
@@ -173,15 +190,29 @@ pub struct Cotangents<'a, E: Element> {
 }
 
 /// Where [`BatchNorm::double_backward`](crate::BatchNorm::double_backward) writes the gradients of that scalar. Those
-/// that are `None` are not computed.
+/// that are `None` are not computed. `E` is the element type and `P` that of gamma.
 #[derive(Debug)]
-pub struct SecondGradients<'a, E: Element> {
+pub struct SecondGradients<'a, E, P = E> {
     /// With respect to x, of the plan's shape.
     pub x: Option<&'a mut [E]>,
     /// With respect to dy, of the plan's shape.
     pub dy: Option<&'a mut [E]>,
     /// With respect to gamma, one value per channel.
-    pub gamma: Option<&'a mut [E::Param]>,
+    pub gamma: Option<&'a mut [P]>,
+}
+
+impl<'a, E, P> SecondGradients<'a, E, P> {
+    pub(crate) fn check(&self, shape: Shape) -> Result<(), Error> {
+        check_optional("the gradient of x", shape.len(), self.x.as_deref())?;
+        check_optional("the gradient of dy", shape.len(), self.dy.as_deref())?;
+        check_optional("the gradient of gamma", shape.channels(), self.gamma.as_deref())
+    }
+
+    /// The same memory, for passes that do not need its contents.
+    pub(crate) fn into_uninit(self) -> SecondGradients<'a, MaybeUninit<E>, MaybeUninit<P>> {
+        let [x, dy] = [self.x, self.dy].map(|d| d.map(as_uninit));
+        SecondGradients { x, dy, gamma: self.gamma.map(as_uninit) }
+    }
 }
 
 /// Exact. (The compiler knows that the parameter of an element type is a [`Real`], but not that a type is one if it is

@@ -11,8 +11,9 @@ use crate::passes::request::{Backward, DoubleBackward, Fusions, Pass};
 use crate::shape::Shape;
 use crate::simd::Isa;
 use crate::statistics::{GradientSums, Source, Statistics, Values, ValuesMut};
-use crate::with::With;
+use crate::with::{Room, With};
 use std::mem::MaybeUninit;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::ptr::null;
 
 /// A plan: a shape, how to normalize it and where to run. Its methods are the passes.
@@ -77,6 +78,10 @@ use std::ptr::null;
 pub struct BatchNorm {
     engine: Engine,
 }
+
+// A pass that panics, in an [`Executor`](crate::Executor) of the caller, leaves nothing behind that another would find.
+impl UnwindSafe for BatchNorm {}
+impl RefUnwindSafe for BatchNorm {}
 
 impl BatchNorm {
     /// A plan with eps 1e-5, no activation, the best [`Isa`] of this CPU, and the default [`Threads`].
@@ -196,7 +201,7 @@ impl BatchNorm {
     /// # Ok::<(), batchnorm::Error>(())
     /// ```
     pub fn with<'a, E: Element>(&'a self, extras: Extras<'a, E>) -> With<'a, E> {
-        With { engine: &self.engine, extras }
+        With::new(&self.engine, extras)
     }
 
     fn plain<E: Element>(&self) -> With<'_, E> {
@@ -278,7 +283,7 @@ impl BatchNorm {
         dy: &[E],
         source: impl Into<Source<'s>>,
         affine: Affine<'_, E::Param>,
-        sums: &mut GradientSums<impl ValuesMut>,
+        sums: &mut GradientSums<impl ValuesMut<Value = f64>>,
     ) -> Result<(), Error> {
         self.plain().gradient_sums(x, dy, source, affine, sums)
     }
@@ -293,7 +298,7 @@ impl BatchNorm {
         x: &[E],
         dy: &[E],
         statistics: &Statistics<impl Values>,
-        sums: &GradientSums<impl Values>,
+        sums: &GradientSums<impl Values<Value = f64>>,
         affine: Affine<'_, E::Param>,
         dx: &mut [E],
     ) -> Result<(), Error> {
@@ -310,7 +315,7 @@ impl BatchNorm {
         x: &[E],
         dy: &mut [E],
         statistics: &Statistics<impl Values>,
-        sums: &GradientSums<impl Values>,
+        sums: &GradientSums<impl Values<Value = f64>>,
         affine: Affine<'_, E::Param>,
     ) -> Result<(), Error> {
         self.plain().input_gradient_in_place(x, dy, statistics, sums, affine, Gradients::default())
@@ -323,26 +328,35 @@ impl BatchNorm {
     pub fn parameter_gradients<'s, P: Element<Param = P>>(
         &self,
         source: impl Into<Source<'s>>,
-        sums: &GradientSums<impl Values>,
+        sums: &GradientSums<impl Values<Value = f64>>,
         dgamma: Option<&mut [P]>,
         dbeta: Option<&mut [P]>,
     ) -> Result<(), Error> {
         let (source, shape) = (source.into(), self.shape());
         source.check(shape.channels(), true)?;
         check_len("sums", shape.channels(), sums.channels())?;
-        let request = Backward {
-            dy: null(),
-            x: null(),
-            rebuild: false,
-            fusions: Fusions::NONE,
-            source,
-            parameters: Affine::default().parameters(),
-            sums: Some(sums.view()),
-            sums_out: None,
-            out: Gradients { dgamma, dbeta, ..Gradients::default() }.check(shape)?,
-        };
-        // SAFETY: all arguments have been checked. Inputs are not read, as sums are given and dx is not wanted.
-        unsafe { P::run(&self.engine, Pass::Backward(request)) };
+        let gradients: Gradients<'_, P> = Gradients { dgamma, dbeta, ..Gradients::default() };
+        gradients.check(shape)?;
+        let mut room = Room::new(&self.engine);
+        // SAFETY: all arguments have been checked, and the room outlives the request. Inputs are not read, as sums are
+        // given and dx is not wanted.
+        unsafe {
+            let source = room.source(source);
+            room.with_outputs(gradients.into_uninit(), |out| {
+                let request = Backward {
+                    dy: null(),
+                    x: null(),
+                    rebuild: false,
+                    fusions: Fusions::NONE,
+                    source,
+                    parameters: Affine::default().parameters(),
+                    sums: Some(sums.view()),
+                    sums_out: None,
+                    out,
+                };
+                P::run(&self.engine, Pass::Backward(request));
+            });
+        }
         Ok(())
     }
 
@@ -359,7 +373,7 @@ impl BatchNorm {
         dy: &[E],
         source: impl Into<Source<'s>>,
         affine: Affine<'_, E::Param>,
-        gradients: Gradients<'_, E>,
+        gradients: Gradients<'_, E, E::Param>,
     ) -> Result<(), Error> {
         self.plain().backward(x, dy, source, affine, gradients)
     }
@@ -428,7 +442,23 @@ impl BatchNorm {
         dy: &[E],
         statistics: &Statistics<impl Values>,
         affine: Affine<'_, E::Param>,
-        gradients: Gradients<'_, E>,
+        gradients: Gradients<'_, E, E::Param>,
+    ) -> Result<(), Error> {
+        self.backward_from_output_uninit(y, dy, statistics, affine, gradients.into_uninit())
+    }
+
+    /// [`backward_from_output`](Self::backward_from_output) with gradients that need not be initialized: see
+    /// [`Uninit`](crate::Uninit).
+    ///
+    /// # Errors
+    /// Same as [`backward_from_output`](Self::backward_from_output).
+    pub fn backward_from_output_uninit<E: Element>(
+        &self,
+        y: &[E],
+        dy: &[E],
+        statistics: &Statistics<impl Values>,
+        affine: Affine<'_, E::Param>,
+        gradients: Gradients<'_, MaybeUninit<E>, MaybeUninit<E::Param>>,
     ) -> Result<(), Error> {
         let shape = self.shape();
         check_len("y", shape.len(), y.len())?;
@@ -436,19 +466,26 @@ impl BatchNorm {
         affine.check_invertible::<E>(shape, self.engine.activation)?;
         let source = Source::from(statistics);
         source.check(shape.channels(), shape.is_empty())?;
-        let request = Backward {
-            dy: dy.as_ptr(),
-            x: null(),
-            rebuild: true,
-            fusions: Fusions { output: y.as_ptr(), ..Fusions::NONE },
-            source,
-            parameters: affine.parameters(),
-            sums: None,
-            sums_out: None,
-            out: gradients.check(shape)?,
-        };
-        // SAFETY: all arguments have been checked; slices do not overlap.
-        unsafe { E::run(&self.engine, Pass::Backward(request)) };
+        gradients.check(shape)?;
+        let mut room = Room::new(&self.engine);
+        // SAFETY: all arguments have been checked, and the room outlives the request; slices do not overlap.
+        unsafe {
+            let source = room.source(source);
+            room.with_outputs(gradients, |out| {
+                let request = Backward {
+                    dy: dy.as_ptr(),
+                    x: null(),
+                    rebuild: true,
+                    fusions: Fusions { output: y.as_ptr(), ..Fusions::NONE },
+                    source,
+                    parameters: affine.parameters(),
+                    sums: None,
+                    sums_out: None,
+                    out,
+                };
+                E::run(&self.engine, Pass::Backward(request));
+            });
+        }
         Ok(())
     }
 
@@ -484,7 +521,24 @@ impl BatchNorm {
         statistics: &Statistics<impl Values>,
         affine: Affine<'_, E::Param>,
         cotangents: Cotangents<'_, E>,
-        gradients: SecondGradients<'_, E>,
+        gradients: SecondGradients<'_, E, E::Param>,
+    ) -> Result<(), Error> {
+        self.double_backward_uninit(x, dy, statistics, affine, cotangents, gradients.into_uninit())
+    }
+
+    /// [`double_backward`](Self::double_backward) with gradients that need not be initialized: see
+    /// [`Uninit`](crate::Uninit).
+    ///
+    /// # Errors
+    /// Same as [`double_backward`](Self::double_backward).
+    pub fn double_backward_uninit<E: Element>(
+        &self,
+        x: &[E],
+        dy: &[E],
+        statistics: &Statistics<impl Values>,
+        affine: Affine<'_, E::Param>,
+        cotangents: Cotangents<'_, E>,
+        gradients: SecondGradients<'_, MaybeUninit<E>, MaybeUninit<E::Param>>,
     ) -> Result<(), Error> {
         let (shape, actual) = (self.shape(), self.engine.activation);
         let (len, channels) = (shape.len(), shape.channels());
@@ -498,19 +552,19 @@ impl BatchNorm {
         check_optional("the cotangent of dbeta", channels, cotangents.dbeta)?;
         Source::from(statistics).check(channels, shape.is_empty())?;
         affine.check(channels)?;
-        check_optional("the gradient of x", len, gradients.x.as_deref())?;
-        check_optional("the gradient of dy", len, gradients.dy.as_deref())?;
-        check_optional("the gradient of gamma", channels, gradients.gamma.as_deref())?;
+        gradients.check(shape)?;
+        let mut room = Room::new(&self.engine);
         let request = DoubleBackward {
             dy: dy.as_ptr(),
             x: x.as_ptr(),
             v: cotangents.dx.as_ptr(),
-            statistics: statistics.view(),
+            // SAFETY: the room outlives the request.
+            statistics: unsafe { room.source(Source::from(statistics)) },
             gamma: affine.gamma,
             dgamma_cotangent: cotangents.dgamma,
             dbeta_cotangent: cotangents.dbeta,
-            of_x: gradients.x.map(<[E]>::as_mut_ptr),
-            of_dy: gradients.dy.map(<[E]>::as_mut_ptr),
+            of_x: gradients.x.map(|x| x.as_mut_ptr().cast()),
+            of_dy: gradients.dy.map(|dy| dy.as_mut_ptr().cast()),
             of_gamma: gradients.gamma,
         };
         // SAFETY: all arguments have been checked; slices do not overlap.
@@ -528,7 +582,7 @@ impl BatchNorm {
         &self,
         source: impl Into<Source<'s>>,
         affine: Affine<'_, P>,
-        fold: &mut Fold<impl ValuesMut>,
+        fold: &mut Fold<impl ValuesMut<Value = f64>>,
     ) -> Result<(), Error> {
         let (source, channels) = (source.into(), self.shape().channels());
         source.check(channels, false)?;

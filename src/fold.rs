@@ -4,7 +4,6 @@ use crate::arguments::{Affine, to_f64};
 use crate::element::Element;
 use crate::error::{Error, check_len};
 use crate::kernels::scale::inv_std;
-use crate::simd::Real;
 use crate::statistics::{Source, Values, ValuesMut};
 
 /// One scale and one shift per channel, in f64: `y = scale·x + shift`, to which
@@ -60,7 +59,7 @@ impl Fold {
     }
 }
 
-impl<V: Values> Fold<V> {
+impl<V: Values<Value = f64>> Fold<V> {
     /// A scale and a shift that were computed elsewhere, or memory for them, one of each per channel.
     ///
     /// # Errors
@@ -137,14 +136,15 @@ impl<V: Values> Fold<V> {
     }
 }
 
-impl<V: ValuesMut> Fold<V> {
+impl<V: ValuesMut<Value = f64>> Fold<V> {
     /// Sets scale and shift from checked statistics and parameters.
     pub(crate) fn set<P: Element<Param = P>>(&mut self, source: Source<'_>, affine: Affine<'_, P>, eps: f64) {
         let scale = self.scale.as_mut().iter_mut();
         for (c, (scale, shift)) in scale.zip(self.shift.as_mut()).enumerate() {
-            let inv_std = inv_std(source.var()[c], eps);
+            let [mean, var] = source.channel(c);
+            let inv_std = inv_std(var, eps);
             *scale = affine.gamma.map_or(inv_std, |gamma| to_f64::<P>(gamma[c]) * inv_std);
-            *shift = affine.beta.map_or(0.0, |beta| to_f64::<P>(beta[c])) - source.mean()[c] * *scale;
+            *shift = affine.beta.map_or(0.0, |beta| to_f64::<P>(beta[c])) - mean * *scale;
         }
     }
 }

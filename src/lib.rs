@@ -72,6 +72,7 @@ pub mod reference;
 mod shape;
 mod simd;
 mod statistics;
+mod uninit;
 mod with;
 
 pub use activation::Activation;
@@ -83,7 +84,8 @@ pub use fold::Fold;
 pub use parallel::{Executor, ThreadPool, Threads};
 pub use shape::Shape;
 pub use simd::Isa;
-pub use statistics::{GradientSums, Momentum, RunningStatistics, Source, Statistics, Values, ValuesMut};
+pub use statistics::{GradientSums, Momentum, Precision, RunningStatistics, Source, Statistics, Values, ValuesMut};
+pub use uninit::Uninit;
 pub use with::With;
 
 #[cfg(doctest)]

@@ -2,29 +2,79 @@
 
 use crate::error::{Error, check_len};
 use crate::kernels::merge::merge_statistics;
+use crate::simd::Real;
 
-/// Memory for one value per channel: `Vec<f64>`, `&[f64]` or `&mut [f64]`.
-pub trait Values: sealed::Sealed + AsRef<[f64]> {}
+/// Memory for one value per channel: a `Vec`, `&[]` or `&mut []` of f64 or, for statistics, of f32.
+pub trait Values: sealed::Sealed + AsRef<[Self::Value]> {
+    /// f64 or f32.
+    type Value: Precision;
+}
 /// [`Values`] that can be written.
-pub trait ValuesMut: Values + AsMut<[f64]> {}
+pub trait ValuesMut: Values + AsMut<[Self::Value]> {}
 
-impl Values for Vec<f64> {}
-impl ValuesMut for Vec<f64> {}
-impl Values for &[f64] {}
-impl Values for &mut [f64] {}
-impl ValuesMut for &mut [f64] {}
+impl<P: Precision> Values for Vec<P> {
+    type Value = P;
+}
+impl<P: Precision> ValuesMut for Vec<P> {}
+impl<P: Precision> Values for &[P] {
+    type Value = P;
+}
+impl<P: Precision> Values for &mut [P] {
+    type Value = P;
+}
+impl<P: Precision> ValuesMut for &mut [P] {}
+
+/// f64, in which statistics are computed, or f32, to which they are rounded when they are stored.
+pub trait Precision: sealed::Sealed + Real {
+    /// The same values if they are of f64.
+    #[doc(hidden)]
+    fn as_f64(values: &[Self]) -> Option<&[f64]>;
+    /// The same.
+    #[doc(hidden)]
+    fn as_f64_mut(values: &mut [Self]) -> Option<&mut [f64]>;
+    #[doc(hidden)]
+    fn batch(statistics: Statistics<&[Self]>) -> Source<'_>;
+    #[doc(hidden)]
+    fn running(running: RunningStatistics<&[Self]>) -> Source<'_>;
+}
+
+macro_rules! precision {
+    ($type:ty, $as_f64:expr, $as_f64_mut:expr, $batch:expr, $running:expr) => {
+        impl Precision for $type {
+            fn as_f64(values: &[Self]) -> Option<&[f64]> {
+                $as_f64(values)
+            }
+            fn as_f64_mut(values: &mut [Self]) -> Option<&mut [f64]> {
+                $as_f64_mut(values)
+            }
+            fn batch(statistics: Statistics<&[Self]>) -> Source<'_> {
+                $batch(statistics)
+            }
+            fn running(running: RunningStatistics<&[Self]>) -> Source<'_> {
+                $running(running)
+            }
+        }
+    };
+}
+
+precision!(f64, Some, Some, Source::Batch, Source::Running);
+precision!(f32, |_| None, |_| None, Source::BatchF32, Source::RunningF32);
 
 mod sealed {
     pub trait Sealed {}
-    impl Sealed for Vec<f64> {}
-    impl Sealed for &[f64] {}
-    impl Sealed for &mut [f64] {}
+    impl Sealed for f64 {}
+    impl Sealed for f32 {}
+    impl<P: super::Precision> Sealed for Vec<P> {}
+    impl<P: super::Precision> Sealed for &[P] {}
+    impl<P: super::Precision> Sealed for &mut [P] {}
 }
 
 /// Mean and biased variance of each channel over `count` values, in f64.
 ///
 /// They own their memory or, if made by [`from_parts`](Self::from_parts) of slices, borrow it; so do the other types of
-/// this kind.
+/// this kind. Memory of f32 serves engines that have no f64: each value is rounded once when it is written. That costs
+/// accuracy where |mean| is much larger than the standard deviation, as the mean is then off by u·|mean|, with u = 2⁻²⁴:
+/// x̂ by u·κ, and dgamma by u·κ·|Σdy|. So keep f64 at least between the forward and the backward pass.
 ///
 /// [`merge`](Self::merge) makes the statistics of a whole batch from those of its parts. An empty `Statistics` is where
 /// merging starts.
@@ -73,11 +123,13 @@ pub struct Statistics<V = Vec<f64>> {
 }
 
 /// Finds a variance that is negative, or NaN unless `nan` is allowed.
-fn check_var(var: &[f64], nan: bool) -> Result<(), Error> {
-    match var.iter().position(|&v| v < 0.0 || (v.is_nan() && !nan)) {
-        Some(channel) => Err(Error::Variance { channel, value: var[channel] }),
-        None => Ok(()),
+fn check_var<P: Precision>(var: &[P], nan: bool) -> Result<(), Error> {
+    for (channel, value) in var.iter().map(|v| v.to_wide()).enumerate() {
+        if value < 0.0 || (value.is_nan() && !nan) {
+            return Err(Error::Variance { channel, value });
+        }
     }
+    Ok(())
 }
 
 pub(crate) fn check_count(count: f64) -> Result<(), Error> {
@@ -120,12 +172,12 @@ impl<V: Values> Statistics<V> {
     }
 
     /// The mean of each channel.
-    pub fn mean(&self) -> &[f64] {
+    pub fn mean(&self) -> &[V::Value] {
         self.mean.as_ref()
     }
 
     /// The biased variance of each channel: the mean squared deviation.
-    pub fn var(&self) -> &[f64] {
+    pub fn var(&self) -> &[V::Value] {
         self.var.as_ref()
     }
 
@@ -136,14 +188,14 @@ impl<V: Values> Statistics<V> {
 }
 
 impl<V: Values> Statistics<V> {
-    pub(crate) fn view(&self) -> Statistics<&[f64]> {
+    fn view(&self) -> Statistics<&[V::Value]> {
         Statistics { count: self.count, mean: self.mean(), var: self.var() }
     }
 }
 
 impl<V: ValuesMut> Statistics<V> {
     /// Count, means and variances, for a pass to write.
-    pub(crate) fn parts_mut(&mut self) -> (&mut f64, &mut [f64], &mut [f64]) {
+    pub(crate) fn parts_mut(&mut self) -> (&mut f64, &mut [V::Value], &mut [V::Value]) {
         (&mut self.count, self.mean.as_mut(), self.var.as_mut())
     }
 
@@ -162,15 +214,17 @@ impl<V: ValuesMut> Statistics<V> {
         let (mean, var) = (self.mean.as_mut(), self.var.as_mut());
         if self.count == 0.0 {
             self.count = other.count;
-            mean.copy_from_slice(other.mean());
-            var.copy_from_slice(other.var());
+            store(other.mean(), mean);
+            store(other.var(), var);
             return Ok(());
         }
         let n = self.count + other.count;
         check_count(n)?;
         for (c, (mean, var)) in mean.iter_mut().zip(var).enumerate() {
-            let others = [other.mean()[c], other.var()[c]];
-            [*mean, *var] = merge_statistics([self.count, other.count], [*mean, *var], others);
+            let (own, others) =
+                ([mean.to_wide(), var.to_wide()], [other.mean()[c].to_wide(), other.var()[c].to_wide()]);
+            let merged = merge_statistics([self.count, other.count], own, others);
+            [*mean, *var] = merged.map(Real::from_wide);
         }
         self.count = n;
         Ok(())
@@ -193,7 +247,7 @@ impl GradientSums {
     }
 }
 
-impl<V: Values> GradientSums<V> {
+impl<V: Values<Value = f64>> GradientSums<V> {
     /// Sums that were computed elsewhere, or memory for them: Σg and Σg·(x − mean), one of each per channel.
     ///
     /// # Errors
@@ -223,7 +277,7 @@ impl<V: Values> GradientSums<V> {
     }
 }
 
-impl<V: ValuesMut> GradientSums<V> {
+impl<V: ValuesMut<Value = f64>> GradientSums<V> {
     pub(crate) fn view_mut(&mut self) -> GradientSums<&mut [f64]> {
         GradientSums { g: self.g.as_mut(), gx: self.gx.as_mut() }
     }
@@ -232,7 +286,7 @@ impl<V: ValuesMut> GradientSums<V> {
     ///
     /// # Errors
     /// [`Error::Length`] if the numbers of channels differ.
-    pub fn merge(&mut self, other: &GradientSums<impl Values>) -> Result<(), Error> {
+    pub fn merge(&mut self, other: &GradientSums<impl Values<Value = f64>>) -> Result<(), Error> {
         check_len("other", self.channels(), other.channels())?;
         let (g, gx) = (self.g.as_mut(), self.gx.as_mut());
         for (a, b) in g.iter_mut().zip(other.g()).chain(gx.iter_mut().zip(other.gx())) {
@@ -308,12 +362,12 @@ impl<V: Values> RunningStatistics<V> {
     }
 
     /// The running mean of each channel.
-    pub fn mean(&self) -> &[f64] {
+    pub fn mean(&self) -> &[V::Value] {
         self.mean.as_ref()
     }
 
     /// The running variance of each channel.
-    pub fn var(&self) -> &[f64] {
+    pub fn var(&self) -> &[V::Value] {
         self.var.as_ref()
     }
 
@@ -359,18 +413,18 @@ impl<V: ValuesMut> RunningStatistics<V> {
             Momentum::Cumulative => 1.0 / self.batches as f64,
         };
         // At the ends the other value must not count at all, not even if it is NaN.
-        let average = |old: f64, new: f64| match m {
+        let average = |old: V::Value, new: f64| match m {
             0.0 => old,
-            1.0 => new,
-            _ => (1.0 - m) * old + m * new,
+            1.0 => Real::from_wide(new),
+            _ => Real::from_wide((1.0 - m) * old.to_wide() + m * new),
         };
         let biased = self.biased;
         let bessel = |var: f64| if biased { var } else { var * batch.count / (batch.count - 1.0) };
-        for (old, &new) in self.mean.as_mut().iter_mut().zip(batch.mean()) {
-            *old = average(*old, new);
+        for (old, new) in self.mean.as_mut().iter_mut().zip(batch.mean()) {
+            *old = average(*old, new.to_wide());
         }
-        for (old, &new) in self.var.as_mut().iter_mut().zip(batch.var()) {
-            *old = average(*old, bessel(new));
+        for (old, new) in self.var.as_mut().iter_mut().zip(batch.var()) {
+            *old = average(*old, bessel(new.to_wide()));
         }
         Ok(())
     }
@@ -386,48 +440,79 @@ pub enum Source<'a> {
     Batch(Statistics<&'a [f64]>),
     /// Frozen averages.
     Running(RunningStatistics<&'a [f64]>),
+    /// As [`Batch`](Self::Batch), stored in f32.
+    BatchF32(Statistics<&'a [f32]>),
+    /// As [`Running`](Self::Running), stored in f32.
+    RunningF32(RunningStatistics<&'a [f32]>),
 }
 
 impl<'a, V: Values> From<&'a Statistics<V>> for Source<'a> {
     fn from(statistics: &'a Statistics<V>) -> Self {
-        Self::Batch(statistics.view())
+        Precision::batch(statistics.view())
     }
 }
 
 impl<'a, V: Values> From<&'a RunningStatistics<V>> for Source<'a> {
     fn from(running: &'a RunningStatistics<V>) -> Self {
         let &RunningStatistics { batches, biased, .. } = running;
-        Self::Running(RunningStatistics { mean: running.mean(), var: running.var(), batches, biased })
+        Precision::running(RunningStatistics { mean: running.mean(), var: running.var(), batches, biased })
     }
 }
 
 impl<'a> Source<'a> {
-    pub(crate) fn mean(self) -> &'a [f64] {
+    /// The mean and the variance of a channel.
+    pub(crate) fn channel(self, c: usize) -> [f64; 2] {
         match self {
-            Self::Batch(s) => s.mean,
-            Self::Running(r) => r.mean,
+            Self::Batch(s) => [s.mean[c], s.var[c]],
+            Self::Running(r) => [r.mean[c], r.var[c]],
+            Self::BatchF32(s) => [s.mean[c], s.var[c]].map(f64::from),
+            Self::RunningF32(r) => [r.mean[c], r.var[c]].map(f64::from),
         }
     }
 
-    pub(crate) fn var(self) -> &'a [f64] {
-        match self {
-            Self::Batch(s) => s.var,
-            Self::Running(r) => r.var,
-        }
+    /// In f64, with memory for those that are not.
+    pub(crate) fn wide<'s>(self, room: impl FnOnce() -> [&'s mut [f64]; 2]) -> WideSource<'s>
+    where
+        'a: 's,
+    {
+        let (count, mean, var) = match self {
+            Self::Batch(s) => return WideSource { count: Some(s.count), mean: s.mean, var: s.var },
+            Self::Running(r) => return WideSource { count: None, mean: r.mean, var: r.var },
+            Self::BatchF32(s) => (Some(s.count), s.mean, s.var),
+            Self::RunningF32(r) => (None, r.mean, r.var),
+        };
+        let [wide_mean, wide_var] = room();
+        store(mean, wide_mean);
+        store(var, wide_var);
+        WideSource { count, mean: wide_mean, var: wide_var }
     }
 
     /// Checks that it can normalize a batch of `channels` channels, which has no values if `empty`.
     pub(crate) fn check(self, channels: usize, empty: bool) -> Result<(), Error> {
+        let not_empty = |count: f64| if count == 0.0 && !empty { Err(Error::EmptyStatistics) } else { Ok(()) };
+        let (batch, running) = ("statistics", "running statistics");
         match self {
-            Self::Batch(s) => {
-                check_len("statistics", channels, s.channels())?;
-                if s.count == 0.0 && !empty { Err(Error::EmptyStatistics) } else { Ok(()) }
-            }
-            Self::Running(r) => {
-                check_len("running statistics", channels, r.channels())?;
-                check_var(r.var, false)
-            }
+            Self::Batch(s) => check_len(batch, channels, s.channels()).and(not_empty(s.count)),
+            Self::BatchF32(s) => check_len(batch, channels, s.channels()).and(not_empty(s.count)),
+            Self::Running(r) => check_len(running, channels, r.channels()).and(check_var(r.var, false)),
+            Self::RunningF32(r) => check_len(running, channels, r.channels()).and(check_var(r.var, false)),
         }
+    }
+}
+
+/// A [`Source`] in f64.
+#[derive(Clone, Copy)]
+pub(crate) struct WideSource<'a> {
+    /// Values per channel, or their weight; `None` if the statistics are constants.
+    pub(crate) count: Option<f64>,
+    pub(crate) mean: &'a [f64],
+    pub(crate) var: &'a [f64],
+}
+
+/// Converts values, rounding each once.
+pub(crate) fn store<A: Precision, B: Precision>(from: &[A], to: &mut [B]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = B::from_wide(from.to_wide());
     }
 }
 

@@ -32,39 +32,8 @@ fn stack_used(f: &mut dyn FnMut()) -> usize {
     PAINTED - unused + 2048
 }
 
-/// Element types and their parameters from f32.
-trait From32 {
-    fn from_f32(v: f32) -> Self;
-}
-
-impl From32 for f32 {
-    fn from_f32(v: f32) -> Self {
-        v
-    }
-}
-
-impl From32 for f64 {
-    fn from_f32(v: f32) -> Self {
-        v.into()
-    }
-}
-
-#[cfg(feature = "half")]
-impl From32 for half::bf16 {
-    fn from_f32(v: f32) -> Self {
-        Self::from_f32(v)
-    }
-}
-
-#[cfg(feature = "half")]
-impl From32 for half::f16 {
-    fn from_f32(v: f32) -> Self {
-        Self::from_f32(v)
-    }
-}
-
 /// Every pass over planes and rows, plain and with all that can be fused, of ordinary values and of values that overflow.
-fn passes<E: Element<Param: From32> + From32>(name: &str) {
+fn passes<E: Element>(name: &str) {
     let mut worst = (0, String::new());
     for &isa in Isa::available() {
         for (shape, huge) in [(Shape::nchw(2, 3, 15, 15), false), (Shape::nc(40, 37), false), (Shape::nc(40, 37), true)]

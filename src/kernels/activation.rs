@@ -6,7 +6,7 @@ use crate::simd::{Real, Vector};
 
 #[inline(always)]
 fn splat<V: Vector>(v: f64) -> V {
-    V::splat(V::Scalar::from_f64(v))
+    V::splat(V::Scalar::from_wide(v))
 }
 
 /// act(z)

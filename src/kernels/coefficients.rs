@@ -6,6 +6,7 @@ use super::merge::Sums;
 use super::partials::Partials;
 use super::scale::{gradient_prescale, inv_std, prescale, rest_of_scale, size_of_scale, split};
 use crate::simd::{Kernel, Real, Simd};
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// What coefficients are made from: arrays of one length, one value per channel.
@@ -44,7 +45,7 @@ struct Group {
 fn values<P: Real>(from: &[P], n: usize) -> OfGroup<f64> {
     let mut values = [0.0; GROUP];
     for (to, from) in values.iter_mut().zip(&from[..n]) {
-        *to = from.to_f64();
+        *to = from.to_wide();
     }
     values
 }
@@ -104,13 +105,13 @@ impl<P: Real> Channels<'_, P> {
 
     #[inline(always)]
     fn gamma(&self, c: usize) -> f64 {
-        self.gamma.map_or(1.0, |gamma| gamma[c].to_f64())
+        self.gamma.map_or(1.0, |gamma| gamma[c].to_wide())
     }
 
     #[inline(always)]
     fn seen(&self, c: usize) -> Seen {
         if self.rebuild {
-            Seen::rebuilt(self.gamma(c), self.beta.map_or(0.0, |beta| beta[c].to_f64()))
+            Seen::rebuilt(self.gamma(c), self.beta.map_or(0.0, |beta| beta[c].to_wide()))
         } else {
             Seen::given(self.mean[c], self.var[c], self.eps)
         }
@@ -137,18 +138,18 @@ impl<P: Real> Kernel for NormalizeCoefs<'_, P> {
         let mut out = self.out;
         for c in self.channels.groups() {
             let of = self.channels.group(c);
-            let [mut prescales, mut hi, mut lo, mut scale, mut shift] = [[P::from_f64(0.0); GROUP]; 5];
+            let [mut prescales, mut hi, mut lo, mut scale, mut shift] = [[P::from_wide(0.0); GROUP]; 5];
             for i in 0..of.n {
                 let inv_std = of.inv_std(i);
                 let a = prescale::<P>(of.mean[i], of.var[i], inv_std, size_of_scale::<P>(of.gamma[i], inv_std));
-                prescales[i] = P::from_f64(a);
+                prescales[i] = P::from_wide(a);
                 (hi[i], lo[i]) = split(of.mean[i] * a);
                 // Finite if gamma is, so that x = mean gives beta even if eps lets inv_std leave the range of lanes.
                 let largest = if of.gamma[i].is_finite() { P::MAX } else { f64::INFINITY };
                 let rest = rest_of_scale::<P>(a, of.gamma[i], inv_std);
                 let rest = if rest > largest { largest } else { rest };
-                scale[i] = P::from_f64(if rest < -largest { -largest } else { rest });
-                shift[i] = P::from_f64(of.beta[i]);
+                scale[i] = P::from_wide(if rest < -largest { -largest } else { rest });
+                shift[i] = P::from_wide(of.beta[i]);
             }
             put(&mut out, c, of.n, &[prescales, hi, lo, scale, shift]);
         }
@@ -168,7 +169,7 @@ impl<P: Real> Kernel for CenterCoefs<'_, P> {
         for c in 0..self.channels.mean.len() {
             let seen = self.channels.seen(c);
             let a = gradient_prescale::<P>(seen.mean, seen.var, seen.var_with_eps);
-            prescale[c] = P::from_f64(a);
+            prescale[c] = P::from_wide(a);
             (hi[c], lo[c]) = split(seen.mean * a);
         }
     }
@@ -189,7 +190,7 @@ impl<P: Real> Kernel for SumsOfAll<'_, P> {
         let [g, gx] = self.partials.fold::<Sums>();
         self.g.copy_from_slice(g);
         for (c, ((out, sum), prescale)) in self.gx.iter_mut().zip(gx).zip(self.prescale).enumerate() {
-            let mut unit = 1.0 / prescale.to_f64();
+            let mut unit = 1.0 / prescale.to_wide();
             if self.channels.rebuild {
                 // To the unit of x. A channel without variance and eps has x̂ = 0.
                 let inv_std = self.channels.inv_std(c);
@@ -222,24 +223,24 @@ impl<P: Real> Kernel for InputGradientCoefs<'_, P> {
             let of = self.channels.group(c);
             let (g, gx) = (values(&self.g[c..], of.n), values(&self.gx[c..], of.n));
             let [mut prescales, mut hi, mut lo, mut scale, mut mean_g, mut slope, mut boost] =
-                [[P::from_f64(0.0); GROUP]; 7];
+                [[P::from_wide(0.0); GROUP]; 7];
             for i in 0..of.n {
                 let inv_std = of.inv_std(i);
                 // One factor may be beyond the range of lanes although the product is not.
                 let b = prescale::<P>(0.0, 0.0, 0.0, size_of_scale::<P>(of.gamma[i], inv_std));
-                (boost[i], scale[i]) = (P::from_f64(b), P::from_f64(rest_of_scale::<P>(b, of.gamma[i], inv_std)));
+                (boost[i], scale[i]) = (P::from_wide(b), P::from_wide(rest_of_scale::<P>(b, of.gamma[i], inv_std)));
                 let seen = if rebuild {
                     Seen::rebuilt(of.gamma[i], of.beta[i])
                 } else {
                     Seen::given(of.mean[i], of.var[i], of.eps)
                 };
                 let a = gradient_prescale::<P>(seen.mean, seen.var, seen.var_with_eps);
-                prescales[i] = P::from_f64(a);
+                prescales[i] = P::from_wide(a);
                 (hi[i], lo[i]) = split(seen.mean * a);
-                mean_g[i] = P::from_f64(g[i] / count);
+                mean_g[i] = P::from_wide(g[i] / count);
                 // inv_std in two places rather than squared: its square leaves the range of f64 for the smallest
                 // variances.
-                slope[i] = P::from_f64(-(inv_std * (gx[i] / count)) * (seen.factor / a));
+                slope[i] = P::from_wide(-(inv_std * (gx[i] / count)) * (seen.factor / a));
             }
             put(&mut out, c, of.n, &[prescales, hi, lo, scale, mean_g, slope, boost]);
         }
@@ -259,12 +260,12 @@ impl<P: Real> Kernel for ConstantCoefs<'_, P> {
         let mut out = self.out;
         for c in self.channels.groups() {
             let of = self.channels.group(c);
-            let [mut prescales, mut scale, zeros] = [[P::from_f64(0.0); GROUP]; 3];
+            let [mut prescales, mut scale, zeros] = [[P::from_wide(0.0); GROUP]; 3];
             for i in 0..of.n {
                 let inv_std = of.inv_std(i);
                 // In two factors, as above.
                 let a = prescale::<P>(0.0, 0.0, 0.0, size_of_scale::<P>(of.gamma[i], inv_std));
-                (prescales[i], scale[i]) = (P::from_f64(a), P::from_f64(rest_of_scale::<P>(a, of.gamma[i], inv_std)));
+                (prescales[i], scale[i]) = (P::from_wide(a), P::from_wide(rest_of_scale::<P>(a, of.gamma[i], inv_std)));
             }
             put(&mut out, c, of.n, &[prescales, zeros, zeros, scale, zeros]);
         }
@@ -276,8 +277,8 @@ pub(crate) struct ParameterGradients<'a, P> {
     pub(crate) channels: Channels<'a, P>,
     pub(crate) g: &'a [f64],
     pub(crate) gx: &'a [f64],
-    pub(crate) dgamma: Option<&'a mut [P]>,
-    pub(crate) dbeta: Option<&'a mut [P]>,
+    pub(crate) dgamma: Option<&'a mut [MaybeUninit<P>]>,
+    pub(crate) dbeta: Option<&'a mut [MaybeUninit<P>]>,
 }
 
 impl<P: Real> Kernel for ParameterGradients<'_, P> {
@@ -285,12 +286,12 @@ impl<P: Real> Kernel for ParameterGradients<'_, P> {
     fn run<S: Simd>(self) {
         if let Some(dgamma) = self.dgamma {
             for (c, (out, gx)) in dgamma.iter_mut().zip(self.gx).enumerate() {
-                *out = P::from_f64(gx * self.channels.inv_std(c));
+                out.write(P::from_wide(gx * self.channels.inv_std(c)));
             }
         }
         if let Some(dbeta) = self.dbeta {
             for (out, g) in dbeta.iter_mut().zip(self.g) {
-                *out = P::from_f64(*g);
+                out.write(P::from_wide(*g));
             }
         }
     }

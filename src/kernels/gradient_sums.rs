@@ -99,7 +99,7 @@ impl<E: Storage> GradientSumsTask<E> {
         let sums = start(&mut slots, end - first, [L::V::wide_zero(); 2]);
         for run in PlaneRuns::new(self.shape, first..end, self.tile.positions.clone()) {
             let x = self.x.advance(run.element, run.position);
-            let mut coefs = [L::V::splat(Real::from_f64(0.0)); MAX_COEFS];
+            let mut coefs = [L::V::splat(Real::from_wide(0.0)); MAX_COEFS];
             // SAFETY: the run lies within the buffers, and its channel is one of the shape's.
             unsafe {
                 let mut k = 0;

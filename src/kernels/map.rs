@@ -266,7 +266,7 @@ impl<'a, 'b, M: Map, E: Storage, S: Simd, T: Streaming> Plane<'a, 'b, M, E, S, T
 
     #[inline(always)]
     pub(super) fn new(task: &'a MapTask<E>, sinks: &'a mut Sinks<'b, M, E, E::Native<S>, T>) -> Self {
-        let coefs = [Vector::splat(Real::from_f64(0.0)); MAX_COEFS];
+        let coefs = [Vector::splat(Real::from_wide(0.0)); MAX_COEFS];
         Self { task, sinks, x: task.x, len: 0, coefs, variant: task.variant, prefetch_distance: task.prefetch_distance }
     }
 

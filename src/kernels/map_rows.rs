@@ -124,7 +124,7 @@ impl<M: Map, E: Storage> MapKernel<M, E> {
                 let factors = unsafe { slice::from_raw_parts(factors, end - start) };
                 // To the end, as loops that may end early are not vectorized.
                 for factor in factors {
-                    unit &= *factor == Real::from_f64(1.0);
+                    unit &= *factor == Real::from_wide(1.0);
                 }
             }
         }
@@ -150,11 +150,11 @@ impl<M: Map, E: Storage> MapKernel<M, E> {
         unit_factors: bool,
     ) -> [<Native<E, S> as Lanes>::V; MAX_COEFS] {
         let lanes = <Native<E, S> as Lanes>::V::LANES;
-        let mut coefs = [Vector::splat(Real::from_f64(0.0)); MAX_COEFS];
+        let mut coefs = [Vector::splat(Real::from_wide(0.0)); MAX_COEFS];
         let mut k = 0;
         while k < M::COEFS {
             if unit_factors && M::FACTORS.contains(&k) {
-                coefs[k] = Vector::splat(Real::from_f64(1.0));
+                coefs[k] = Vector::splat(Real::from_wide(1.0));
             } else if self.needs_coefs(k) {
                 let p = self.task.coefs.wrapping_add(k * self.task.coefs_stride + c);
                 // SAFETY: the caller's promise.
@@ -218,7 +218,7 @@ impl<M: Map, E: Storage> MapKernel<M, E> {
         let (lanes, channels) = (<Native<E, S> as Lanes>::V::LANES, self.task.shape.channels());
         // SAFETY: the caller's promise.
         unsafe {
-            let mut coefs = [[Vector::splat(Real::from_f64(0.0)); MAX_COEFS]; VECTORS];
+            let mut coefs = [[Vector::splat(Real::from_wide(0.0)); MAX_COEFS]; VECTORS];
             let mut k = 0;
             while k < VECTORS {
                 coefs[k] = self.coefs::<S>(at % channels + k * lanes, lanes, true, false);

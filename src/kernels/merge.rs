@@ -35,7 +35,7 @@ impl Moments {
     pub(super) fn about_mean<P: Real>(self, n: f64, inverse: f64) -> Self {
         let mean = self.pivot + self.s * inverse;
         let rounder = grid(self.q * inverse) * f64::ROUNDER;
-        let near = P::from_f64((mean + rounder) - rounder).to_f64();
+        let near = P::from_wide((mean + rounder) - rounder).to_wide();
         // A constant keeps its pivot, to which it is equal.
         let moves = (self.q > 0.0) & (self.q < f64::INFINITY);
         self.about(n, if moves { near } else { self.pivot })

@@ -113,7 +113,7 @@ impl<V: Vector> Channel<V> {
                 self.moments = self.moments.about(self.count, unsafe { first::<L>(task.at(c, position)) });
             }
             let take = len.min(self.block - self.filled);
-            let coefs = [V::splat(Real::from_f64(self.moments.pivot)); MAX_COEFS];
+            let coefs = [V::splat(Real::from_wide(self.moments.pivot)); MAX_COEFS];
             // SAFETY: `take` is at most `len`.
             self.acc =
                 unsafe { reduce::run::<Deviations<FUSED>, L, _>(&coefs, &x, &variant, take, self.acc, interleaved) };
@@ -167,10 +167,10 @@ impl<V: Vector> Channel<V> {
 /// It can be read.
 #[inline(always)]
 unsafe fn first<L: Lanes>(x: *const L::E) -> f64 {
-    let mut lanes: [<L::V as Vector>::Scalar; MAX_LANES] = [Real::from_f64(0.0); MAX_LANES];
+    let mut lanes: [<L::V as Vector>::Scalar; MAX_LANES] = [Real::from_wide(0.0); MAX_LANES];
     // SAFETY: the caller's promise; `lanes` has room for a vector.
     unsafe { L::X::load_first(x, 1).store(lanes.as_mut_ptr()) };
-    lanes[0].to_f64()
+    lanes[0].to_wide()
 }
 
 /// The pass over one tile: the moments of each of its channels at the positions of the tile.

@@ -150,13 +150,13 @@ impl<P: Real> Columns<'_, P> {
         let mut first = 0;
         while first < self.width {
             let n = (self.width - first).min(L::V::LANES);
-            let mut pivots = [P::from_f64(0.0); MAX_LANES];
+            let mut pivots = [P::from_wide(0.0); MAX_LANES];
             // SAFETY: the caller's promise; there is room for a vector.
             unsafe { L::X::load_first(x.inputs[0].wrapping_add(first), n).store(pivots.as_mut_ptr()) };
             for (c, pivot) in (first..first + n).zip(pivots) {
                 if count > 0.0 {
-                    let moments = Moments { pivot: self.pivot[c].to_f64(), s: s[c], q: q[c] };
-                    Moments { s: s[c], q: q[c], .. } = moments.about(count, pivot.to_f64());
+                    let moments = Moments { pivot: self.pivot[c].to_wide(), s: s[c], q: q[c] };
+                    Moments { s: s[c], q: q[c], .. } = moments.about(count, pivot.to_wide());
                 }
                 self.pivot[c] = pivot;
             }
@@ -184,8 +184,8 @@ impl<P: Real> Columns<'_, P> {
         let (inverse, [s, q]) = (1.0 / n, &mut self.sums);
         // One sweep: the arrays of a few thousand channels fill L1.
         for ((pivot, s), q) in self.pivot.iter_mut().zip(s.iter_mut()).zip(q.iter_mut()) {
-            let moments = Moments { pivot: pivot.to_f64(), s: *s, q: *q }.about_mean::<P>(n, inverse);
-            (*pivot, *s, *q) = (P::from_f64(moments.pivot), moments.s, moments.q);
+            let moments = Moments { pivot: pivot.to_wide(), s: *s, q: *q }.about_mean::<P>(n, inverse);
+            (*pivot, *s, *q) = (P::from_wide(moments.pivot), moments.s, moments.q);
         }
     }
 
@@ -193,7 +193,7 @@ impl<P: Real> Columns<'_, P> {
     #[inline(always)]
     fn keep_pivots(&mut self) {
         for (out, pivot) in self.pivot_out.iter_mut().zip(&*self.pivot) {
-            *out = pivot.to_f64();
+            *out = pivot.to_wide();
         }
     }
 }

@@ -150,7 +150,7 @@ unsafe fn input<L: Load>(reads: bool, whole: bool, p: *const L::Element, n: usiz
     // SAFETY: the caller's promise.
     unsafe {
         if !reads {
-            L::V::splat(Real::from_f64(0.0))
+            L::V::splat(Real::from_wide(0.0))
         } else if whole {
             L::load(p)
         } else {
@@ -185,9 +185,9 @@ pub(crate) unsafe fn load<L: Lanes, const WHOLE: bool>(
                 input::<L::X>(variant.reads(fused, OUTPUT, own), WHOLE, output, n),
             ],
             weight: if !(fused && variant.weighted) {
-                L::V::splat(Real::from_f64(1.0))
+                L::V::splat(Real::from_wide(1.0))
             } else if variant.rows {
-                L::V::splat(Real::from_f64((*sources.weights).to_f64()))
+                L::V::splat(Real::from_wide((*sources.weights).to_wide()))
             } else {
                 input::<L::W>(true, WHOLE, sources.weights, n)
             },
@@ -198,11 +198,11 @@ pub(crate) unsafe fn load<L: Lanes, const WHOLE: bool>(
 /// The weight in the unit of sums of weights. It may be 0 although the weight is not.
 #[inline(always)]
 pub(crate) fn scaled_weight<V: Vector>(variant: &Variant, weight: V) -> V {
-    weight.mul(V::splat(Real::from_f64(variant.weight_scale)))
+    weight.mul(V::splat(Real::from_wide(variant.weight_scale)))
 }
 
 /// `v` where the weight is positive and 0 elsewhere, even where `v` is NaN.
 #[inline(always)]
 pub(crate) fn masked<V: Vector>(variant: &Variant, weight: V, v: V) -> V {
-    if variant.weighted { weight.if_positive(v, V::splat(Real::from_f64(0.0))) } else { v }
+    if variant.weighted { weight.if_positive(v, V::splat(Real::from_wide(0.0))) } else { v }
 }

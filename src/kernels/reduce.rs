@@ -100,7 +100,7 @@ unsafe fn terms_of<R: Reduce, L: Lanes, const WHOLE: bool>(
     count: usize,
     n: usize,
 ) -> [[L::V; 2]; CHUNK] {
-    let mut t = [[L::V::splat(Real::from_f64(0.0)); 2]; CHUNK];
+    let mut t = [[L::V::splat(Real::from_wide(0.0)); 2]; CHUNK];
     let mut j = 0;
     while j < count {
         let x = x.advance(j * step.elements, j * step.positions);
@@ -343,7 +343,7 @@ unsafe fn column_panel<R: Reduce, L: Lanes>(
     let lanes = L::V::LANES;
     let n = lanes.min(r.columns - column);
     let step = Step { elements: r.row_stride, positions: 1 };
-    let mut coefs = [L::V::splat(Real::from_f64(0.0)); MAX_COEFS];
+    let mut coefs = [L::V::splat(Real::from_wide(0.0)); MAX_COEFS];
     // SAFETY: `column` plus a vector lies within the padded arrays; rows are the caller's promise.
     unsafe {
         let mut k = 0;

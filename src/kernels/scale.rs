@@ -88,6 +88,6 @@ pub(crate) fn gradient_prescale<P: Real>(mean: f64, var: f64, var_with_eps: f64)
 /// An f64 as the sum of two lane values.
 #[inline(always)]
 pub(crate) fn split<P: Real>(v: f64) -> (P, P) {
-    let hi = P::from_f64(v);
-    (hi, P::from_f64(v - hi.to_f64()))
+    let hi = P::from_wide(v);
+    (hi, P::from_wide(v - hi.to_wide()))
 }

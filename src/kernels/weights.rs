@@ -30,7 +30,7 @@ impl<P> Weights<P> {
 
 impl<P: Real> Weights<P> {
     pub(crate) fn new(weights: &[P]) -> Self {
-        let heaviest = weights.iter().map(|w| w.to_f64()).fold(0.0, f64::max);
+        let heaviest = weights.iter().map(|w| w.to_wide()).fold(0.0, f64::max);
         let [least, most] = scale_bounds::<P>();
         let scale = if heaviest > 0.0 { power_of_two_near_inverse(heaviest).clamp(least, most) } else { 1.0 };
         Self { values: weights.as_ptr(), scale }
@@ -57,7 +57,7 @@ impl<P: Real> Weights<P> {
         let mut sums = [0.0; 8];
         for weights in weights.chunks(8) {
             for (sum, weight) in sums.iter_mut().zip(weights) {
-                *sum += weight.to_f64() * self.scale;
+                *sum += weight.to_wide() * self.scale;
             }
         }
         sums.iter().sum()
@@ -72,7 +72,7 @@ impl<P: Real> Weights<P> {
         let mut heaviest = (None, than);
         for p in positions.filter(|_| !self.values.is_null()) {
             // SAFETY: the caller's promise.
-            let weight = unsafe { (*self.values.add(p)).to_f64() } * self.scale;
+            let weight = unsafe { (*self.values.add(p)).to_wide() } * self.scale;
             if weight > heaviest.1 {
                 heaviest = (Some(p), weight);
             }

@@ -27,6 +27,7 @@ pub(super) fn scratch_sizes(shape: Shape) -> Sizes {
         pass: plain.pass.max(weighted.pass),
         task: plain.task.max(weighted.task),
         tasks: plain.tasks.max(weighted.tasks),
+        conversions: plain.conversions,
     }
 }
 
@@ -34,7 +35,7 @@ fn scratch_sizes_of(walked: &Walked) -> Sizes {
     const { assert!(MAPPED <= map::MAX_COEFS) };
     let shape = walked.shape;
     let grid = (!shape.is_empty()).then(|| Grid::new(shape, size_of::<f64>(), true));
-    let padded = padded(shape.channels());
+    let array = padded(shape.channels());
     let segments = grid.as_ref().map_or(0, Grid::segments);
     let slots = segments + usize::from(walked.rest.is_some());
     Sizes {
@@ -42,12 +43,14 @@ fn scratch_sizes_of(walked: &Walked) -> Sizes {
         pass: stride(shape)
             .saturating_mul(CENTERED + MAPPED)
             .saturating_add(MAX_LANES)
-            .saturating_add(padded.saturating_mul(2 + MOMENTS * slots))
+            .saturating_add(array.saturating_mul(2 + MOMENTS * slots))
             .saturating_add(segments.next_multiple_of(8)),
         task: grid
             .as_ref()
             .map_or(0, |_| MomentsTask::<f64>::scratch(shape).max(GradientSumsTask::<f64>::scratch(shape))),
         tasks: grid.as_ref().map_or(1, Grid::tiles),
+        // Mean, variance, gamma, beta and their gradients.
+        conversions: padded(walked.channels(0..shape.channels()).len()).saturating_mul(6),
     }
 }
 

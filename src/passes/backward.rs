@@ -23,7 +23,8 @@ use crate::kernels::tile::{Tile, padded};
 use crate::lanes::Storage;
 use crate::parallel::Shared;
 use crate::simd::{MAX_LANES, dispatch};
-use crate::statistics::Source;
+use crate::statistics::WideSource;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::ptr::{null, null_mut};
 
@@ -133,10 +134,7 @@ struct Needs {
 impl Needs {
     fn of<E: Storage>(engine: &Engine, request: &Backward<'_, E, E::Scalar>) -> Self {
         let out = &request.out;
-        let count = match request.source {
-            Source::Batch(statistics) => Some(statistics.count * request.fusions.weights.scale),
-            Source::Running(_) => None,
-        };
+        let count = request.source.count.map(|count| count * request.fusions.weights.scale);
         let uses_sums = request.sums_out.is_some()
             || out.dgamma.is_some()
             || out.dbeta.is_some()
@@ -161,7 +159,7 @@ struct BackwardPass<'a, E: Storage> {
     /// Whether anything is fused.
     fuses: bool,
     rebuild: bool,
-    source: Source<'a>,
+    source: WideSource<'a>,
     parameters: Parameters<'a, E::Scalar>,
     reduce_inputs: PassInputs<E>,
     map_inputs: PassInputs<E>,
@@ -176,13 +174,13 @@ struct BackwardPass<'a, E: Storage> {
     coefs: ChannelArrays<E::Scalar>,
     /// dx and dresidual, null if not wanted.
     out: [Shared<E>; 2],
-    dgamma: Option<Shared<E::Scalar>>,
-    dbeta: Option<Shared<E::Scalar>>,
+    dgamma: Option<Shared<MaybeUninit<E::Scalar>>>,
+    dbeta: Option<Shared<MaybeUninit<E::Scalar>>>,
 }
 
 impl<E: Storage> BackwardPass<'_, E> {
     fn channels(&self, range: &Range<usize>) -> Channels<'_, E::Scalar> {
-        let (mean, var) = (&self.source.mean()[range.clone()], &self.source.var()[range.clone()]);
+        let (mean, var) = (&self.source.mean[range.clone()], &self.source.var[range.clone()]);
         self.engine.channels(mean, var, self.parameters, range)
     }
 

@@ -14,7 +14,7 @@ use crate::kernels::scale::{gradient_prescale, inv_std, split};
 use crate::lanes::Storage;
 use crate::parallel::Shared;
 use crate::simd::Real;
-use crate::statistics::{GradientSums, Source, Statistics};
+use crate::statistics::{GradientSums, WideSource};
 use std::ops::Range;
 use std::ptr::null_mut;
 
@@ -24,7 +24,7 @@ pub(super) unsafe fn double_backward<E: Storage>(engine: &Engine, request: Doubl
     let DoubleBackward { dy, x, v, statistics, gamma, dgamma_cotangent, dbeta_cotangent, of_x, of_dy, of_gamma } =
         request;
     let (shape, channels) = (engine.shape, engine.shape.channels());
-    let sums = |x: *const E, dy: *const E, source: Source<'_>| {
+    let sums = |x: *const E, dy: *const E, source: WideSource<'_>| {
         let mut sums = GradientSums::new(channels);
         let request = Backward {
             dy,
@@ -41,11 +41,11 @@ pub(super) unsafe fn double_backward<E: Storage>(engine: &Engine, request: Doubl
         unsafe { backward(engine, request) };
         sums
     };
-    let count = statistics.count.max(f64::MIN_POSITIVE);
-    let (of_g, of_v) = (sums(x, dy, Source::from(&statistics)), sums(x, v, Source::from(&statistics)));
+    let count = statistics.count.unwrap_or_default().max(f64::MIN_POSITIVE);
+    let (of_g, of_v) = (sums(x, dy, statistics), sums(x, v, statistics));
     // Centred, or a mean of v would cancel against Σdy·v.
     let mean_v: Vec<f64> = of_v.g().iter().map(|sum| sum / count).collect();
-    let products = sums(v, dy, Source::Batch(Statistics { count, mean: &mean_v, var: &vec![1.0; channels] }));
+    let products = sums(v, dy, WideSource { count: Some(count), mean: &mean_v, var: &vec![1.0; channels] });
 
     let walked = Walked::new(shape, false);
     let stride = stride(walked.shape);
@@ -56,13 +56,13 @@ pub(super) unsafe fn double_backward<E: Storage>(engine: &Engine, request: Doubl
     // SAFETY: the buffers have as many arrays, and nothing else uses them yet.
     let (x_arrays, dy_arrays) = unsafe { (x_coefs.slices::<COEFS>(&all), dy_coefs.slices::<COEFS>(&all)) };
     let mut of_gamma = of_gamma;
-    let cotangent = |v: Option<&[E::Scalar]>, c: usize| v.map_or(0.0, |v| v[c].to_f64());
+    let cotangent = |v: Option<&[E::Scalar]>, c: usize| v.map_or(0.0, |v| v[c].to_wide());
     for c in 0..channels {
         let channel = Channel {
             mean: statistics.mean[c],
             var: statistics.var[c],
             eps: engine.eps,
-            gamma: gamma.map_or(1.0, |gamma| gamma[c].to_f64()),
+            gamma: gamma.map_or(1.0, |gamma| gamma[c].to_wide()),
             count,
             sums: [of_g.g()[c], of_g.gx()[c], of_v.g()[c], of_v.gx()[c], products.gx()[c]],
             dgamma: cotangent(dgamma_cotangent, c),
@@ -70,11 +70,11 @@ pub(super) unsafe fn double_backward<E: Storage>(engine: &Engine, request: Doubl
         };
         let gradients = channel.gradients::<E::Scalar>();
         for k in 0..COEFS {
-            x_arrays[k][c] = E::Scalar::from_f64(gradients.of_x[k]);
-            dy_arrays[k][c] = E::Scalar::from_f64(gradients.of_dy[k]);
+            x_arrays[k][c] = E::Scalar::from_wide(gradients.of_x[k]);
+            dy_arrays[k][c] = E::Scalar::from_wide(gradients.of_dy[k]);
         }
         if let Some(out) = &mut of_gamma {
-            out[c] = E::Scalar::from_f64(gradients.of_gamma);
+            out[c].write(E::Scalar::from_wide(gradients.of_gamma));
         }
     }
     if shape.is_empty() {
@@ -128,7 +128,7 @@ impl Channel {
         let prescale = gradient_prescale::<P>(self.mean, self.var, self.var + self.eps);
         let (hi, lo) = split::<P>(self.mean * prescale);
         let coefs = |k_x: f64, k_v: f64, k_g: f64, k: f64| {
-            [prescale, hi.to_f64(), lo.to_f64(), k_x / prescale, mean_v, k_v, 1.0, 1.0, mean_g, k_g, k]
+            [prescale, hi.to_wide(), lo.to_wide(), k_x / prescale, mean_v, k_v, 1.0, 1.0, mean_g, k_g, k]
         };
         let scale = gamma * s;
         ChannelGradients {

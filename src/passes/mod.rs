@@ -11,7 +11,7 @@ mod forward;
 mod inputs;
 mod normalize;
 pub(crate) mod request;
-mod scratch;
+pub(crate) mod scratch;
 mod tiling;
 mod walked;
 

@@ -11,7 +11,7 @@ use crate::kernels::normalize;
 use crate::lanes::Storage;
 use crate::parallel::Shared;
 use crate::simd::{MAX_LANES, dispatch};
-use crate::statistics::Source;
+use crate::statistics::WideSource;
 use std::ops::Range;
 use std::ptr::{null, null_mut};
 
@@ -37,7 +37,7 @@ pub(super) unsafe fn normalize<E: Storage>(engine: &Engine, request: Normalize<'
 
 struct NormalizePass<'a, E: Storage> {
     engine: &'a Engine,
-    source: Source<'a>,
+    source: WideSource<'a>,
     inputs: PassInputs<E>,
     output: Output<'a, E>,
 }
@@ -93,7 +93,7 @@ impl<E: Storage> Output<'_, E> {
 impl<E: Storage> Steps for NormalizePass<'_, E> {
     fn finish(&self, columns: Range<usize>) {
         let range = self.inputs.walked.channels(columns);
-        let statistics = [&self.source.mean()[range.clone()], &self.source.var()[range.clone()]];
+        let statistics = [&self.source.mean[range.clone()], &self.source.var[range.clone()]];
         // SAFETY: the buffer has as many arrays, and tasks have disjoint channels.
         unsafe { self.output.finish(self.engine, statistics, &range, &self.inputs.walked) };
     }

@@ -3,11 +3,13 @@
 //! # Safety
 //! Whoever runs a request promises that
 //! - pointers that are not null cover the plan's shape, weights its positions, and slices have its channels;
-//! - outputs overlap nothing else, except that one output may be equal to an input of the plan's shape;
+//! - outputs overlap nothing else, except that one output may be equal to an input of the plan's shape; they need not be
+//!   initialized, and are afterwards;
 //! - weights are finite and not negative.
 
 use crate::kernels::weights::Weights;
-use crate::statistics::{GradientSums, Source, Statistics};
+use crate::statistics::{GradientSums, WideSource};
+use std::mem::MaybeUninit;
 use std::ptr::null;
 
 /// One of the passes over elements of type `E` with parameters of type `P`.
@@ -51,7 +53,7 @@ pub struct Forward<'a, E, P> {
 pub struct Normalize<'a, E, P> {
     pub(crate) x: *const E,
     pub(crate) fusions: Fusions<E, P>,
-    pub(crate) source: Source<'a>,
+    pub(crate) source: WideSource<'a>,
     pub(crate) parameters: Parameters<'a, P>,
     pub(crate) y: *mut E,
 }
@@ -65,7 +67,7 @@ pub struct Backward<'a, E, P> {
     /// Whether x̂ is rebuilt from y, which is then given.
     pub(crate) rebuild: bool,
     pub(crate) fusions: Fusions<E, P>,
-    pub(crate) source: Source<'a>,
+    pub(crate) source: WideSource<'a>,
     pub(crate) parameters: Parameters<'a, P>,
     /// The sums, if they are known.
     pub(crate) sums: Option<GradientSums<&'a [f64]>>,
@@ -78,8 +80,8 @@ pub struct Backward<'a, E, P> {
 pub(crate) struct BackwardOutputs<'a, E, P> {
     pub(crate) dx: Option<*mut E>,
     pub(crate) dresidual: Option<*mut E>,
-    pub(crate) dgamma: Option<&'a mut [P]>,
-    pub(crate) dbeta: Option<&'a mut [P]>,
+    pub(crate) dgamma: Option<&'a mut [MaybeUninit<P>]>,
+    pub(crate) dbeta: Option<&'a mut [MaybeUninit<P>]>,
 }
 
 impl<E, P> BackwardOutputs<'_, E, P> {
@@ -92,11 +94,11 @@ pub struct DoubleBackward<'a, E, P> {
     pub(crate) x: *const E,
     /// The cotangent of dx.
     pub(crate) v: *const E,
-    pub(crate) statistics: Statistics<&'a [f64]>,
+    pub(crate) statistics: WideSource<'a>,
     pub(crate) gamma: Option<&'a [P]>,
     pub(crate) dgamma_cotangent: Option<&'a [P]>,
     pub(crate) dbeta_cotangent: Option<&'a [P]>,
     pub(crate) of_x: Option<*mut E>,
     pub(crate) of_dy: Option<*mut E>,
-    pub(crate) of_gamma: Option<&'a mut [P]>,
+    pub(crate) of_gamma: Option<&'a mut [MaybeUninit<P>]>,
 }

@@ -28,6 +28,8 @@ pub(crate) struct Sizes {
     pub(crate) task: usize,
     /// Tasks that a pass can have.
     pub(crate) tasks: usize,
+    /// Of a pass whose per-channel arguments have other types than it computes with. Always from the heap.
+    pub(crate) conversions: usize,
 }
 
 impl Sizes {
@@ -47,6 +49,7 @@ pub(crate) struct Scratch {
     sizes: Sizes,
     passes: Pool,
     tasks: Pool,
+    conversions: Pool,
 }
 
 impl fmt::Debug for Scratch {
@@ -57,7 +60,8 @@ impl fmt::Debug for Scratch {
 
 impl Scratch {
     pub(crate) fn new(sizes: Sizes) -> Self {
-        Self { sizes, passes: Pool::new(sizes.pass), tasks: Pool::new(sizes.task) }
+        let [passes, tasks, conversions] = [sizes.pass, sizes.task, sizes.conversions].map(Pool::new);
+        Self { sizes, passes, tasks, conversions }
     }
 
     /// The memory of a pass, with arbitrary contents.
@@ -68,6 +72,11 @@ impl Scratch {
     /// The memory of a task, with arbitrary contents.
     pub(crate) fn task(&self) -> Buffer<'_> {
         self.tasks.take()
+    }
+
+    /// The memory of a pass for its arguments in other types, with arbitrary contents.
+    pub(crate) fn conversions(&self) -> Buffer<'_> {
+        self.conversions.take()
     }
 
     /// Bytes for `calls` concurrent passes on this many threads each, whatever their alignment.
@@ -215,7 +224,7 @@ mod tests {
     use super::*;
     use std::ops::Range;
 
-    const SIZES: Sizes = Sizes { pass: 48, task: 16, tasks: 3 };
+    const SIZES: Sizes = Sizes { pass: 48, task: 16, tasks: 3, conversions: 8 };
 
     fn room(bytes: usize) -> &'static mut [MaybeUninit<u8>] {
         Box::leak(Box::new_uninit_slice(bytes))

@@ -5,7 +5,7 @@ use super::vector::Vector;
 
 #[inline(always)]
 fn splat<V: Vector>(v: f64) -> V {
-    V::splat(V::Scalar::from_f64(v))
+    V::splat(V::Scalar::from_wide(v))
 }
 
 /// e to the power of z, which is not positive, by operations that IEEE 754 fixes: the same bits everywhere.

@@ -18,9 +18,9 @@ pub trait Real: Copy + PartialEq + std::fmt::Debug + Send + Sync + 'static {
     /// The degree at which the series of `exp`, for arguments up to 0.35, has an error below a rounding.
     const EXP_DEGREE: usize;
     /// Rounds to nearest.
-    fn from_f64(v: f64) -> Self;
+    fn from_wide(v: f64) -> Self;
     /// Exact.
-    fn to_f64(self) -> f64;
+    fn to_wide(self) -> f64;
 }
 
 impl Real for f32 {
@@ -32,11 +32,11 @@ impl Real for f32 {
     const LN_2: [f64; 2] = [355.0 / 512.0, -2.121_944_400_546_905_8e-4];
     const EXP_DEGREE: usize = 7;
     #[inline(always)]
-    fn from_f64(v: f64) -> f32 {
+    fn from_wide(v: f64) -> f32 {
         v as f32
     }
     #[inline(always)]
-    fn to_f64(self) -> f64 {
+    fn to_wide(self) -> f64 {
         f64::from(self)
     }
 }
@@ -50,11 +50,11 @@ impl Real for f64 {
     const LN_2: [f64; 2] = [f64::from_bits(0x3fe6_2e42_fee0_0000), 1.908_214_929_270_587_7e-10];
     const EXP_DEGREE: usize = 13;
     #[inline(always)]
-    fn from_f64(v: f64) -> f64 {
+    fn from_wide(v: f64) -> f64 {
         v
     }
     #[inline(always)]
-    fn to_f64(self) -> f64 {
+    fn to_wide(self) -> f64 {
         self
     }
 }

@@ -1,6 +1,7 @@
 //! Code shared by the tests, besides [`batchnorm_testing`]: whole training steps, and the shapes and instruction sets
 //! to run them on.
 
+pub(crate) use batchnorm::Element;
 use batchnorm::{BatchNorm, Isa, RunningStatistics, Shape, Source, Statistics};
 pub(crate) use batchnorm_testing::*;
 

@@ -7,8 +7,6 @@ use half::{bf16, f16};
 /// A type of 16 bits.
 trait Half: Number + Element<Param = f32> {
     fn from_bits(bits: u16) -> Self;
-    fn from_f32(v: f32) -> Self;
-    fn to_f32(self) -> f32;
 }
 
 macro_rules! impl_half {
@@ -16,12 +14,6 @@ macro_rules! impl_half {
         impl Half for $type {
             fn from_bits(bits: u16) -> Self {
                 Self::from_bits(bits)
-            }
-            fn from_f32(v: f32) -> Self {
-                Self::from_f32(v)
-            }
-            fn to_f32(self) -> f32 {
-                self.to_f32()
             }
         }
     )*};

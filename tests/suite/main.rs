@@ -15,6 +15,7 @@ mod guard_pages;
 mod half;
 mod hard_cases;
 mod invertible;
+mod memory;
 mod misuse;
 mod oracle;
 mod same_bits;

@@ -331,7 +331,7 @@ impl<P> ParametersView<P> {
 
     /// # Safety
     /// As [`Array::slice_mut`].
-    pub(crate) unsafe fn write<'a, E: Element<Param = P>>(self) -> Gradients<'a, E> {
+    pub(crate) unsafe fn write<'a, E: Element<Param = P>>(self) -> Gradients<'a, E, P> {
         // SAFETY: the caller's promise.
         let (dgamma, dbeta) = unsafe { (slice_mut(self.dgamma), slice_mut(self.dbeta)) };
         Gradients { dgamma, dbeta, ..Gradients::default() }

@@ -3,6 +3,7 @@
 
 use crate::{Allowance, Buffer, Factors, Ledger, Number, Outputs, Problem, Random, Value, Way};
 use crate::{bits_of, kappa, normal, output, stored, to_f64, z_gradient};
+use batchnorm::Element;
 use batchnorm::{
     Activation, BatchNorm, Extras, GradientSums, Gradients, RunningStatistics, Shape, Source, Statistics, reference,
 };

@@ -2,10 +2,9 @@
 
 use batchnorm::Element;
 use half::{bf16, f16};
-use std::fmt::Debug;
 
 /// A type of numbers.
-pub trait Value: Copy + Debug + Default + PartialEq {
+pub trait Value: Element + PartialEq {
     /// The type's name.
     const NAME: &'static str;
     /// Half an ulp at 1.
@@ -22,9 +21,9 @@ pub trait Value: Copy + Debug + Default + PartialEq {
     /// One of the NaNs.
     const NAN: Self;
     /// The nearest value.
-    fn of(v: f64) -> Self;
-    /// The same number.
-    fn to_f64(self) -> f64;
+    fn of(v: f64) -> Self {
+        Self::from_f64(v)
+    }
     /// The bits; the same ones for every NaN, since payloads are not promised.
     fn bits(self) -> u64;
 }
@@ -52,7 +51,7 @@ const fn power_of_two(exponent: i64) -> f64 {
 }
 
 macro_rules! values {
-    ($($type:ident: $epsilon:expr, $smallest:expr, $largest:expr, $factor:expr, $of:expr, $to_f64:expr;)*) => {$(
+    ($($type:ident: $epsilon:expr, $smallest:expr, $largest:expr, $factor:expr;)*) => {$(
         impl Value for $type {
             const NAME: &'static str = stringify!($type);
             const U: f64 = $epsilon / 2.0;
@@ -60,12 +59,6 @@ macro_rules! values {
             const LARGEST: f64 = $largest;
             const LARGEST_FACTOR: f64 = power_of_two($factor);
             const NAN: Self = $type::NAN;
-            fn of(v: f64) -> Self {
-                $of(v)
-            }
-            fn to_f64(self) -> f64 {
-                $to_f64(self)
-            }
             fn bits(self) -> u64 {
                 if self.is_nan() { Self::NAN.to_bits().into() } else { self.to_bits().into() }
             }
@@ -75,12 +68,10 @@ macro_rules! values {
 
 // bf16 and f16 have lanes of f32.
 values! {
-    f32: f32::EPSILON as f64, f32::from_bits(1) as f64, f32::MAX as f64, 126, |v| v as f32, f64::from;
-    f64: f64::EPSILON, f64::from_bits(1), f64::MAX, 526, f64::from, f64::from;
-    bf16: bf16::EPSILON.to_f64_const(), bf16::MIN_POSITIVE_SUBNORMAL.to_f64_const(), bf16::MAX.to_f64_const(), 126,
-        bf16::from_f64, f64::from;
-    f16: f16::EPSILON.to_f64_const(), f16::MIN_POSITIVE_SUBNORMAL.to_f64_const(), f16::MAX.to_f64_const(), 126,
-        f16::from_f64, f64::from;
+    f32: f32::EPSILON as f64, f32::from_bits(1) as f64, f32::MAX as f64, 126;
+    f64: f64::EPSILON, f64::from_bits(1), f64::MAX, 526;
+    bf16: bf16::EPSILON.to_f64_const(), bf16::MIN_POSITIVE_SUBNORMAL.to_f64_const(), bf16::MAX.to_f64_const(), 126;
+    f16: f16::EPSILON.to_f64_const(), f16::MIN_POSITIVE_SUBNORMAL.to_f64_const(), f16::MAX.to_f64_const(), 126;
 }
 
 /// All values as f64.
