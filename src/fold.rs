@@ -137,7 +137,7 @@ impl<V: Values> Fold<V> {
         groups: usize,
     ) -> Result<(), Error> {
         let channels = self.channels();
-        if groups == 0 || inputs % groups != 0 || channels % groups != 0 {
+        if groups == 0 || !inputs.is_multiple_of(groups) || !channels.is_multiple_of(groups) {
             return Err(Error::Groups { inputs, outputs: channels, groups });
         }
         let (of_group, inputs_of_group) = (channels / groups, inputs / groups);
