@@ -74,7 +74,8 @@ static bn_doubles doubles(double *data, size_t len) {
     return array;
 }
 
-static bn_floats floats(float *data, size_t len) {
+// Inline, as not every test uses it.
+static inline bn_floats floats(float *data, size_t len) {
     bn_floats array;
     array.data = data;
     array.len = len;
