@@ -88,8 +88,12 @@ pub struct Extras<'a, E: Element> {
     /// argument of the activation from x and the residual. Forward passes do not read it.
     pub output: Option<&'a [E]>,
     /// A weight for each position `o * inner + i`, finite and not negative: the same for all channels. Statistics
-    /// become weighted means, and gradients follow. A position with weight 0 is ignored, even if its value is NaN;
-    /// y, dx and dresidual are 0 there.
+    /// become weighted means. A position with weight 0 is ignored, even if its value is NaN; y, dx and dresidual are 0
+    /// there.
+    ///
+    /// Gradients follow: dy is the gradient of y as it is, and no weight is applied to it. dbeta and dgamma add g and
+    /// g·x̂ of all positions whose weight is not 0, and only the means that dx subtracts are weighted, by w/Σw. A loss
+    /// that weighs positions has its weights in dy already.
     pub weights: Option<&'a [E::Param]>,
 }
 

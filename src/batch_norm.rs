@@ -323,6 +323,9 @@ impl BatchNorm {
 
     /// The gradients of gamma and beta from the sums: `dgamma = Σg·x̂`, `dbeta = Σg`.
     ///
+    /// Sums of a part of the batch give this part's share; those of all parts add up to the gradients. An engine that
+    /// adds gradients over its processes anyway passes its own sums, and one that does not passes the merged ones.
+    ///
     /// # Errors
     /// See [`normalize`](Self::normalize).
     pub fn parameter_gradients<'s, P: Element<Param = P>>(
@@ -512,6 +515,38 @@ impl BatchNorm {
     /// plan.double_backward(&x, &dy, &statistics, Affine::default(), cotangents, out)?;
     /// // dx does not change if the same number is added to all dy.
     /// assert!(of_dy.iter().sum::<f64>().abs() < 1e-12);
+    /// # Ok::<(), batchnorm::Error>(())
+    /// ```
+    ///
+    /// With running statistics, which are constants, the backward pass is linear in each of its inputs. Its derivatives
+    /// are then other passes of a plan without an activation, here for the cotangents v of dx, c of dgamma and d of
+    /// dbeta:
+    ///
+    /// ```text
+    /// dx = gamma·inv_std·dy     dgamma = inv_std·Σ dy·(x − mean)     dbeta = Σ dy
+    ///
+    /// of x: c·inv_std·dy        of gamma: inv_std·Σ dy·v             of dy: gamma·inv_std·v + c·inv_std·(x − mean) + d
+    /// ```
+    ///
+    /// ```
+    /// use batchnorm::{Affine, BatchNorm, Extras, Gradients, RunningStatistics, Shape};
+    ///
+    /// let plan = BatchNorm::new(Shape::nc(2, 1)?).eps(0.0)?;
+    /// let (x, dy, gamma) = ([1.0f32, 3.0], [1.0, 2.0], [2.0]);
+    /// let (v, c, d) = ([10.0, 20.0], [3.0], [0.5]);
+    /// let running = RunningStatistics::from_parts(vec![1.0], vec![4.0], 1)?;
+    /// let about_zero = RunningStatistics::from_parts(&[0.0][..], running.var(), 1)?;
+    ///
+    /// let (mut of_x, mut of_gamma, mut of_dx, mut of_dy) = ([0.0; 2], [0.0], [0.0; 2], [0.0; 2]);
+    /// let affine = |gamma| Affine { gamma: Some(gamma), beta: None };
+    /// let dx = |dx| Gradients { dx: Some(dx), ..Gradients::default() };
+    /// let dgamma = Gradients { dgamma: Some(&mut of_gamma), ..Gradients::default() };
+    /// plan.backward(&x, &dy, &running, affine(&c), dx(&mut of_x))?;
+    /// plan.backward(&v, &dy, &about_zero, Affine::default(), dgamma)?;
+    /// plan.backward(&x, &v, &running, affine(&gamma), dx(&mut of_dx))?;
+    /// let extras = Extras { residual: Some(&of_dx), ..Extras::default() };
+    /// plan.with(extras).normalize(&x, &running, Affine::new(&c, &d), &mut of_dy)?;
+    /// assert_eq!((of_x, of_gamma, of_dy), ([1.5, 3.0], [25.0], [10.5, 23.5]));
     /// # Ok::<(), batchnorm::Error>(())
     /// ```
     pub fn double_backward<E: Element>(

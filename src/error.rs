@@ -28,6 +28,15 @@ pub enum Error {
         /// Actual number of elements.
         actual: usize,
     },
+    /// The number of groups of a layer must divide its inputs and its outputs.
+    Groups {
+        /// Inputs of the layer.
+        inputs: usize,
+        /// Outputs of the layer.
+        outputs: usize,
+        /// Actual number of groups.
+        groups: usize,
+    },
     /// A buffer of the shape, at 8 bytes per element, would exceed `isize::MAX` bytes.
     ShapeOverflow {
         /// The actual extents.
@@ -110,6 +119,12 @@ impl fmt::Display for Error {
                 write!(
                     f,
                     "{argument} has the wrong length: expected a positive multiple of {of} elements, got {actual}"
+                )
+            }
+            Self::Groups { inputs, outputs, groups } => {
+                write!(
+                    f,
+                    "groups is invalid: expected a divisor of {inputs} inputs and {outputs} outputs, got {groups}"
                 )
             }
             Self::ShapeOverflow { dims } => {

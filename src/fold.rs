@@ -31,6 +31,11 @@ use crate::statistics::{Source, Values, ValuesMut};
 /// layer in f32, its rounding alone already costs uκ, and little is lost. If x is exact, such as the input of a
 /// network, this is a reason to normalize instead.
 ///
+/// A folded weight or bias that is subnormal keeps fewer bits: it is off by up to 2⁻¹⁵⁰ in f32, which adds
+/// 2⁻¹⁵⁰·(1 + Σ|x|) to the bound. This happens if gamma·inv_std is tiny. An inference engine that flushes subnormals to
+/// zero takes such a weight for 0; then 2⁻¹²⁶ replaces 2⁻¹⁵⁰, which still matters only for huge x. In f64 these numbers
+/// are 2⁻¹⁰⁷⁵ and 2⁻¹⁰²², and a scale that is itself subnormal is off by as much, which is multiplied by w·x.
+///
 /// ```
 /// use batchnorm::{Affine, BatchNorm, Fold, RunningStatistics, Shape};
 ///
@@ -86,22 +91,66 @@ impl<V: Values<Value = f64>> Fold<V> {
 
     /// Folds into the linear or convolution layer whose output is normalized: `w ← scale·w`, `b ← scale·b + shift`.
     ///
-    /// `weight` is `[channels, k]`, a row for each output of the layer with all weights of its sum: for a convolution
-    /// `[channels, inputs, height, width]`, for a grouped one `[channels, inputs / groups, ..]`, for a depthwise one
-    /// `[channels, 1, ..]`. `bias` has one value per channel; for a layer without a bias pass zeros, and give it this
-    /// one.
+    /// `weight` is scaled along its first axis. It is `[channels, k]`, a row for each output of the layer with all
+    /// weights of its sum: for a convolution `[channels, inputs, height, width]`, for a grouped one `[channels, inputs
+    /// / groups, ..]`, for a depthwise one `[channels, 1, ..]`. `bias` has one value per channel; for a layer without a
+    /// bias pass zeros, and give it this one.
     ///
     /// # Errors
     /// [`Error::Length`] for a bias that does not fit, [`Error::Multiple`] for weights that are not whole rows. Nothing
     /// is then written.
     pub fn apply_to_preceding<P: Element<Param = P>>(&self, weight: &mut [P], bias: &mut [P]) -> Result<(), Error> {
-        check_len("bias", self.channels(), bias.len())?;
-        let row = check_multiple("weight", self.channels(), weight.len())?;
-        let channels = self.scale().iter().zip(self.shift());
-        for ((weight, bias), (scale, shift)) in weight.chunks_exact_mut(row).zip(bias).zip(channels) {
-            for weight in weight {
-                *weight = from_f64::<P>(scale * to_f64::<P>(*weight));
+        self.apply_to_preceding_transposed(weight, bias, 1, 1)
+    }
+
+    /// [`apply_to_preceding`](Self::apply_to_preceding) for weights that have the layer's inputs as their first axis:
+    /// those of a transposed convolution, with any stride, padding and dilation, and of layouts that store `[inputs,
+    /// outputs]`.
+    ///
+    /// `weight` is scaled along its second axis. It is `[inputs, channels / groups, k]`, for a transposed convolution
+    /// `[inputs, channels / groups, height, width]`; the inputs of a group follow each other, and so do its channels.
+    /// Linear layers that store `[inputs, channels]` have one group, and so have convolutions that store `[height,
+    /// width, inputs, channels]`, with `height·width·inputs` inputs. `bias` has one value per channel, zeros for a layer
+    /// without a bias.
+    ///
+    /// ```
+    /// use batchnorm::Fold;
+    ///
+    /// // Two groups, each with one input, one output and a kernel of two.
+    /// let fold = Fold::from_parts(vec![2.0, 10.0], vec![0.5, -1.0])?;
+    /// let (mut weight, mut bias) = ([1.0f32, 2.0, 3.0, 4.0], [1.0, 1.0]);
+    /// fold.apply_to_preceding_transposed(&mut weight, &mut bias, 2, 2)?;
+    /// assert_eq!((weight, bias), ([2.0, 4.0, 30.0, 40.0], [2.5, 9.0]));
+    /// # Ok::<(), batchnorm::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Groups`] if `groups` does not divide the inputs and the channels, [`Error::Length`] for a bias that does
+    /// not fit, [`Error::Multiple`] for weights that are not whole blocks of `[inputs, channels / groups]`. Nothing is
+    /// then written.
+    pub fn apply_to_preceding_transposed<P: Element<Param = P>>(
+        &self,
+        weight: &mut [P],
+        bias: &mut [P],
+        inputs: usize,
+        groups: usize,
+    ) -> Result<(), Error> {
+        let channels = self.channels();
+        if groups == 0 || !inputs.is_multiple_of(groups) || !channels.is_multiple_of(groups) {
+            return Err(Error::Groups { inputs, outputs: channels, groups });
+        }
+        let (of_group, inputs_of_group) = (channels / groups, inputs / groups);
+        check_len("bias", channels, bias.len())?;
+        let k = check_multiple("weight", inputs.saturating_mul(of_group), weight.len())?;
+        for (input, weight) in weight.chunks_exact_mut(k * of_group.max(1)).enumerate() {
+            let scales = &self.scale()[input / inputs_of_group * of_group..];
+            for (weight, scale) in weight.chunks_exact_mut(k).zip(scales) {
+                for weight in weight {
+                    *weight = from_f64::<P>(scale * to_f64::<P>(*weight));
+                }
             }
+        }
+        for (bias, (scale, shift)) in bias.iter_mut().zip(self.scale().iter().zip(self.shift())) {
             *bias = from_f64::<P>(scale * to_f64::<P>(*bias) + shift);
         }
         Ok(())
@@ -109,9 +158,9 @@ impl<V: Values<Value = f64>> Fold<V> {
 
     /// Folds into the linear or convolution layer whose input is normalized: `w ← scale·w`, `b ← b + Σ w·shift`.
     ///
-    /// `weight` is `[outputs, channels, k]`, for a convolution `[outputs, channels, height, width]`; `bias` has one
-    /// value per output, zeros for a layer without a bias. A grouped convolution is several layers: fold each with
-    /// its channels' part of the scale and the shift.
+    /// `weight` is scaled along its second axis. It is `[outputs, channels, k]`, for a convolution `[outputs, channels,
+    /// height, width]`; `bias` has one value per output, zeros for a layer without a bias. A grouped convolution is
+    /// several layers: fold each with its channels' part of the scale and the shift.
     ///
     /// A convolution must not pad its input with zeros, unless shift is 0: these zeros stand for normalized values, and
     /// the folded layer would add the shift to them. It may pad channel c with `−shift/scale`, for which `scale·x +
@@ -123,16 +172,49 @@ impl<V: Values<Value = f64>> Fold<V> {
         let blocks = self.channels().saturating_mul(bias.len());
         let k = check_multiple("weight", blocks, weight.len())?;
         for (weight, bias) in weight.chunks_exact_mut(k * self.channels().max(1)).zip(bias) {
-            let mut sum = to_f64::<P>(*bias);
-            for ((weight, scale), shift) in weight.chunks_exact_mut(k).zip(self.scale()).zip(self.shift()) {
-                for weight in weight {
-                    sum += to_f64::<P>(*weight) * shift;
-                    *weight = from_f64::<P>(scale * to_f64::<P>(*weight));
-                }
-            }
-            *bias = from_f64::<P>(sum);
+            self.fold_output(weight.chunks_exact_mut(k), bias);
         }
         Ok(())
+    }
+
+    /// [`apply_to_following`](Self::apply_to_following) for weights that have the layer's inputs as their first axis:
+    /// those of linear layers that store `[inputs, outputs]`, and of transposed convolutions with a kernel of 1, stride
+    /// 1 and one group.
+    ///
+    /// `weight` is scaled along its first axis. It is `[channels, outputs]`; `bias` has one value per output, zeros for
+    /// a layer without a bias.
+    ///
+    /// Other transposed convolutions cannot absorb a shift. The bias is the same at all positions of an output, but
+    /// `Σ w·shift` is not: with a stride, neighbouring positions sum different taps of the kernel, and near the borders
+    /// some taps have no input. The scale alone can be folded, by multiplying the weights of input c by scale c, which
+    /// suffices where shift is 0.
+    ///
+    /// # Errors
+    /// [`Error::Length`] for weights that are not `[channels, outputs]`. Nothing is then written.
+    pub fn apply_to_following_transposed<P: Element<Param = P>>(
+        &self,
+        weight: &mut [P],
+        bias: &mut [P],
+    ) -> Result<(), Error> {
+        let outputs = bias.len();
+        check_len("weight", self.channels().saturating_mul(outputs), weight.len())?;
+        for (output, bias) in bias.iter_mut().enumerate() {
+            let column = weight.iter_mut().skip(output).step_by(outputs);
+            self.fold_output(column.map(std::slice::from_mut), bias);
+        }
+        Ok(())
+    }
+
+    /// Folds into one output of the layer whose input is normalized; `weights` are those of each channel.
+    fn fold_output<'w, P: Element<Param = P>>(&self, weights: impl Iterator<Item = &'w mut [P]>, bias: &mut P) {
+        let mut sum = to_f64::<P>(*bias);
+        for (weights, (scale, shift)) in weights.zip(self.scale().iter().zip(self.shift())) {
+            for weight in weights {
+                sum += to_f64::<P>(*weight) * shift;
+                *weight = from_f64::<P>(scale * to_f64::<P>(*weight));
+            }
+        }
+        *bias = from_f64::<P>(sum);
     }
 }
 

@@ -57,6 +57,11 @@
 //! - [`mod@reference`] is the specification, short and slow.
 //!
 //! Nothing panics: a wrong argument is an [`Error`], raised before anything is written.
+//!
+//! Passes expect the default floating-point environment. On a thread that flushes subnormals to zero (FTZ, DAZ), as
+//! some hosts set it, subnormal numbers count as 0, given or computed. Channels without such numbers keep their bits. In
+//! others no result that would be finite is NaN, but errors may exceed their bounds, and bits may depend on threads and
+//! instruction set.
 
 mod activation;
 mod arguments;

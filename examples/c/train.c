@@ -2,6 +2,9 @@
 //   cargo build --release -p batchnorm-capi
 //   cc -std=c11 -Icrates/capi/include examples/c/train.c target/release/libbatchnorm.a -lpthread -ldl -lm -o target/train
 //   target/train
+// The same with the shared library, in the directory where it was built:
+//   cc -std=c11 -Icrates/capi/include examples/c/train.c -Ltarget/release -lbatchnorm -Wl,-rpath,target/release -o target/train
+//   target/train
 
 #include <batchnorm.h>
 #include <stdio.h>
@@ -36,7 +39,7 @@ int main(void) {
     check(bn_forward_training(plan, &(bn_forward_training_args){
         sizeof(bn_forward_training_args), .x = {x, LEN}, .y = {y, LEN}, .gamma = {gamma, FEATURES},
         .beta = {beta, FEATURES}, .statistics = &batch}));
-    check(bn_update_running_statistics(plan, &running, &batch, BN_AVERAGE_EXPONENTIAL, 0.1));
+    check(bn_update_running_statistics(&running, &batch, BN_AVERAGE_EXPONENTIAL, 0.1));
     printf("mean %g %g, y %g ... %g\n", mean[0], mean[1], y[0], y[LEN - 1]);
 
     // Backward: request the gradients that are needed.

@@ -194,10 +194,13 @@ fuzz_target!(|input: Input| {
         unsafe { memory.cast::<f64>().add(k).write(input.fill + (k % 7) as f64) };
     }
     let before = bytes().to_vec();
+    // Running statistics of float take the place of those of double.
+    let floats = input.nulls & 32 != 0 && matches!(input.call % 16, 2 | 6 | 15);
+    let d8 = if floats { 4 } else { 8 };
     // The first 6 and the last 6 are of elements or parameters; each call below names those that it may write.
     let n = channels;
     let lens = [len, len, len, n, n, n, n, n, n, n, len, len, len, positions, n, len];
-    let sizes = [e, e, e, p, p, p, 8, 8, 8, 8, e, e, e, p, p, e];
+    let sizes = [e, e, e, p, p, p, 8, 8, d8, d8, e, e, e, p, p, e];
     let arrays: [_; ARRAYS] = std::array::from_fn(|k| array(k, input.arrays[k], lens[k], sizes[k]));
     let inputs = [0, 1, 3, 10, 11, 13, 14].map(|k| bn_slice { data: arrays[k].0, len: arrays[k].1 });
     let [x, dy, gamma, residual, output, weights, beta] = inputs;
@@ -212,7 +215,13 @@ fuzz_target!(|input: Input| {
     statistics.struct_size = input.sizes[1].or(size_of_val(&statistics));
     (statistics.count, statistics.mean, statistics.var) = (input.count.or(5.0), a, b);
     running.struct_size = input.sizes[2].or(size_of_val(&running));
-    (running.mean, running.var, running.variance) = (c, d, input.variance.or(BN_VARIANCE_BIASED));
+    if floats {
+        let [c, d] = [8, 9].map(|k| bn_floats { data: arrays[k].0.cast(), len: arrays[k].1 });
+        (running.float_mean, running.float_var) = (c, d);
+    } else {
+        (running.mean, running.var) = (c, d);
+    }
+    running.variance = input.variance.or(BN_VARIANCE_BIASED);
     running.reserved = input.reserved.or(0);
     sums.struct_size = input.sizes[1].or(size_of_val(&sums));
     (sums.g, sums.gx) = (c, d);
@@ -327,15 +336,16 @@ fuzz_target!(|input: Input| {
                 });
                 (bn_backward(plan, &args), &[2, 4, 5, 12])
             }
-            7 => {
+            // Calls without a plan take the number of channels from an array, whose length must be right.
+            7 if a.len == channels => {
                 let mut other = statistics;
                 (other.mean, other.var) = (c, d);
-                (bn_merge_statistics(plan, statistics_mut, &other), &[6, 7])
+                (bn_merge_statistics(statistics_mut, &other), &[6, 7])
             }
-            8 => {
+            8 if c.len == channels => {
                 let mut other = sums;
                 (other.g, other.gx) = (a, b);
-                (bn_merge_gradient_sums(plan, sums_mut, &other), &[8, 9])
+                (bn_merge_gradient_sums(sums_mut, &other), &[8, 9])
             }
             9 => {
                 let args = args!(bn_fold_args {
@@ -383,13 +393,26 @@ fuzz_target!(|input: Input| {
             // place of an activation, if elements are as large as parameters.
             call @ (10 | 11) if e == p && arrays[2].1 == len && arrays[4].1 == channels => {
                 let args = args!(bn_fold_layer_args { scale_shift: scale_shift_mut, weight: y, bias: dgamma });
-                let fold = if call == 10 { bn_fold_preceding } else { bn_fold_following };
-                (fold(plan, &args), &[2, 4])
+                let transposed = args!(bn_fold_transposed_args {
+                    scale_shift: scale_shift_mut,
+                    weight: y,
+                    bias: dgamma,
+                    inputs: outer,
+                    groups: usize::from(input.extents[0])
+                });
+                let status = match (call, input.running) {
+                    (10, false) => bn_fold_preceding(plan, &args),
+                    (10, true) => bn_fold_preceding_transposed(plan, &transposed),
+                    (_, false) => bn_fold_following(plan, &args),
+                    (_, true) => bn_fold_following_transposed(plan, &args),
+                };
+                (status, &[2, 4])
             }
-            _ => {
+            _ if a.len == channels => {
                 let (average, momentum) = (input.average.or(0), input.momentum.or(0.1));
-                (bn_update_running_statistics(plan, running_mut, statistics_mut, average, momentum), &[8, 9])
+                (bn_update_running_statistics(running_mut, statistics_mut, average, momentum), &[8, 9])
             }
+            _ => (BN_OK, &[]),
         }
     };
     assert_ne!(status, BN_ERROR_INTERNAL);

@@ -1,7 +1,10 @@
 //! Do second derivatives agree with finite differences of the reference's gradients?
 
 use crate::common::*;
-use batchnorm::{Activation, Affine, BatchNorm, Cotangents, Error, SecondGradients, Shape, Statistics, reference};
+use batchnorm::{
+    Activation, Affine, BatchNorm, Cotangents, Error, Extras, Gradients, RunningStatistics, SecondGradients, Shape,
+    Statistics, reference,
+};
 
 /// A scalar function of the gradients of the reference: their dot product with these cotangents.
 struct Penalty {
@@ -63,6 +66,54 @@ fn agrees_with_finite_differences() {
         }
         for (k, found) in of_gamma.iter().enumerate() {
             close("gamma", k, *found, derivative(|h| penalty.value(&p.x, &p.dy, &bumped(&gamma, k, h))));
+        }
+    }
+}
+
+/// With running statistics: the passes that the documentation of `double_backward` names.
+#[test]
+fn constant_statistics_agree_with_finite_differences() {
+    for (o, c, i) in [(7, 3, 1), (2, 2, 5), (1, 1, 40)] {
+        let shape = Shape::new(o, c, i).unwrap();
+        let (p, n) = (Problem::<f64>::random(shape, 12), shape.len());
+        let (running, gamma, plan) = (p.running(), p.gamma_f64(), p.plan());
+        let mut random = Random(6);
+        let mut normal = |n: usize| (0..n).map(|_| random.normal()).collect::<Vec<_>>();
+        let (v, of_dgamma, of_dbeta) = (normal(n), normal(c), normal(c));
+        let value = |x: &[f64], dy: &[f64], gamma: &[f64]| {
+            let of_channel = |c: usize| {
+                let inv_std = 1.0 / (running.var()[c] + p.eps).sqrt();
+                let term = |k: usize| {
+                    let x_hat = (x[k] - running.mean()[c]) * inv_std;
+                    dy[k] * (v[k] * gamma[c] * inv_std + of_dgamma[c] * x_hat + of_dbeta[c])
+                };
+                reference::indices(shape, c).map(term).sum::<f64>()
+            };
+            (0..c).map(of_channel).sum::<f64>()
+        };
+        let about_zero = RunningStatistics::from_parts(vec![0.0; c], running.var().to_vec(), 1).unwrap();
+        let [mut of_x, mut of_dx, mut of_dy] = [(); 3].map(|()| vec![f64::NAN; n]);
+        let mut of_gamma = vec![f64::NAN; c];
+        let affine = |gamma| Affine { gamma: Some(gamma), beta: None };
+        let dx = |dx| Gradients { dx: Some(dx), ..Gradients::default() };
+        let dgamma = Gradients { dgamma: Some(&mut of_gamma), ..Gradients::default() };
+        plan.backward(&p.x, &p.dy, &running, affine(&of_dgamma), dx(&mut of_x)).unwrap();
+        plan.backward(&v, &p.dy, &about_zero, Affine::default(), dgamma).unwrap();
+        plan.backward(&p.x, &v, &running, affine(&gamma), dx(&mut of_dx)).unwrap();
+        let with = plan.with(Extras { residual: Some(&of_dx), ..Extras::default() });
+        with.normalize(&p.x, &running, Affine::new(&of_dgamma, &of_dbeta), &mut of_dy).unwrap();
+        let close = |name: &str, k: usize, found: f64, expected: f64| {
+            // The function is linear in each variable, so only roundings are left: those of a value of about 100, each
+            // 1e-14, over a step of 1e-3.
+            let bound = 1e-10 * (1.0 + expected.abs());
+            assert!((found - expected).abs() <= bound, "{name}[{k}] {found} {expected} {shape:?}");
+        };
+        for k in 0..n {
+            close("x", k, of_x[k], derivative(|h| value(&bumped(&p.x, k, h), &p.dy, &gamma)));
+            close("dy", k, of_dy[k], derivative(|h| value(&p.x, &bumped(&p.dy, k, h), &gamma)));
+        }
+        for (k, found) in of_gamma.iter().enumerate() {
+            close("gamma", k, *found, derivative(|h| value(&p.x, &p.dy, &bumped(&gamma, k, h))));
         }
     }
 }

@@ -3,30 +3,66 @@
 use crate::common::*;
 use batchnorm::*;
 
-/// A convolution of a batch of images with stride 1, or a linear layer if the extent and the kernel are 1.
+/// A convolution of a batch of images with stride 1, or a transposed one, or a linear layer if the extent and the kernel
+/// are 1.
 #[derive(Clone, Copy, Debug)]
 struct Layer {
+    transposed: bool,
     images: usize,
     inputs: usize,
     outputs: usize,
     groups: usize,
     extent: usize,
     kernel: usize,
-    /// On each side.
+    /// Of a transposed convolution.
+    stride: usize,
+    /// On each side; what a transposed convolution leaves out of its output.
     padding: usize,
 }
 
-const LINEAR: Layer = Layer { images: 5, inputs: 7, outputs: 6, groups: 1, extent: 1, kernel: 1, padding: 0 };
-const CONVOLUTION: Layer = Layer { images: 2, inputs: 4, outputs: 6, groups: 1, extent: 6, kernel: 3, padding: 0 };
+const CONVOLUTION: Layer = Layer {
+    transposed: false,
+    images: 2,
+    inputs: 4,
+    outputs: 6,
+    groups: 1,
+    extent: 6,
+    kernel: 3,
+    stride: 1,
+    padding: 0,
+};
+const LINEAR: Layer = Layer { images: 5, inputs: 7, extent: 1, kernel: 1, ..CONVOLUTION };
 
 impl Layer {
-    /// The number of products in the sum of an output.
+    /// The largest number of products in the sum of an output.
     fn products(&self) -> usize {
         self.inputs / self.groups * self.kernel * self.kernel
     }
 
     fn out_extent(&self) -> usize {
-        self.extent + 2 * self.padding + 1 - self.kernel
+        match self.transposed {
+            true => (self.extent - 1) * self.stride + self.kernel - 2 * self.padding,
+            false => self.extent + 2 * self.padding + 1 - self.kernel,
+        }
+    }
+
+    /// Where the input is that a tap of the kernel multiplies for an output, in one dimension.
+    fn source(&self, output: usize, tap: usize) -> Option<usize> {
+        let at = match self.transposed {
+            true => (output + self.padding).checked_sub(tap).filter(|k| k % self.stride == 0).map(|k| k / self.stride),
+            false => (output + tap).checked_sub(self.padding),
+        };
+        at.filter(|&k| k < self.extent)
+    }
+
+    /// The index of the weight between an output and the input `c` of its group.
+    fn weight(&self, o: usize, c: usize, tap: usize) -> usize {
+        let (of_group, inputs) = (self.outputs / self.groups, self.inputs / self.groups);
+        let row = match self.transposed {
+            true => (o / of_group * inputs + c) * of_group + o % of_group,
+            false => o * inputs + c,
+        };
+        row * self.kernel * self.kernel + tap
     }
 
     fn input(&self) -> Shape {
@@ -37,15 +73,12 @@ impl Layer {
         Shape::nchw(self.images, self.outputs, self.out_extent(), self.out_extent()).unwrap()
     }
 
-    /// The layer's output. Images of input channel c are padded with `pad[c]`.
+    /// The layer's output. Images of input channel c are padded with `pad[c]`; a transposed convolution needs zeros.
     fn run<T: Float>(&self, x: &[T], weight: &[T], bias: &[T], pad: &[T]) -> Vec<T> {
         let (extent, group) = (self.extent, self.inputs / self.groups);
-        let value = |n: usize, c: usize, row: usize, column: usize| {
-            let at = |k: usize| k.checked_sub(self.padding).filter(|&k| k < extent);
-            match (at(row), at(column)) {
-                (Some(row), Some(column)) => x[((n * self.inputs + c) * extent + row) * extent + column],
-                _ => pad[c],
-            }
+        let value = |n: usize, c: usize, row: Option<usize>, column: Option<usize>| match (row, column) {
+            (Some(row), Some(column)) => x[((n * self.inputs + c) * extent + row) * extent + column],
+            _ => pad[c],
         };
         let mut out = vec![];
         for n in 0..self.images {
@@ -54,10 +87,13 @@ impl Layer {
                 for at in 0..self.out_extent() * self.out_extent() {
                     let (row, column) = (at / self.out_extent(), at % self.out_extent());
                     let mut sum = bias[o];
-                    for (k, weight) in weight[o * self.products()..][..self.products()].iter().enumerate() {
-                        let (c, i, j) = (k / self.kernel / self.kernel, k / self.kernel % self.kernel, k % self.kernel);
+                    for k in 0..self.products() {
+                        let (c, tap) = (k / self.kernel / self.kernel, k % (self.kernel * self.kernel));
+                        let (row, column) =
+                            (self.source(row, tap / self.kernel), self.source(column, tap % self.kernel));
+                        let weight = weight[self.weight(o, c, tap)];
                         // Rounded once each: for f32, the f64 in between changes nothing.
-                        let product = T::of(weight.to_f64() * value(n, first + c, row + i, column + j).to_f64());
+                        let product = T::of(weight.to_f64() * value(n, first + c, row, column).to_f64());
                         sum = T::of(sum.to_f64() + product.to_f64());
                     }
                     out.push(sum);
@@ -145,7 +181,11 @@ fn preceding<T: Float>(layer: Layer, offset: f64) {
         let c = k / layer.output().inner() % layer.outputs;
         *size = fold.scale()[c].abs() * (*size + n.running.mean()[c].abs()) + n.beta[c].to_f64().abs();
     }
-    fold.apply_to_preceding(&mut weight, &mut bias).unwrap();
+    if layer.transposed {
+        fold.apply_to_preceding_transposed(&mut weight, &mut bias, layer.inputs, layer.groups).unwrap();
+    } else {
+        fold.apply_to_preceding(&mut weight, &mut bias).unwrap();
+    }
     assert_close(&unfolded, &layer.run(&x, &weight, &bias, &zeros), &sizes, 2 * (layer.products() + 9), &layer);
 }
 
@@ -175,7 +215,11 @@ fn following<T: Float>(layer: Layer, offset: f64, pad: bool) {
         x.iter().enumerate().map(|(k, x)| channel(k / layer.input().inner() % layer.inputs, x.to_f64())).collect();
     let terms_around: Vec<f64> = channels.map(|c| channel(c, instead(c))).collect();
     let sizes = layer.run(&terms, &abs(&weight), &abs(&bias), &terms_around);
-    fold.apply_to_following(&mut weight, &mut bias).unwrap();
+    if layer.transposed {
+        fold.apply_to_following_transposed(&mut weight, &mut bias).unwrap();
+    } else {
+        fold.apply_to_following(&mut weight, &mut bias).unwrap();
+    }
     assert_close(&unfolded, &layer.run(&x, &weight, &bias, &around), &sizes, 3 * layer.products() + 18, &layer);
 }
 
@@ -187,6 +231,20 @@ fn both_directions<T: Float>() {
         for layer in [LINEAR, CONVOLUTION, padded, grouped, depthwise] {
             preceding::<T>(layer, offset);
         }
+        let input_first = Layer { transposed: true, ..LINEAR };
+        let upsampling = Layer { transposed: true, kernel: 2, stride: 2, ..CONVOLUTION };
+        let overlapping = Layer { transposed: true, stride: 2, padding: 1, ..CONVOLUTION };
+        for groups in [1, 2] {
+            for layer in
+                [upsampling, overlapping, Layer { stride: 3, ..overlapping }, Layer { stride: 1, ..upsampling }]
+            {
+                preceding::<T>(Layer { groups, ..layer }, offset);
+            }
+        }
+        preceding::<T>(input_first, offset);
+        preceding::<T>(Layer { groups: 4, outputs: 4, ..overlapping }, offset);
+        following::<T>(input_first, offset, false);
+        following::<T>(Layer { transposed: true, kernel: 1, ..CONVOLUTION }, offset, false);
         following::<T>(LINEAR, offset, false);
         following::<T>(CONVOLUTION, offset, false);
         following::<T>(padded, offset, true);
@@ -285,10 +343,17 @@ fn nan_stays_in_its_channel() {
 fn nothing_to_fold() {
     let none = Fold::new(0);
     none.apply_to_preceding::<f32>(&mut [], &mut []).unwrap();
+    none.apply_to_preceding_transposed::<f32>(&mut [], &mut [], 3, 3).unwrap();
     let mut bias = [3.0f32];
     none.apply_to_following(&mut [], &mut bias).unwrap();
+    none.apply_to_following_transposed(&mut [], &mut bias).unwrap();
     Fold::new(4).apply_to_following::<f32>(&mut [], &mut []).unwrap();
+    Fold::new(4).apply_to_following_transposed::<f32>(&mut [], &mut []).unwrap();
     assert_eq!(bias, [3.0]);
+    // A layer without inputs has a bias all the same.
+    let fold = Fold::from_parts(vec![2.0], vec![1.0]).unwrap();
+    fold.apply_to_preceding_transposed(&mut [], &mut bias, 0, 1).unwrap();
+    assert_eq!(bias, [7.0]);
 }
 
 #[test]
@@ -319,22 +384,58 @@ fn misuse_is_an_error_and_nothing_is_written() {
     assert_eq!(Fold::from_parts(vec![0.0; 3], vec![0.0; 2]).unwrap_err().to_string(), length("shift"));
 
     let fold = Fold::from_parts(vec![2.0; 3], vec![1.0; 3]).unwrap();
-    let wrong = |expected: &str, weights: usize, biases: usize, preceding: bool| {
+    type Apply = fn(&Fold, &mut [f32], &mut [f32]) -> Result<(), Error>;
+    let wrong = |expected: &str, weights: usize, biases: usize, apply: Apply| {
         let (mut weight, mut bias) = (vec![7.0f32; weights], vec![7.0f32; biases]);
-        let error = match preceding {
-            true => fold.apply_to_preceding(&mut weight, &mut bias).unwrap_err(),
-            false => fold.apply_to_following(&mut weight, &mut bias).unwrap_err(),
-        };
+        let error = apply(&fold, &mut weight, &mut bias).unwrap_err();
         assert_eq!(error.to_string(), expected);
         assert!(weight.iter().chain(&bias).all(|&v| v == 7.0));
     };
-    wrong(&length("bias"), 6, 2, true);
+    let (preceding, following): (Apply, Apply) = (Fold::apply_to_preceding, Fold::apply_to_following);
+    wrong(&length("bias"), 6, 2, preceding);
     let multiple = |of: usize, got: usize| {
         format!("weight has the wrong length: expected a positive multiple of {of} elements, got {got}")
     };
-    wrong(&multiple(3, 7), 7, 3, true);
-    wrong(&multiple(3, 0), 0, 3, true);
-    wrong(&multiple(6, 9), 9, 2, false);
-    wrong(&multiple(6, 0), 0, 2, false);
-    wrong(&multiple(0, 3), 3, 0, false);
+    wrong(&multiple(3, 7), 7, 3, preceding);
+    wrong(&multiple(3, 0), 0, 3, preceding);
+    wrong(&multiple(6, 9), 9, 2, following);
+    wrong(&multiple(6, 0), 0, 2, following);
+    wrong(&multiple(0, 3), 3, 0, following);
+
+    // One group of two inputs, and three groups of two.
+    let one: Apply = |fold, weight, bias| fold.apply_to_preceding_transposed(weight, bias, 2, 1);
+    let three: Apply = |fold, weight, bias| fold.apply_to_preceding_transposed(weight, bias, 6, 3);
+    wrong(&length("bias"), 6, 2, one);
+    wrong(&multiple(6, 7), 7, 3, one);
+    wrong(&multiple(6, 0), 0, 3, one);
+    wrong(&multiple(6, 9), 9, 3, three);
+    let endless: Apply = |fold, weight, bias| fold.apply_to_preceding_transposed(weight, bias, usize::MAX, 1);
+    wrong(&multiple(usize::MAX, 6), 6, 3, endless);
+    let groups = |inputs: usize, groups: usize| {
+        format!("groups is invalid: expected a divisor of {inputs} inputs and 3 outputs, got {groups}")
+    };
+    wrong(&groups(2, 0), 6, 3, |fold, weight, bias| fold.apply_to_preceding_transposed(weight, bias, 2, 0));
+    wrong(&groups(2, 2), 6, 3, |fold, weight, bias| fold.apply_to_preceding_transposed(weight, bias, 2, 2));
+    wrong(&groups(4, 3), 6, 3, |fold, weight, bias| fold.apply_to_preceding_transposed(weight, bias, 4, 3));
+    let transposed: Apply = Fold::apply_to_following_transposed;
+    wrong("weight has the wrong length: expected 6 elements, got 12", 12, 2, transposed);
+    wrong("weight has the wrong length: expected 0 elements, got 3", 3, 0, transposed);
+}
+
+#[test]
+fn a_subnormal_weight_is_rounded_to_nearest() {
+    // gamma·inv_std is 2⁻¹⁴⁰, and 2⁻¹⁰⁶⁰ in f64.
+    let fold = Fold::from_parts(vec![2f64.powi(-140)], vec![0.0]).unwrap();
+    for w in [1.0f32, 1.3, -0.7, 1.0 / 1024.0] {
+        let (mut weight, mut bias) = ([w], [w]);
+        fold.apply_to_preceding(&mut weight, &mut bias).unwrap();
+        let error = (f64::from(weight[0]) - fold.scale()[0] * f64::from(w)).abs();
+        assert!(error <= 2f64.powi(-150), "{w} {error:e}");
+        assert_eq!(bias, weight);
+    }
+    let fold = Fold::from_parts(vec![2f64.powi(-1060)], vec![0.0]).unwrap();
+    let (mut weight, mut bias) = ([1.3f64], [1.0]);
+    fold.apply_to_following(&mut weight, &mut bias).unwrap();
+    // In units of the smallest subnormal: 1.3·2¹⁴ = 21299.2.
+    assert_eq!((weight[0].to_bits(), bias), (21299, [1.0]));
 }

@@ -17,11 +17,16 @@
 //   outer * channels * inner. Element (o, c, i) is at index (o * channels + c) * inner + i. {outer, channels, inner} is
 //   {N, C, H * W} for NCHW, and {N * H * W, C, 1} for NHWC.
 // - Parameters (gamma, beta, their gradients, weights, the weight and bias of a layer) are double for BN_ELEMENT_F64,
-//   otherwise float. Statistics and sums are double. Per-channel arrays have `channels` elements. weights have one
-//   element per position, outer * inner in total; position (o, i) is at index o * inner + i.
+//   otherwise float. Statistics and sums are double, and running statistics double or float. Per-channel arrays have
+//   `channels` elements. weights have one element per position, outer * inner in total; position (o, i) is at index
+//   o * inner + i.
 // - Several threads can use a plan at once. Results are bit-identical for any threads and any instruction set.
 // - A plan has scratch memory for one call at a time, its own or the caller's, and such calls do not allocate, except
-//   bn_double_backward. For several calls at once see bn_scratch_bytes.
+//   bn_double_backward and what reads running statistics in float. For several calls at once see bn_scratch_bytes.
+// - Calls expect the default floating-point environment, and do not change it. On a thread that flushes subnormals to
+//   zero (FTZ, DAZ), subnormal numbers count as 0, given or computed. Channels without such numbers keep their bits. In
+//   others no result that would be finite is NaN, but accuracy is not promised, and bits may depend on instruction set
+//   and threads, each of which has a mode of its own.
 
 
 #ifndef BATCHNORM_H
@@ -97,7 +102,8 @@
 // With the gamma and beta of some channel, x cannot be rebuilt from y within the stated bound.
 #define BN_ERROR_NOT_INVERTIBLE 17
 
-// Exactly one of statistics and running statistics must be given, but neither or both were.
+// Exactly one of statistics and running statistics must be given, but neither or both were; or running statistics have
+// arrays of double and of float.
 #define BN_ERROR_SOURCE 18
 
 // This CPU lacks the requested instruction set.
@@ -106,11 +112,14 @@
 // thread_count, parallel_for or pool does not match the kind of threads, or threads could not be started.
 #define BN_ERROR_THREADS 20
 
-// There is not enough memory for the plan.
+// There is not enough memory for the plan, or to convert running statistics from float.
 #define BN_ERROR_OUT_OF_MEMORY 21
 
 // An error in the library itself. Outputs may have been written.
 #define BN_ERROR_INTERNAL 22
+
+// The groups of a layer do not divide its inputs and its outputs.
+#define BN_ERROR_GROUPS 23
 
 // float.
 #define BN_ELEMENT_F32 0
@@ -300,21 +309,40 @@ typedef struct bn_forward_training_args {
     struct bn_statistics *statistics;
 } bn_forward_training_args;
 
+// An array of float with one element per channel. It is not written if the struct that contains it is passed as const.
+typedef struct bn_floats {
+    // The first element.
+    float *data;
+    // The number of elements, not of bytes.
+    size_t len;
+} bn_floats;
+
 // Averages of mean and variance over the batches seen in training, for inference. They start with a mean of 0, a
 // variance of 1 and 0 batches.
+//
+// Their arrays are mean and var, or float_mean and float_var; the other two are absent. Floats are converted to double
+// for a call, which allocates two doubles per channel. An update computes in double, and then rounds the averages to
+// float once: by up to 2^-24, relative to the average. Over many updates these errors add up to 2^-24 / momentum, and
+// over N batches of BN_AVERAGE_CUMULATIVE to 2^-25 * (N + 1); a change that is smaller than a rounding is lost. The
+// error of the mean enters y times |gamma| / sqrt(var + eps), so that of y grows with |mean| / sqrt(var), even if the
+// mean was rounded only once. Doubles cost none of this.
 typedef struct bn_running_statistics {
     // sizeof(bn_running_statistics).
     size_t struct_size;
     // The number of batches averaged so far.
     uint64_t batches;
-    // The running mean of each channel.
+    // The running mean of each channel, or absent if float_mean is given.
     struct bn_doubles mean;
-    // The running variance of each channel.
+    // The running variance of each channel, or absent if float_var is given.
     struct bn_doubles var;
     // BN_VARIANCE_
     int32_t variance;
     // 0.
     int32_t reserved;
+    // The running mean of each channel, or absent if mean is given.
+    struct bn_floats float_mean;
+    // The running variance of each channel, or absent if var is given.
+    struct bn_floats float_var;
 } bn_running_statistics;
 
 // Arguments of bn_normalize.
@@ -544,7 +572,7 @@ typedef struct bn_fold_args {
     struct bn_scale_shift *scale_shift;
 } bn_fold_args;
 
-// Arguments of bn_fold_preceding and bn_fold_following.
+// Arguments of bn_fold_preceding, bn_fold_following and bn_fold_following_transposed.
 typedef struct bn_fold_layer_args {
     // sizeof(bn_fold_layer_args).
     size_t struct_size;
@@ -555,6 +583,22 @@ typedef struct bn_fold_layer_args {
     // Input and output: the bias of the layer, one value per output of the layer; zeros if it had none.
     struct bn_slice_mut bias;
 } bn_fold_layer_args;
+
+// Arguments of bn_fold_preceding_transposed.
+typedef struct bn_fold_transposed_args {
+    // sizeof(bn_fold_transposed_args).
+    size_t struct_size;
+    // Input.
+    const struct bn_scale_shift *scale_shift;
+    // Input and output: the weights of the layer.
+    struct bn_slice_mut weight;
+    // Input and output: the bias of the layer, one value per channel; zeros if it had none.
+    struct bn_slice_mut bias;
+    // The number of inputs of the layer, of all groups together.
+    size_t inputs;
+    // The number of groups of the layer, >= 1, which divides the inputs and the channels.
+    size_t groups;
+} bn_fold_transposed_args;
 
 #ifdef __cplusplus
 extern "C" {
@@ -623,12 +667,22 @@ int32_t bn_input_gradient(const struct bn_plan *plan,
                           const struct bn_input_gradient_args *args);
 
 // The gradients of gamma and beta from the sums. Only those that are requested are computed.
-int32_t bn_parameter_gradients(const struct bn_plan *plan, const struct bn_parameter_gradients_args *args);
+//
+// Sums of a part of the batch give this part's share; those of all parts add up to the gradients. An engine that adds
+// gradients over its processes anyway passes its own sums, and one that does not passes the merged ones.
+int32_t bn_parameter_gradients(const struct bn_plan *plan,
+                               const struct bn_parameter_gradients_args *args);
 
 // The gradients of x, the residual, gamma and beta. Only those that are requested are computed.
 //
 // With the statistics of a batch, gradients flow through mean and variance; running ones are constants.
-int32_t bn_backward(const struct bn_plan *plan, const struct bn_backward_args *args);
+//
+// dy is the gradient of y as it is, and no weight is applied to it: dbeta and dgamma add g and g * (x - mean) /
+// sqrt(var + eps) of all positions whose weight is not 0, and so do the sums of bn_compute_gradient_sums. Only the
+// means that dx subtracts are weighted: each of the two sums is multiplied by w / sum of w, instead of by 1 / M. A
+// loss that weighs positions has its weights in dy already.
+int32_t bn_backward(const struct bn_plan *plan,
+                    const struct bn_backward_args *args);
 
 // bn_forward_training for a layer that keeps only y for its backward pass, bn_backward_from_output: one array fewer in
 // memory.
@@ -650,25 +704,29 @@ int32_t bn_backward_from_output(const struct bn_plan *plan,
 // dx_cotangent * dx, dgamma_cotangent * dgamma and dbeta_cotangent * dbeta. Only those that are requested are
 // computed. The plan must have no activation: apply it outside the plan.
 //
+// With running statistics, which are constants, other passes give them: bn_backward with dgamma_cotangent as gamma
+// gives x_gradient as dx; bn_backward with dx_cotangent as x, about running means of 0, gives gamma_gradient as
+// dgamma; bn_backward with dx_cotangent as dy gives a dx, and bn_normalize with this as residual, dgamma_cotangent as
+// gamma and dbeta_cotangent as beta gives dy_gradient as y.
+//
 // Rarely needed, so it is composed of other passes: it makes more sweeps than a dedicated one, and allocates some
 // per-channel arrays.
 int32_t bn_double_backward(const struct bn_plan *plan,
                            const struct bn_double_backward_args *args);
 
 // Merges other into `into`, which then has the statistics of the values of both. A count of 0 stands for no values:
-// merging can start from it.
-int32_t bn_merge_statistics(const struct bn_plan *plan,
-                            struct bn_statistics *into,
+// merging can start from it. The number of channels is the length of into.mean.
+int32_t bn_merge_statistics(struct bn_statistics *into,
                             const struct bn_statistics *other);
 
-// Adds other to into: the sums of parts of a batch, computed with the same mean, become those of the whole batch.
-int32_t bn_merge_gradient_sums(const struct bn_plan *plan,
-                               struct bn_gradient_sums *into,
+// Adds other to into: the sums of parts of a batch, computed with the same mean, become those of the whole batch. The
+// number of channels is the length of into.g.
+int32_t bn_merge_gradient_sums(struct bn_gradient_sums *into,
                                const struct bn_gradient_sums *other);
 
 // Updates the averages with the statistics of a batch. average is one of BN_AVERAGE_. An empty batch changes nothing.
-int32_t bn_update_running_statistics(const struct bn_plan *plan,
-                                     struct bn_running_statistics *running,
+// The number of channels is the length of statistics.mean.
+int32_t bn_update_running_statistics(struct bn_running_statistics *running,
                                      const struct bn_statistics *statistics,
                                      int32_t average,
                                      double momentum);
@@ -679,23 +737,47 @@ int32_t bn_update_running_statistics(const struct bn_plan *plan,
 // The error of bn_normalize does not grow with the data's offset. That of scale * x + shift does: if |mean| is much
 // larger than the standard deviation, two large numbers nearly cancel. A folded layer that sums K products in float
 // has an error of at most (K + 2) * 2^-24 * (sum of |w * x| + |b|), with a bias b of about |gamma * mean| / sqrt(var).
+// If gamma is so tiny that folded weights are subnormal, the error grows by 2^-150 * (1 + sum of |x|), or by 2^-126 *
+// (1 + sum of |x|) if subnormals are flushed to zero, here or by the layer.
 int32_t bn_fold(const struct bn_plan *plan,
                 const struct bn_fold_args *args);
 
 // Folds into the linear or convolution layer whose output is normalized: w = scale * w, b = scale * b + shift.
 //
-// weight is [channels, k]: one row per output channel of the layer, with all k weights that are summed for it. This
-// also holds for a grouped convolution. bias has one value per channel.
+// weight is scaled along its first axis. It is [channels, k]: one row per output channel of the layer, with all k
+// weights that are summed for it. This also holds for a grouped convolution. bias has one value per channel.
 int32_t bn_fold_preceding(const struct bn_plan *plan,
                           const struct bn_fold_layer_args *args);
 
+// bn_fold_preceding for weights that have the layer's inputs as their first axis: those of a transposed convolution,
+// with any stride, padding and dilation, and of layouts that store [inputs, outputs].
+//
+// weight is scaled along its second axis. It is [inputs, channels / groups, k]; the inputs of a group follow each
+// other, and so do its channels. Linear layers that store [inputs, channels] have one group and k = 1, and so have
+// convolutions that store [height, width, inputs, channels], with height * width * inputs inputs. bias has one value
+// per channel.
+int32_t bn_fold_preceding_transposed(const struct bn_plan *plan,
+                                     const struct bn_fold_transposed_args *args);
+
 // Folds into the linear or convolution layer whose input is normalized: w = scale * w, b = b + sum of w * shift.
 //
-// weight is [outputs, channels, k], bias has one value per output. A convolution must not pad its input with zeros
-// unless shift is 0; it may pad channel c with -shift / scale of this channel. A grouped convolution consists of
-// several layers: each needs its own plan.
+// weight is scaled along its second axis. It is [outputs, channels, k], bias has one value per output. A convolution
+// must not pad its input with zeros unless shift is 0; it may pad channel c with -shift / scale of this channel. A
+// grouped convolution consists of several layers: each needs its own plan.
 int32_t bn_fold_following(const struct bn_plan *plan,
                           const struct bn_fold_layer_args *args);
+
+// bn_fold_following for weights that have the layer's inputs as their first axis: those of linear layers that store
+// [inputs, outputs], and of transposed convolutions with a kernel of 1, stride 1 and one group.
+//
+// weight is scaled along its first axis. It is [channels, outputs], bias has one value per output.
+//
+// Other transposed convolutions cannot absorb a shift. The bias is the same at all positions of an output, but the sum
+// of w * shift is not: with a stride, neighbouring positions sum different taps of the kernel, and near the borders
+// some taps have no input. The scale alone can be folded, by multiplying the weights of input c by scale c, which
+// suffices where shift is 0.
+int32_t bn_fold_following_transposed(const struct bn_plan *plan,
+                                     const struct bn_fold_layer_args *args);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -1,5 +1,5 @@
-//! Once a plan exists, no call but bn_double_backward allocates: not the first, not a failing one, not as many
-//! concurrent ones as there is scratch memory for.
+//! Once a plan exists, no call allocates but bn_double_backward and those with running statistics in float: not the
+//! first, not a failing one, not as many concurrent ones as there is scratch memory for.
 
 use batchnorm_ffi::*;
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -113,6 +113,7 @@ unsafe fn count_in_all_calls(plan: *mut bn_plan, (outer, channels, inner): (usiz
     let from_output = bn_backward_from_output_args { y: x, dy, statistics, dx, ..sized() };
     let fold = bn_fold_args { statistics, scale_shift, ..sized() };
     let layer = bn_fold_layer_args { scale_shift, weight, bias, ..sized() };
+    let transposed = bn_fold_transposed_args { scale_shift, weight, bias, inputs: 1, groups: 1, ..sized() };
     let mut following = layer;
     following.bias.len = 1;
     let mut wrong = normalize;
@@ -130,12 +131,14 @@ unsafe fn count_in_all_calls(plan: *mut bn_plan, (outer, channels, inner): (usiz
         assert_eq!(bn_parameter_gradients(plan, &parameters), BN_OK);
         assert_eq!(bn_forward_training_invertible(plan, &invertible), BN_OK);
         assert_eq!(bn_backward_from_output(plan, &from_output), BN_OK);
-        assert_eq!(bn_update_running_statistics(plan, &mut running, statistics, 0, 0.1), BN_OK);
-        assert_eq!(bn_merge_statistics(plan, statistics, &other), BN_OK);
-        assert_eq!(bn_merge_gradient_sums(plan, sums, &other_sums), BN_OK);
+        assert_eq!(bn_update_running_statistics(&mut running, statistics, 0, 0.1), BN_OK);
+        assert_eq!(bn_merge_statistics(statistics, &other), BN_OK);
+        assert_eq!(bn_merge_gradient_sums(sums, &other_sums), BN_OK);
         assert_eq!(bn_fold(plan, &fold), BN_OK);
         assert_eq!(bn_fold_preceding(plan, &layer), BN_OK);
+        assert_eq!(bn_fold_preceding_transposed(plan, &transposed), BN_OK);
         assert_eq!(bn_fold_following(plan, &following), BN_OK);
+        assert_eq!(bn_fold_following_transposed(plan, &following), BN_OK);
         assert_eq!(bn_normalize(plan, &wrong), BN_ERROR_LENGTH);
     }
     ALLOCATIONS.get() - before

@@ -264,7 +264,7 @@ pub struct bn_fold_args {
     pub scale_shift: *mut bn_scale_shift,
 }
 
-/// Arguments of bn_fold_preceding and bn_fold_following.
+/// Arguments of bn_fold_preceding, bn_fold_following and bn_fold_following_transposed.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct bn_fold_layer_args {
@@ -276,4 +276,22 @@ pub struct bn_fold_layer_args {
     pub weight: bn_slice_mut,
     /// Input and output: the bias of the layer, one value per output of the layer; zeros if it had none.
     pub bias: bn_slice_mut,
+}
+
+/// Arguments of bn_fold_preceding_transposed.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct bn_fold_transposed_args {
+    /// sizeof(bn_fold_transposed_args).
+    pub struct_size: usize,
+    /// Input.
+    pub scale_shift: *const bn_scale_shift,
+    /// Input and output: the weights of the layer.
+    pub weight: bn_slice_mut,
+    /// Input and output: the bias of the layer, one value per channel; zeros if it had none.
+    pub bias: bn_slice_mut,
+    /// The number of inputs of the layer, of all groups together.
+    pub inputs: usize,
+    /// The number of groups of the layer, >= 1, which divides the inputs and the channels.
+    pub groups: usize,
 }

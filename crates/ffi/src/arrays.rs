@@ -4,7 +4,7 @@
 use crate::plan::bn_plan;
 use crate::read::check_alignment;
 use crate::status::{BN_ERROR_LENGTH, BN_ERROR_NULL, BN_ERROR_OVERLAP, Status, fail};
-use crate::structs::{bn_doubles, bn_slice, bn_slice_mut};
+use crate::structs::{bn_doubles, bn_floats, bn_slice, bn_slice_mut};
 
 /// Whether a call writes an array.
 #[derive(Clone, Copy, PartialEq)]
@@ -21,6 +21,10 @@ pub(crate) struct Array<T> {
 }
 
 impl<T> Array<T> {
+    pub(crate) fn len(self) -> usize {
+        self.len
+    }
+
     /// # Safety
     /// The array has `len` elements, and nothing writes them while the slice lives. [`Arrays::check_overlap`] has found
     /// no error.
@@ -57,10 +61,15 @@ pub(crate) struct Arrays {
 }
 
 impl Arrays {
+    /// For a call without a plan.
+    pub(crate) fn none() -> Self {
+        let none = Span { name: "", start: 0, end: 0, access: Access::Read };
+        Self { spans: [none; MOST], len: 0 }
+    }
+
     /// Starts with the plan's scratch memory if the caller gave it, since no array may overlap it.
     pub(crate) fn new(plan: &bn_plan) -> Self {
-        let none = Span { name: "", start: 0, end: 0, access: Access::Read };
-        let mut arrays = Self { spans: [none; MOST], len: 0 };
+        let mut arrays = Self::none();
         if let Some((start, end)) = plan.given_scratch {
             arrays.push(Span { name: "the plan's scratch memory", start, end, access: Access::Write });
         }
@@ -114,6 +123,16 @@ impl Arrays {
         len: usize,
         access: Access,
     ) -> Result<Array<f64>, Status> {
+        self.add(name, array.data, array.len, len, access)
+    }
+
+    pub(crate) fn floats(
+        &mut self,
+        name: &'static str,
+        array: bn_floats,
+        len: usize,
+        access: Access,
+    ) -> Result<Array<f32>, Status> {
         self.add(name, array.data, array.len, len, access)
     }
 

@@ -62,7 +62,7 @@ unsafe fn normalize<E: Element>(plan: &bn_plan, args: bn_normalize_args) -> Resu
     let y = arrays.output::<E>("y", args.y, shape.len())?;
     // SAFETY: the caller's promise; what becomes a slice has been checked.
     unsafe {
-        let source = SourceView::new(&mut arrays, args.statistics, args.running, shape.channels())?;
+        let mut source = SourceView::new(&mut arrays, args.statistics, args.running, shape.channels())?;
         let in_place = arrays.check_overlap(Some(["x", "y"]))?;
         let (with, affine, source) = (plan.batch_norm.with(extras.read()), affine.read(), source.read()?);
         if in_place {
@@ -82,7 +82,7 @@ unsafe fn compute_gradient_sums<E: Element>(plan: &bn_plan, args: bn_gradient_su
     let extras = ExtrasView::new(&mut arrays, args.residual, args.output, args.weights, shape)?;
     // SAFETY: the caller's promise; what becomes a slice and is written has been checked.
     unsafe {
-        let source = SourceView::new(&mut arrays, args.statistics, args.running, shape.channels())?;
+        let mut source = SourceView::new(&mut arrays, args.statistics, args.running, shape.channels())?;
         let out = SumsView::new(&mut arrays, SUMS, args.sums, shape.channels(), Access::Write)?;
         arrays.check_overlap(None)?;
         let (with, affine, source) = (plan.batch_norm.with(extras.read()), affine.read(), source.read()?);
@@ -126,7 +126,7 @@ unsafe fn parameter_gradients<P: Element<Param = P>>(
     let parameters = ParametersView::<P>::new(&mut arrays, args.dgamma, args.dbeta, channels)?;
     // SAFETY: the caller's promise; what becomes a slice has been checked.
     unsafe {
-        let source = SourceView::new(&mut arrays, args.statistics, args.running, channels)?;
+        let mut source = SourceView::new(&mut arrays, args.statistics, args.running, channels)?;
         let sums = SumsView::new(&mut arrays, SUMS, args.sums, channels, Access::Read)?;
         arrays.check_overlap(None)?;
         let (source, sums, Gradients::<P> { dgamma, dbeta, .. }) = (source.read()?, sums.read()?, parameters.write());
@@ -145,7 +145,7 @@ unsafe fn backward<E: Element>(plan: &bn_plan, args: bn_backward_args) -> Result
     let parameters = ParametersView::new(&mut arrays, args.dgamma, args.dbeta, shape.channels())?;
     // SAFETY: the caller's promise; what becomes a slice has been checked.
     unsafe {
-        let source = SourceView::new(&mut arrays, args.statistics, args.running, shape.channels())?;
+        let mut source = SourceView::new(&mut arrays, args.statistics, args.running, shape.channels())?;
         let in_place = arrays.check_overlap(Some(["dy", "dx"]))?;
         let (with, affine, source) = (plan.batch_norm.with(extras.read()), affine.read(), source.read()?);
         let gradients = Gradients { dresidual: slice_mut(dresidual), ..parameters.write() };
@@ -257,6 +257,9 @@ pub unsafe extern "C" fn bn_input_gradient(plan: *const bn_plan, args: *const bn
 }
 
 /// The gradients of gamma and beta from the sums. Only those that are requested are computed.
+///
+/// Sums of a part of the batch give this part's share; those of all parts add up to the gradients. An engine that adds
+/// gradients over its processes anyway passes its own sums, and one that does not passes the merged ones.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bn_parameter_gradients(plan: *const bn_plan, args: *const bn_parameter_gradients_args) -> i32 {
     // SAFETY: the header demands what this needs.
@@ -266,6 +269,11 @@ pub unsafe extern "C" fn bn_parameter_gradients(plan: *const bn_plan, args: *con
 /// The gradients of x, the residual, gamma and beta. Only those that are requested are computed.
 ///
 /// With the statistics of a batch, gradients flow through mean and variance; running ones are constants.
+///
+/// dy is the gradient of y as it is, and no weight is applied to it: dbeta and dgamma add g and g * (x - mean) /
+/// sqrt(var + eps) of all positions whose weight is not 0, and so do the sums of bn_compute_gradient_sums. Only the
+/// means that dx subtracts are weighted: each of the two sums is multiplied by w / sum of w, instead of by 1 / M. A
+/// loss that weighs positions has its weights in dy already.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bn_backward(plan: *const bn_plan, args: *const bn_backward_args) -> i32 {
     // SAFETY: the header demands what this needs.
@@ -303,6 +311,11 @@ pub unsafe extern "C" fn bn_backward_from_output(
 /// The derivatives of bn_backward with the statistics of a batch, for gradient penalties: the gradients of the sum of
 /// dx_cotangent * dx, dgamma_cotangent * dgamma and dbeta_cotangent * dbeta. Only those that are requested are
 /// computed. The plan must have no activation: apply it outside the plan.
+///
+/// With running statistics, which are constants, other passes give them: bn_backward with dgamma_cotangent as gamma
+/// gives x_gradient as dx; bn_backward with dx_cotangent as x, about running means of 0, gives gamma_gradient as
+/// dgamma; bn_backward with dx_cotangent as dy gives a dx, and bn_normalize with this as residual, dgamma_cotangent as
+/// gamma and dbeta_cotangent as beta gives dy_gradient as y.
 ///
 /// Rarely needed, so it is composed of other passes: it makes more sweeps than a dedicated one, and allocates some
 /// per-channel arrays.

@@ -2,8 +2,8 @@
 
 use crate::args::{
     bn_backward_args, bn_backward_from_output_args, bn_double_backward_args, bn_fold_args, bn_fold_layer_args,
-    bn_forward_training_args, bn_forward_training_invertible_args, bn_gradient_sums_args, bn_input_gradient_args,
-    bn_normalize_args, bn_parameter_gradients_args, bn_statistics_args,
+    bn_fold_transposed_args, bn_forward_training_args, bn_forward_training_invertible_args, bn_gradient_sums_args,
+    bn_input_gradient_args, bn_normalize_args, bn_parameter_gradients_args, bn_statistics_args,
 };
 use crate::status::{BN_ERROR_ALIGNMENT, BN_ERROR_ENUM, BN_ERROR_NULL, BN_ERROR_STRUCT_SIZE, Status, fail};
 use crate::structs::{bn_gradient_sums, bn_plan_desc, bn_running_statistics, bn_scale_shift, bn_statistics};
@@ -25,7 +25,7 @@ macro_rules! descriptors {
 descriptors!(bn_plan_desc bn_statistics bn_gradient_sums bn_running_statistics bn_statistics_args
     bn_forward_training_args bn_normalize_args bn_gradient_sums_args bn_input_gradient_args bn_parameter_gradients_args
     bn_backward_args bn_forward_training_invertible_args bn_backward_from_output_args bn_double_backward_args
-    bn_scale_shift bn_fold_args bn_fold_layer_args);
+    bn_scale_shift bn_fold_args bn_fold_layer_args bn_fold_transposed_args);
 
 /// A struct whose struct_size is set and whose other fields are zero, to start from as in C.
 pub fn sized<T: Descriptor>() -> T {
@@ -81,10 +81,23 @@ pub(crate) fn check_reserved(name: &str, value: i32) -> Result<(), Status> {
     }
 }
 
+/// The prefix of the values that a field of this name can have.
+fn prefix(name: &str) -> &'static str {
+    match name {
+        "desc.element" => "BN_ELEMENT_",
+        "desc.isa" => "BN_ISA_",
+        "desc.threads" => "BN_THREADS_",
+        "desc.activation" => "BN_ACTIVATION_",
+        "running.variance" => "BN_VARIANCE_",
+        _ => "BN_AVERAGE_",
+    }
+}
+
 /// The element of `values` that an enum's value is the index of.
 pub(crate) fn choose<T: Copy>(name: &str, value: i32, values: &[T]) -> Result<T, Status> {
     usize::try_from(value).ok().and_then(|i| values.get(i)).copied().ok_or_else(|| {
-        let last = values.len() - 1;
-        fail(BN_ERROR_ENUM, format_args!("{name} is out of range: expected 0 to {last}, got {value}"))
+        let (prefix, last) = (prefix(name), values.len() - 1);
+        let message = format_args!("{name} is out of range: expected one of {prefix}, 0 to {last}, got {value}");
+        fail(BN_ERROR_ENUM, message)
     })
 }

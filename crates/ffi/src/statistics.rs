@@ -2,8 +2,7 @@
 
 use crate::arrays::{Access, Arrays};
 use crate::constants::{BN_AVERAGE_CUMULATIVE, BN_AVERAGE_EXPONENTIAL};
-use crate::plan::{bn_plan, plan};
-use crate::read::choose;
+use crate::read::{choose, read};
 use crate::status::guard;
 use crate::structs::{bn_gradient_sums, bn_running_statistics, bn_statistics};
 use crate::views::{RunningView, STATISTICS, StatisticsView, SumsView};
@@ -15,18 +14,13 @@ const INTO_SUMS: [&str; 3] = ["into", "into.g", "into.gx"];
 const OTHER_SUMS: [&str; 3] = ["other", "other.g", "other.gx"];
 
 /// Merges other into `into`, which then has the statistics of the values of both. A count of 0 stands for no values:
-/// merging can start from it.
+/// merging can start from it. The number of channels is the length of into.mean.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn bn_merge_statistics(
-    plan: *const bn_plan,
-    into: *mut bn_statistics,
-    other: *const bn_statistics,
-) -> i32 {
+pub unsafe extern "C" fn bn_merge_statistics(into: *mut bn_statistics, other: *const bn_statistics) -> i32 {
     guard(|| {
         // SAFETY: the header demands what each of these needs; what is read and written has been checked.
         unsafe {
-            let plan = self::plan(plan)?;
-            let (channels, mut arrays) = (plan.channels(), Arrays::new(plan));
+            let (channels, mut arrays) = (read("into", into)?.mean.len, Arrays::none());
             let into = StatisticsView::new(&mut arrays, INTO_STATISTICS, into, channels, Access::Write)?;
             let other = StatisticsView::new(&mut arrays, OTHER_STATISTICS, other.cast_mut(), channels, Access::Read)?;
             arrays.check_overlap(None)?;
@@ -38,18 +32,14 @@ pub unsafe extern "C" fn bn_merge_statistics(
     })
 }
 
-/// Adds other to into: the sums of parts of a batch, computed with the same mean, become those of the whole batch.
+/// Adds other to into: the sums of parts of a batch, computed with the same mean, become those of the whole batch. The
+/// number of channels is the length of into.g.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn bn_merge_gradient_sums(
-    plan: *const bn_plan,
-    into: *mut bn_gradient_sums,
-    other: *const bn_gradient_sums,
-) -> i32 {
+pub unsafe extern "C" fn bn_merge_gradient_sums(into: *mut bn_gradient_sums, other: *const bn_gradient_sums) -> i32 {
     guard(|| {
         // SAFETY: the header demands what each of these needs; what is read and written has been checked.
         unsafe {
-            let plan = self::plan(plan)?;
-            let (channels, mut arrays) = (plan.channels(), Arrays::new(plan));
+            let (channels, mut arrays) = (read("into", into)?.g.len, Arrays::none());
             let into = SumsView::new(&mut arrays, INTO_SUMS, into, channels, Access::Write)?;
             let other = SumsView::new(&mut arrays, OTHER_SUMS, other, channels, Access::Read)?;
             arrays.check_overlap(None)?;
@@ -59,9 +49,9 @@ pub unsafe extern "C" fn bn_merge_gradient_sums(
 }
 
 /// Updates the averages with the statistics of a batch. average is one of BN_AVERAGE_. An empty batch changes nothing.
+/// The number of channels is the length of statistics.mean.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bn_update_running_statistics(
-    plan: *const bn_plan,
     running: *mut bn_running_statistics,
     statistics: *const bn_statistics,
     average: i32,
@@ -72,15 +62,11 @@ pub unsafe extern "C" fn bn_update_running_statistics(
         let momentum = choose("average", average, &[Momentum::Exponential(momentum), Momentum::Cumulative])?;
         // SAFETY: the header demands what each of these needs; what is read and written has been checked.
         unsafe {
-            let plan = self::plan(plan)?;
-            let (channels, mut arrays) = (plan.channels(), Arrays::new(plan));
-            let place = RunningView::new(&mut arrays, running, channels, Access::Write)?;
+            let (channels, mut arrays) = (read("statistics", statistics)?.mean.len, Arrays::none());
+            let mut running = RunningView::new(&mut arrays, running, channels, Access::Write)?;
             let batch = StatisticsView::new(&mut arrays, STATISTICS, statistics.cast_mut(), channels, Access::Read)?;
             arrays.check_overlap(None)?;
-            let mut running = place.change()?;
-            running.update(&batch.read()?, momentum)?;
-            place.store(&running);
-            Ok(())
+            running.update(&batch.read()?, momentum)
         }
     })
 }

@@ -1,6 +1,6 @@
 //! The status that a call returns, with its name and message, and the boundary that no panic crosses.
 
-use batchnorm::Error;
+use batchnorm::{Activation, Error, Isa};
 use std::any::Any;
 use std::cell::RefCell;
 use std::ffi::c_char;
@@ -44,16 +44,19 @@ pub const BN_ERROR_EMPTY_STATISTICS: i32 = 15;
 pub const BN_ERROR_ACTIVATION: i32 = 16;
 /// With the gamma and beta of some channel, x cannot be rebuilt from y within the stated bound.
 pub const BN_ERROR_NOT_INVERTIBLE: i32 = 17;
-/// Exactly one of statistics and running statistics must be given, but neither or both were.
+/// Exactly one of statistics and running statistics must be given, but neither or both were; or running statistics have
+/// arrays of double and of float.
 pub const BN_ERROR_SOURCE: i32 = 18;
 /// This CPU lacks the requested instruction set.
 pub const BN_ERROR_UNSUPPORTED_ISA: i32 = 19;
 /// thread_count, parallel_for or pool does not match the kind of threads, or threads could not be started.
 pub const BN_ERROR_THREADS: i32 = 20;
-/// There is not enough memory for the plan.
+/// There is not enough memory for the plan, or to convert running statistics from float.
 pub const BN_ERROR_OUT_OF_MEMORY: i32 = 21;
 /// An error in the library itself. Outputs may have been written.
 pub const BN_ERROR_INTERNAL: i32 = 22;
+/// The groups of a layer do not divide its inputs and its outputs.
+pub const BN_ERROR_GROUPS: i32 = 23;
 
 /// A code other than [`BN_OK`]. The message of this thread describes it.
 #[derive(Debug, PartialEq)]
@@ -101,25 +104,92 @@ pub(crate) fn fail(code: i32, message: fmt::Arguments<'_>) -> Status {
     Status(code)
 }
 
+/// What an instruction set is called in the header.
+fn isa_name(isa: Isa) -> &'static str {
+    match isa {
+        Isa::Avx2 => "BN_ISA_AVX2",
+        Isa::Avx512 => "BN_ISA_AVX512",
+        // Also an instruction set that the header has no number for.
+        _ => "BN_ISA_PORTABLE",
+    }
+}
+
+/// What an activation is called in the header.
+fn activation_name(activation: Activation) -> &'static str {
+    match activation {
+        Activation::Identity => "BN_ACTIVATION_IDENTITY",
+        Activation::Relu => "BN_ACTIVATION_RELU",
+        Activation::LeakyRelu(_) => "BN_ACTIVATION_LEAKY_RELU",
+        // Plans have no other.
+        _ => "BN_ACTIVATION_SILU",
+    }
+}
+
+/// With the words of the header instead of those of Rust.
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
-        let code = match error {
-            Error::Length { .. } | Error::Multiple { .. } | Error::Scratch { .. } => BN_ERROR_LENGTH,
-            Error::ShapeOverflow { .. } => BN_ERROR_SHAPE,
-            Error::Eps(_) => BN_ERROR_EPS,
-            Error::Slope(_) => BN_ERROR_SLOPE,
-            Error::Weight { .. } => BN_ERROR_WEIGHT,
-            Error::Momentum(_) => BN_ERROR_MOMENTUM,
-            Error::Count(_) => BN_ERROR_COUNT,
-            Error::Variance { .. } => BN_ERROR_VARIANCE,
-            Error::TooFewValues { .. } => BN_ERROR_TOO_FEW_VALUES,
-            Error::EmptyStatistics => BN_ERROR_EMPTY_STATISTICS,
-            Error::Activation { .. } => BN_ERROR_ACTIVATION,
-            Error::NotInvertible { .. } => BN_ERROR_NOT_INVERTIBLE,
-            Error::UnsupportedIsa { .. } => BN_ERROR_UNSUPPORTED_ISA,
-            _ => BN_ERROR_INTERNAL,
-        };
-        fail(code, format_args!("{error}"))
+        match error {
+            Error::Length { .. } | Error::Multiple { .. } => fail(BN_ERROR_LENGTH, format_args!("{error}")),
+            Error::Groups { .. } => fail(BN_ERROR_GROUPS, format_args!("{error}")),
+            Error::Momentum(_) => fail(BN_ERROR_MOMENTUM, format_args!("{error}")),
+            Error::NotInvertible { .. } => fail(BN_ERROR_NOT_INVERTIBLE, format_args!("{error}")),
+            Error::Eps(_) => fail(BN_ERROR_EPS, format_args!("desc.{error}")),
+            Error::Slope(_) => fail(BN_ERROR_SLOPE, format_args!("desc.{error}")),
+            Error::Scratch { expected, actual } => fail(
+                BN_ERROR_LENGTH,
+                format_args!("desc.scratch_bytes is too small: expected at least {expected} bytes, got {actual}"),
+            ),
+            Error::ShapeOverflow { dims } => {
+                let most = isize::MAX as usize / size_of::<f64>();
+                let message = format_args!(
+                    "desc.outer, desc.channels and desc.inner are too large: expected products of at most {most}, got \
+                     {dims:?}"
+                );
+                fail(BN_ERROR_SHAPE, message)
+            }
+            Error::UnsupportedIsa { isa, best } => {
+                let (isa, best) = (isa_name(isa), isa_name(best));
+                fail(
+                    BN_ERROR_UNSUPPORTED_ISA,
+                    format_args!("this CPU does not support {isa}: its fastest instruction set is {best}"),
+                )
+            }
+            Error::Weight { position, value } => fail(
+                BN_ERROR_WEIGHT,
+                format_args!("weights[{position}] is invalid: expected a finite number >= 0, got {value}"),
+            ),
+            // Those of given statistics have the name of their struct: see `StatisticsView`.
+            Error::Count(sum) => fail(
+                BN_ERROR_COUNT,
+                format_args!("into.count + other.count is out of range: expected a finite number, got {sum}"),
+            ),
+            Error::Variance { channel, value } => fail(
+                BN_ERROR_VARIANCE,
+                format_args!("running variance of channel {channel} is invalid: expected a number >= 0, got {value}"),
+            ),
+            Error::TooFewValues { count } => fail(
+                BN_ERROR_TOO_FEW_VALUES,
+                format_args!(
+                    "statistics.count is too small for BN_VARIANCE_UNBIASED: expected more than 1, got {count}"
+                ),
+            ),
+            Error::EmptyStatistics => fail(
+                BN_ERROR_EMPTY_STATISTICS,
+                format_args!("statistics.count is too small: expected a positive count for a batch with values, got 0"),
+            ),
+            Error::Activation { pass, actual, .. } => {
+                let or_leaky =
+                    if pass == "double_backward" { "" } else { ", or BN_ACTIVATION_LEAKY_RELU with a slope > 0" };
+                let (actual, slope) =
+                    (activation_name(actual), if actual == Activation::LeakyRelu(0.0) { " with slope 0" } else { "" });
+                let message = format_args!(
+                    "the plan's activation does not allow this call: expected BN_ACTIVATION_IDENTITY{or_leaky}, got \
+                     {actual}{slope}"
+                );
+                fail(BN_ERROR_ACTIVATION, message)
+            }
+            error => fail(BN_ERROR_INTERNAL, format_args!("{error}")),
+        }
     }
 }
 
@@ -157,7 +227,7 @@ pub extern "C" fn bn_status_name(status: i32) -> *const c_char {
         BN_ERROR_OVERLAP BN_ERROR_LENGTH BN_ERROR_SHAPE BN_ERROR_EPS BN_ERROR_SLOPE BN_ERROR_WEIGHT
         BN_ERROR_MOMENTUM BN_ERROR_COUNT BN_ERROR_VARIANCE BN_ERROR_TOO_FEW_VALUES BN_ERROR_EMPTY_STATISTICS
         BN_ERROR_ACTIVATION BN_ERROR_NOT_INVERTIBLE BN_ERROR_SOURCE BN_ERROR_UNSUPPORTED_ISA BN_ERROR_THREADS
-        BN_ERROR_OUT_OF_MEMORY BN_ERROR_INTERNAL);
+        BN_ERROR_OUT_OF_MEMORY BN_ERROR_INTERNAL BN_ERROR_GROUPS);
     name.as_ptr().cast()
 }
 
@@ -186,6 +256,21 @@ mod tests {
         assert_eq!(last_message(), "internal error: number 7");
         assert_eq!(guard(|| Ok(())), BN_OK);
         assert_eq!(last_message(), "");
+    }
+
+    #[test]
+    fn instruction_sets_have_their_names_of_the_header() {
+        let error = |isa, best| Status::from(Error::UnsupportedIsa { isa, best });
+        assert_eq!(error(Isa::Avx512, Isa::Avx2), Status(BN_ERROR_UNSUPPORTED_ISA));
+        assert_eq!(
+            last_message(),
+            "this CPU does not support BN_ISA_AVX512: its fastest instruction set is BN_ISA_AVX2"
+        );
+        assert_eq!(error(Isa::Avx2, Isa::Portable), Status(BN_ERROR_UNSUPPORTED_ISA));
+        assert_eq!(
+            last_message(),
+            "this CPU does not support BN_ISA_AVX2: its fastest instruction set is BN_ISA_PORTABLE"
+        );
     }
 
     #[test]

@@ -49,6 +49,16 @@ pub struct bn_doubles {
     pub len: usize,
 }
 
+/// An array of float with one element per channel. It is not written if the struct that contains it is passed as const.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct bn_floats {
+    /// The first element.
+    pub data: *mut f32,
+    /// The number of elements, not of bytes.
+    pub len: usize,
+}
+
 /// The description from which a plan is made.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -120,6 +130,13 @@ pub struct bn_gradient_sums {
 
 /// Averages of mean and variance over the batches seen in training, for inference. They start with a mean of 0, a
 /// variance of 1 and 0 batches.
+///
+/// Their arrays are mean and var, or float_mean and float_var; the other two are absent. Floats are converted to double
+/// for a call, which allocates two doubles per channel. An update computes in double, and then rounds the averages to
+/// float once: by up to 2^-24, relative to the average. Over many updates these errors add up to 2^-24 / momentum, and
+/// over N batches of BN_AVERAGE_CUMULATIVE to 2^-25 * (N + 1); a change that is smaller than a rounding is lost. The
+/// error of the mean enters y times |gamma| / sqrt(var + eps), so that of y grows with |mean| / sqrt(var), even if the
+/// mean was rounded only once. Doubles cost none of this.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct bn_running_statistics {
@@ -127,14 +144,18 @@ pub struct bn_running_statistics {
     pub struct_size: usize,
     /// The number of batches averaged so far.
     pub batches: u64,
-    /// The running mean of each channel.
+    /// The running mean of each channel, or absent if float_mean is given.
     pub mean: bn_doubles,
-    /// The running variance of each channel.
+    /// The running variance of each channel, or absent if float_var is given.
     pub var: bn_doubles,
     /// BN_VARIANCE_
     pub variance: i32,
     /// 0.
     pub reserved: i32,
+    /// The running mean of each channel, or absent if mean is given.
+    pub float_mean: bn_floats,
+    /// The running variance of each channel, or absent if var is given.
+    pub float_var: bn_floats,
 }
 
 /// A normalization with constant statistics: y = scale * x + shift.

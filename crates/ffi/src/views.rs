@@ -2,15 +2,19 @@
 
 use crate::arrays::{Access, Array, Arrays, slice, slice_mut};
 use crate::read::{check_reserved, choose, read};
-use crate::status::{BN_ERROR_SOURCE, Status, fail};
+use crate::status::{BN_ERROR_COUNT, BN_ERROR_OUT_OF_MEMORY, BN_ERROR_SOURCE, BN_ERROR_VARIANCE, Status, fail};
 use crate::structs::{bn_gradient_sums, bn_running_statistics, bn_scale_shift, bn_slice, bn_slice_mut, bn_statistics};
-use batchnorm::{Affine, Element, Extras, Fold, GradientSums, Gradients, RunningStatistics, Shape, Source, Statistics};
+use batchnorm::{
+    Affine, Element, Error, Extras, Fold, GradientSums, Gradients, Momentum, RunningStatistics, Shape, Source,
+    Statistics,
+};
 
 pub(crate) const STATISTICS: [&str; 3] = ["statistics", "statistics.mean", "statistics.var"];
 pub(crate) const SUMS: [&str; 3] = ["sums", "sums.g", "sums.gx"];
 
 /// A caller's [`bn_statistics`], checked.
 pub(crate) struct StatisticsView {
+    names: [&'static str; 3],
     place: *mut bn_statistics,
     count: f64,
     mean: Array<f64>,
@@ -36,7 +40,7 @@ impl StatisticsView {
         }
         let mean = arrays.doubles(names[1], mean, channels, access)?;
         let var = arrays.doubles(names[2], var, channels, access)?;
-        Ok(Self { place: p, count, mean, var })
+        Ok(Self { names, place: p, count, mean, var })
     }
 
     /// The statistics, to be read.
@@ -46,7 +50,7 @@ impl StatisticsView {
     /// them while the result lives.
     pub(crate) unsafe fn read<'a>(&self) -> Result<Statistics<&'a [f64]>, Status> {
         // SAFETY: the caller's promise.
-        Ok(unsafe { Statistics::from_parts(self.count, self.mean.slice(), self.var.slice()) }?)
+        unsafe { Statistics::from_parts(self.count, self.mean.slice(), self.var.slice()) }.map_err(|e| self.name(e))
     }
 
     /// The statistics, to be changed.
@@ -55,7 +59,24 @@ impl StatisticsView {
     /// As [`read`](Self::read), and nothing else uses the arrays. The view was made with [`Access::Write`].
     pub(crate) unsafe fn change<'a>(&self) -> Result<Statistics<&'a mut [f64]>, Status> {
         // SAFETY: the caller's promise.
-        Ok(unsafe { Statistics::from_parts(self.count, self.mean.slice_mut(), self.var.slice_mut()) }?)
+        let (mean, var) = unsafe { (self.mean.slice_mut(), self.var.slice_mut()) };
+        Statistics::from_parts(self.count, mean, var).map_err(|e| self.name(e))
+    }
+
+    /// An error in the values, which says where they are.
+    fn name(&self, error: Error) -> Status {
+        let [statistics, _, var] = self.names;
+        match error {
+            Error::Count(count) => fail(
+                BN_ERROR_COUNT,
+                format_args!("{statistics}.count is out of range: expected a finite number >= 0, got {count}"),
+            ),
+            Error::Variance { channel, value } => fail(
+                BN_ERROR_VARIANCE,
+                format_args!("{var}[{channel}] is invalid: expected a number >= 0 or NaN, got {value}"),
+            ),
+            error => error.into(),
+        }
     }
 
     /// Their memory, to be overwritten.
@@ -124,8 +145,14 @@ pub(crate) struct RunningView {
     place: *mut bn_running_statistics,
     batches: u64,
     biased: bool,
-    mean: Array<f64>,
-    var: Array<f64>,
+    averages: Averages,
+}
+
+/// The arrays of means and variances.
+enum Averages {
+    Doubles([Array<f64>; 2]),
+    /// Floats, and the memory in which they are converted, first all means.
+    Floats([Array<f32>; 2], Vec<f64>),
 }
 
 impl RunningView {
@@ -138,40 +165,98 @@ impl RunningView {
         access: Access,
     ) -> Result<Self, Status> {
         // SAFETY: the caller's promise.
-        let bn_running_statistics { batches, mean, var, variance, reserved, .. } = unsafe { read("running", p)? };
-        check_reserved("running.reserved", reserved)?;
-        let biased = choose("running.variance", variance, &[false, true])?;
+        let running = unsafe { read("running", p)? };
+        check_reserved("running.reserved", running.reserved)?;
+        let biased = choose("running.variance", running.variance, &[false, true])?;
         if access == Access::Write {
             arrays.written_struct("running", p)?;
         }
-        let mean = arrays.doubles("running.mean", mean, channels, access)?;
-        let var = arrays.doubles("running.var", var, channels, access)?;
-        Ok(Self { place: p, batches, biased, mean, var })
+        let bn_running_statistics { batches, mean, var, float_mean, float_var, .. } = running;
+        let doubles = given(mean.data, mean.len) || given(var.data, var.len);
+        let floats = given(float_mean.data, float_mean.len) || given(float_var.data, float_var.len);
+        let averages = match (doubles, floats) {
+            (true, true) => {
+                let message = format_args!(
+                    "expected running.mean and running.var, or running.float_mean and running.float_var, the others \
+                     absent; got some of both"
+                );
+                return Err(fail(BN_ERROR_SOURCE, message));
+            }
+            (false, true) => {
+                let mean = arrays.floats("running.float_mean", float_mean, channels, access)?;
+                let var = arrays.floats("running.float_var", float_var, channels, access)?;
+                let mut memory = Vec::new();
+                memory.try_reserve_exact(2 * channels).map_err(|e| {
+                    let message = format_args!("not enough memory to convert floats of {channels} channels: {e}");
+                    fail(BN_ERROR_OUT_OF_MEMORY, message)
+                })?;
+                Averages::Floats([mean, var], memory)
+            }
+            _ => {
+                let mean = arrays.doubles("running.mean", mean, channels, access)?;
+                let var = arrays.doubles("running.var", var, channels, access)?;
+                Averages::Doubles([mean, var])
+            }
+        };
+        Ok(Self { place: p, batches, biased, averages })
     }
 
     /// # Safety
     /// As [`StatisticsView::read`].
-    pub(crate) unsafe fn read<'a>(&self) -> Result<RunningStatistics<&'a [f64]>, Status> {
-        // SAFETY: the caller's promise.
-        Ok(unsafe { RunningStatistics::from_parts(self.mean.slice(), self.var.slice(), self.batches) }?)
+    pub(crate) unsafe fn read(&mut self) -> Result<RunningStatistics<&[f64]>, Status> {
+        let (mean, var) = match &mut self.averages {
+            // SAFETY: the caller's promise.
+            Averages::Doubles([mean, var]) => unsafe { (mean.slice(), var.slice()) },
+            // SAFETY: the caller's promise.
+            Averages::Floats(arrays, memory) => unsafe { convert(*arrays, memory) }.split_at(arrays[0].len()),
+        };
+        Ok(RunningStatistics::from_parts(mean, var, self.batches)?)
     }
 
-    /// # Safety
-    /// As [`StatisticsView::read`], and nothing else uses the arrays. The view was made with [`Access::Write`].
-    pub(crate) unsafe fn change<'a>(&self) -> Result<RunningStatistics<&'a mut [f64]>, Status> {
-        // SAFETY: the caller's promise.
-        let (mean, var) = unsafe { (self.mean.slice_mut(), self.var.slice_mut()) };
-        Ok(RunningStatistics::from_parts(mean, var, self.batches)?.biased(self.biased))
-    }
-
-    /// Stores the number of batches, which is not in the arrays.
+    /// Updates the averages, and their number of batches, which is not in the arrays.
     ///
     /// # Safety
-    /// As [`change`](Self::change).
-    pub(crate) unsafe fn store(&self, running: &RunningStatistics<&mut [f64]>) {
+    /// As [`StatisticsView::read`], and nothing else uses the arrays. The view was made with [`Access::Write`].
+    pub(crate) unsafe fn update(&mut self, batch: &Statistics<&[f64]>, momentum: Momentum) -> Result<(), Status> {
+        let (mean, var) = match &mut self.averages {
+            // SAFETY: the caller's promise.
+            Averages::Doubles([mean, var]) => unsafe { (mean.slice_mut(), var.slice_mut()) },
+            Averages::Floats(arrays, memory) => {
+                // SAFETY: the caller's promise.
+                unsafe { convert(*arrays, memory) }.split_at_mut(arrays[0].len())
+            }
+        };
+        let mut running = RunningStatistics::from_parts(mean, var, self.batches)?.biased(self.biased);
+        running.update(batch, momentum)?;
         // SAFETY: the caller's promise.
         unsafe { (&raw mut (*self.place).batches).write(running.batches()) };
+        if let Averages::Floats(arrays, memory) = &self.averages {
+            // SAFETY: the caller's promise.
+            let floats = arrays.iter().flat_map(|array| unsafe { array.slice_mut() });
+            for (float, double) in floats.zip(memory) {
+                *float = *double as f32;
+            }
+        }
+        Ok(())
     }
+}
+
+/// Whether an array is not absent.
+fn given<T>(data: *mut T, len: usize) -> bool {
+    !data.is_null() || len > 0
+}
+
+/// Fills memory that has room for both arrays.
+///
+/// # Safety
+/// As [`Array::slice`].
+unsafe fn convert(arrays: [Array<f32>; 2], memory: &mut Vec<f64>) -> &mut [f64] {
+    memory.clear();
+    for array in arrays {
+        // SAFETY: the caller's promise.
+        memory.extend(unsafe { array.slice() }.iter().map(|&float| f64::from(float)));
+    }
+    memory
 }
 
 /// The statistics or the running statistics, whichever the caller gave.
@@ -209,7 +294,7 @@ impl SourceView {
 
     /// # Safety
     /// As [`StatisticsView::read`].
-    pub(crate) unsafe fn read<'a>(&self) -> Result<Source<'a>, Status> {
+    pub(crate) unsafe fn read(&mut self) -> Result<Source<'_>, Status> {
         // SAFETY: the caller's promise.
         unsafe {
             match self {

@@ -3,6 +3,8 @@
 
 #include "test.h"
 
+#include <float.h>
+
 enum { OUTER = 2, CHANNELS = 3, INNER = 4, POSITIONS = OUTER * INNER, LEN = CHANNELS * POSITIONS };
 
 // Everything that a call may read or write, so that comparing bytes shows what it wrote. Arrays have room for any
@@ -13,6 +15,7 @@ typedef struct world {
     double gamma[CHANNELS + 1], beta[CHANNELS + 1], dgamma[CHANNELS + 1], dbeta[CHANNELS + 1];
     double mean[CHANNELS + 1], var[CHANNELS + 1], other_mean[CHANNELS + 1], other_var[CHANNELS + 1];
     double running_mean[CHANNELS + 1], running_var[CHANNELS + 1];
+    float float_mean[CHANNELS + 1], float_var[CHANNELS + 1];
     double g[CHANNELS + 1], gx[CHANNELS + 1], other_g[CHANNELS + 1], other_gx[CHANNELS + 1];
     double scale[CHANNELS + 1], shift[CHANNELS + 1], weight[2 * CHANNELS + 1], bias[CHANNELS + 1];
     bn_statistics statistics, other;
@@ -31,6 +34,7 @@ typedef struct world {
     bn_scale_shift scale_shift;
     bn_fold_args fold;
     bn_fold_layer_args layer;
+    bn_fold_transposed_args transposed;
     bn_statistics *into, *from;
     bn_gradient_sums *into_sums, *from_sums;
     bn_running_statistics *averages;
@@ -66,6 +70,7 @@ static void put_right(void) {
     for (size_t c = 0; c < CHANNELS; c++) {
         w.mean[c] = w.other_mean[c] = w.running_mean[c] = w.g[c] = w.gx[c] = w.other_g[c] = w.other_gx[c] = 1;
         w.var[c] = w.other_var[c] = w.running_var[c] = 2;
+        w.float_mean[c] = 1, w.float_var[c] = 2;
         set(parameter(element), w.gamma, c, 3);
     }
     for (size_t i = 0; i < 2 * CHANNELS; i++) {
@@ -113,10 +118,12 @@ static void put_right(void) {
     w.twice.x = x, w.twice.dy = dy, w.twice.statistics = &w.statistics, w.twice.gamma = gamma;
     w.twice.dx_cotangent = residual, w.twice.dgamma_cotangent = beta, w.twice.dbeta_cotangent = beta;
     w.twice.x_gradient = dx, w.twice.dy_gradient = dresidual, w.twice.gamma_gradient = dgamma;
-    INIT(w.fold), INIT(w.layer);
+    INIT(w.fold), INIT(w.layer), INIT(w.transposed);
     w.fold.statistics = &w.statistics, w.fold.gamma = gamma, w.fold.beta = beta, w.fold.scale_shift = &w.scale_shift;
     w.layer.scale_shift = &w.scale_shift, w.layer.weight = out(w.weight, 2 * CHANNELS);
     w.layer.bias = out(w.bias, CHANNELS);
+    w.transposed.scale_shift = &w.scale_shift, w.transposed.weight = out(w.weight, 2 * CHANNELS);
+    w.transposed.bias = out(w.bias, CHANNELS), w.transposed.inputs = 2, w.transposed.groups = 1;
     w.into = &w.statistics, w.from = &w.other, w.into_sums = &w.sums, w.from_sums = &w.other_sums;
     w.averages = &w.running, w.average = BN_AVERAGE_EXPONENTIAL, w.momentum = 0.1;
     w.desc = describe(element, OUTER, CHANNELS, INNER, 1e-5);
@@ -124,7 +131,13 @@ static void put_right(void) {
 
 static void check_misuse(int32_t status, int32_t expected, const char *what, int line) {
     misuses++;
-    const int right = status == expected && bn_last_error_message()[0] != 0;
+    // Messages speak of what the header has, not of what is behind it.
+    static const char *const rust[] = {"isize", "usize", "::", "Some(", "Avx", "Relu", "Identity", "Silu", "slice"};
+    const char *const message = bn_last_error_message();
+    int right = status == expected && message[0] != 0;
+    for (size_t i = 0; i < sizeof rust / sizeof *rust; i++) {
+        right &= strstr(message, rust[i]) == NULL;
+    }
     const int untouched = memcmp(&w, &before, sizeof w) == 0;
     if (!right || !untouched) {
         fprintf(stderr, "%s instead of %s%s\n", bn_status_name(status), bn_status_name(expected),
@@ -231,10 +244,38 @@ static void put_pointer(void *array, const void *pointer) { memcpy(array, &point
     WRONG_ARRAY(object.g, call);                                                                                       \
     WRONG_ARRAY(object.gx, call)
 
-#define WRONG_RUNNING(pointer, call)                                                                                   \
-    WRONG_STRUCT(bn_running_statistics, pointer, w.running, call);                                                     \
+// Replaces the arrays of running statistics by those of float.
+static void use_floats(void) {
+    memset(&w.running.mean, 0, sizeof w.running.mean), memset(&w.running.var, 0, sizeof w.running.var);
+    w.running.float_mean = floats(w.float_mean, CHANNELS), w.running.float_var = floats(w.float_var, CHANNELS);
+}
+
+// An array of running statistics in float. One that is absent leaves the other alone, which is an error too.
+#define WRONG_FLOATS(array, call)                                                                                      \
+    WRONG(BN_ERROR_NULL, (use_floats(), array.data = NULL), call);                                                     \
+    WRONG(BN_ERROR_NULL, (use_floats(), memset(&array, 0, sizeof array)), call);                                       \
+    WRONG(BN_ERROR_LENGTH, (use_floats(), array.len -= 1), call);                                                      \
+    WRONG(BN_ERROR_LENGTH, (use_floats(), array.len += 1), call);                                                      \
+    WRONG(BN_ERROR_LENGTH, (use_floats(), array.len = 0), call);                                                       \
+    WRONG(BN_ERROR_LENGTH, (use_floats(), array.len = SIZE_MAX), call);                                                \
+    WRONG(BN_ERROR_ALIGNMENT, (use_floats(), put_pointer(&array, (char *)array.data + 2)), call);                      \
+    WRONG(BN_ERROR_LENGTH, (use_floats(), put_pointer(&array, LAST_ADDRESS)), call)
+
+// The arrays of running statistics: of either type, and not of both.
+#define WRONG_AVERAGES(call)                                                                                           \
     WRONG_ARRAY(w.running.mean, call);                                                                                 \
     WRONG_ARRAY(w.running.var, call);                                                                                  \
+    WRONG_FLOATS(w.running.float_mean, call);                                                                          \
+    WRONG_FLOATS(w.running.float_var, call);                                                                           \
+    WRONG(BN_ERROR_SOURCE, w.running.float_mean = floats(w.float_mean, CHANNELS), call);                               \
+    WRONG(BN_ERROR_SOURCE, w.running.float_var = floats(w.float_var, CHANNELS), call);                                 \
+    WRONG(BN_ERROR_SOURCE, w.running.float_var.len = CHANNELS, call);                                                  \
+    WRONG(BN_ERROR_SOURCE, (use_floats(), w.running.mean = doubles(w.running_mean, CHANNELS)), call);                  \
+    WRONG(BN_ERROR_SOURCE, (use_floats(), w.running.var.len = CHANNELS), call)
+
+#define WRONG_RUNNING(pointer, call)                                                                                   \
+    WRONG_STRUCT(bn_running_statistics, pointer, w.running, call);                                                     \
+    WRONG_AVERAGES(call);                                                                                              \
     WRONG(BN_ERROR_ENUM, w.running.variance = -1, call);                                                               \
     WRONG(BN_ERROR_ENUM, w.running.variance = 2, call);                                                                \
     WRONG(BN_ERROR_ENUM, w.running.reserved = 1, call)
@@ -261,14 +302,15 @@ static int32_t fold(void) { return bn_fold(plan, &w.fold); }
     WRONG(BN_ERROR_SOURCE, args.running = &w.running, function());                                                     \
     WRONG_STATISTICS(args.statistics, w.statistics, function());                                                       \
     WRONG_PARTS(w.statistics, w.var, function());                                                                      \
-    WRONG_ARRAY(w.running.mean, with_running(function));                                                               \
-    WRONG_ARRAY(w.running.var, with_running(function));                                                                \
+    WRONG_AVERAGES(with_running(function));                                                                            \
     WRONG(BN_ERROR_ENUM, w.running.variance = 2, with_running(function));                                              \
     WRONG(BN_ERROR_ENUM, w.running.reserved = 1, with_running(function));                                              \
     WRONG(BN_ERROR_STRUCT_SIZE, w.running.struct_size = 0, with_running(function));                                    \
     WRONG(BN_ERROR_STRUCT_SIZE, w.running.struct_size += 8, with_running(function));                                   \
     WRONG(BN_ERROR_VARIANCE, w.running_var[1] = -1, with_running(function));                                           \
-    WRONG(BN_ERROR_VARIANCE, w.running_var[1] = NAN, with_running(function))
+    WRONG(BN_ERROR_VARIANCE, w.running_var[1] = NAN, with_running(function));                                          \
+    WRONG(BN_ERROR_VARIANCE, (use_floats(), w.float_var[1] = -1), with_running(function));                             \
+    WRONG(BN_ERROR_VARIANCE, (use_floats(), w.float_var[1] = NAN), with_running(function))
 
 static void plans(void) {
 #define CREATE bn_plan_create(&w.desc, &w.made)
@@ -411,6 +453,8 @@ static void normalizing(void) {
     OVERLAP(w.normalize.y, w.var, normalize());
     OVERLAP(w.normalize.y, w.running_mean, with_running(normalize));
     OVERLAP(w.normalize.y, w.running_var, with_running(normalize));
+    WRONG(BN_ERROR_OVERLAP, (use_floats(), put_pointer(&w.normalize.y, w.float_mean)), with_running(normalize));
+    WRONG(BN_ERROR_OVERLAP, (use_floats(), put_pointer(&w.normalize.y, w.float_var)), with_running(normalize));
 }
 
 static void gradient_sums(void) {
@@ -511,6 +555,7 @@ static void backward_pass(void) {
     OVERLAP(w.backward.dbeta, w.dy, backward());
     OVERLAP(w.backward.dbeta, w.var, backward());
     OVERLAP(w.backward.dbeta, w.running_var, with_running(backward));
+    WRONG(BN_ERROR_OVERLAP, (use_floats(), put_pointer(&w.backward.dgamma, w.float_mean)), with_running(backward));
 }
 
 static void keeping_y(void) {
@@ -592,26 +637,35 @@ static void activations(void) {
     plan = other;
 }
 
+// The length of the first array of a call without a plan is the number of channels, so that the others have the wrong
+// one.
+#define WRONG_CHANNELS(array, call)                                                                                    \
+    WRONG(BN_ERROR_NULL, array.data = NULL, call);                                                                     \
+    WRONG(BN_ERROR_LENGTH, memset(&array, 0, sizeof array), call);                                                     \
+    WRONG_IF_THERE(array, call)
+
 static void merging(void) {
-#define MERGE bn_merge_statistics(plan, w.into, w.from)
-    WRONG(BN_ERROR_NULL, (void)0, bn_merge_statistics(NULL, w.into, w.from));
-    WRONG(BN_ERROR_ALIGNMENT, (void)0, bn_merge_statistics(MISALIGNED(bn_plan, plan), w.into, w.from));
+#define MERGE bn_merge_statistics(w.into, w.from)
     WRONG(BN_ERROR_NULL, w.into = NULL, MERGE);
     WRONG(BN_ERROR_NULL, w.from = NULL, MERGE);
-    WRONG_STATISTICS(w.into, w.statistics, MERGE);
+    WRONG_STRUCT(bn_statistics, w.into, w.statistics, MERGE);
+    WRONG_CHANNELS(w.statistics.mean, MERGE);
+    WRONG_ARRAY(w.statistics.var, MERGE);
     WRONG_STATISTICS(w.from, w.other, MERGE);
     WRONG_PARTS(w.statistics, w.var, MERGE);
     WRONG_PARTS(w.other, w.other_var, MERGE);
+    WRONG(BN_ERROR_COUNT, w.statistics.count = w.other.count = DBL_MAX, MERGE);
     WRONG(BN_ERROR_OVERLAP, w.from = w.into, MERGE);
     OVERLAP(w.statistics.mean, w.var, MERGE);
     OVERLAP(w.statistics.mean, w.other_mean, MERGE);
     OVERLAP(w.statistics.var, w.other_var, MERGE);
     OVERLAP(w.statistics.var, &w.statistics, MERGE);
 
-#define MERGE_SUMS bn_merge_gradient_sums(plan, w.into_sums, w.from_sums)
-    WRONG(BN_ERROR_NULL, (void)0, bn_merge_gradient_sums(NULL, w.into_sums, w.from_sums));
-    WRONG(BN_ERROR_ALIGNMENT, (void)0, bn_merge_gradient_sums(MISALIGNED(bn_plan, plan), w.into_sums, w.from_sums));
-    WRONG_SUMS(w.into_sums, w.sums, MERGE_SUMS);
+#define MERGE_SUMS bn_merge_gradient_sums(w.into_sums, w.from_sums)
+    WRONG(BN_ERROR_NULL, w.into_sums = NULL, MERGE_SUMS);
+    WRONG_STRUCT(bn_gradient_sums, w.into_sums, w.sums, MERGE_SUMS);
+    WRONG_CHANNELS(w.sums.g, MERGE_SUMS);
+    WRONG_ARRAY(w.sums.gx, MERGE_SUMS);
     WRONG_SUMS(w.from_sums, w.other_sums, MERGE_SUMS);
     WRONG(BN_ERROR_OVERLAP, w.from_sums = w.into_sums, MERGE_SUMS);
     OVERLAP(w.sums.g, w.gx, MERGE_SUMS);
@@ -620,25 +674,31 @@ static void merging(void) {
 }
 
 static void updating(void) {
-#define UPDATE bn_update_running_statistics(plan, w.averages, w.from, w.average, w.momentum)
-    WRONG(BN_ERROR_NULL, (void)0, bn_update_running_statistics(NULL, w.averages, w.from, w.average, w.momentum));
-    WRONG(BN_ERROR_ALIGNMENT, (void)0,
-          bn_update_running_statistics(MISALIGNED(bn_plan, plan), w.averages, w.from, w.average, w.momentum));
+#define UPDATE bn_update_running_statistics(w.averages, w.from, w.average, w.momentum)
     WRONG(BN_ERROR_NULL, w.averages = NULL, UPDATE);
     WRONG(BN_ERROR_NULL, w.from = NULL, UPDATE);
     WRONG_RUNNING(w.averages, UPDATE);
-    WRONG_STATISTICS(w.from, w.other, UPDATE);
+    WRONG_STRUCT(bn_statistics, w.from, w.other, UPDATE);
+    WRONG_CHANNELS(w.other.mean, UPDATE);
+    WRONG_ARRAY(w.other.var, UPDATE);
     WRONG_PARTS(w.other, w.other_var, UPDATE);
     WRONG(BN_ERROR_ENUM, w.average = -1, UPDATE);
     WRONG(BN_ERROR_ENUM, w.average = 2, UPDATE);
     WRONG(BN_ERROR_MOMENTUM, w.momentum = -0.1, UPDATE);
     WRONG(BN_ERROR_MOMENTUM, w.momentum = 1.1, UPDATE);
     WRONG(BN_ERROR_MOMENTUM, w.momentum = NAN, UPDATE);
+    WRONG(BN_ERROR_MOMENTUM, (use_floats(), w.momentum = NAN), UPDATE);
     WRONG(BN_ERROR_TOO_FEW_VALUES, w.other.count = 1, UPDATE);
+    WRONG(BN_ERROR_TOO_FEW_VALUES, (use_floats(), w.other.count = 1), UPDATE);
     OVERLAP(w.running.mean, w.running_var, UPDATE);
     OVERLAP(w.running.mean, w.other_mean, UPDATE);
     OVERLAP(w.running.var, w.other_var, UPDATE);
     OVERLAP(w.running.var, &w.running, UPDATE);
+    WRONG(BN_ERROR_OVERLAP, (use_floats(), put_pointer(&w.running.float_mean, w.float_var)), UPDATE);
+    WRONG(BN_ERROR_OVERLAP, (use_floats(), put_pointer(&w.running.float_mean, w.float_var + 1)), UPDATE);
+    WRONG(BN_ERROR_OVERLAP, (use_floats(), put_pointer(&w.running.float_mean, w.other_mean)), UPDATE);
+    WRONG(BN_ERROR_OVERLAP, (use_floats(), put_pointer(&w.running.float_var, w.other_var + 1)), UPDATE);
+    WRONG(BN_ERROR_OVERLAP, (use_floats(), put_pointer(&w.running.float_var, &w.running)), UPDATE);
 }
 
 static void folding(void) {
@@ -674,6 +734,28 @@ static void folding(void) {
     OVERLAP(w.layer.bias, w.shift, PRECEDING);
 }
 
+static void folding_into_a_transposed_layer(void) {
+#define TRANSPOSED bn_fold_preceding_transposed(plan, &w.transposed)
+    WRONG_CALL(bn_fold_preceding_transposed, bn_fold_transposed_args, w.transposed);
+    WRONG(BN_ERROR_NULL, w.transposed.weight.data = NULL, TRANSPOSED);
+    WRONG(BN_ERROR_LENGTH, memset(&w.transposed.weight, 0, sizeof w.transposed.weight), TRANSPOSED);
+    WRONG_IF_THERE(w.transposed.weight, TRANSPOSED);
+    WRONG_ARRAY(w.transposed.bias, TRANSPOSED);
+    WRONG(BN_ERROR_NULL, w.transposed.scale_shift = NULL, TRANSPOSED);
+    WRONG_STRUCT(bn_scale_shift, w.transposed.scale_shift, w.scale_shift, TRANSPOSED);
+    WRONG_ARRAY(w.scale_shift.scale, TRANSPOSED);
+    WRONG_ARRAY(w.scale_shift.shift, TRANSPOSED);
+    OVERLAP(w.transposed.weight, w.bias, TRANSPOSED);
+    OVERLAP(w.transposed.bias, w.shift, TRANSPOSED);
+    WRONG(BN_ERROR_LENGTH, w.transposed.inputs = 0, TRANSPOSED);
+    WRONG(BN_ERROR_LENGTH, w.transposed.inputs = 4, TRANSPOSED);
+    WRONG(BN_ERROR_LENGTH, w.transposed.inputs = SIZE_MAX, TRANSPOSED);
+    WRONG(BN_ERROR_GROUPS, w.transposed.groups = 0, TRANSPOSED);
+    WRONG(BN_ERROR_GROUPS, w.transposed.groups = 2, TRANSPOSED);
+    WRONG(BN_ERROR_GROUPS, w.transposed.groups = CHANNELS, TRANSPOSED);
+    WRONG(BN_ERROR_GROUPS, w.transposed.groups = SIZE_MAX, TRANSPOSED);
+}
+
 static void folding_into_the_following_layer(void) {
     // Two outputs and three inputs: the bias is not a per-channel array.
 #define FOLLOWING bn_fold_following(plan, &w.layer)
@@ -696,6 +778,18 @@ static void folding_into_the_following_layer(void) {
     WRONG(BN_ERROR_OVERLAP, (TWO, put_pointer(&w.layer.weight, w.scale)), FOLLOWING);
     WRONG(BN_ERROR_OVERLAP, (TWO, put_pointer(&w.layer.bias, w.weight)), FOLLOWING);
     WRONG(BN_ERROR_OVERLAP, (TWO, put_pointer(&w.layer.bias, w.shift)), FOLLOWING);
+
+#define FOLLOWING_TRANSPOSED bn_fold_following_transposed(plan, &w.layer)
+    WRONG_CALL(bn_fold_following_transposed, bn_fold_layer_args, w.layer);
+    WRONG(BN_ERROR_NULL, (TWO, w.layer.weight.data = NULL), FOLLOWING_TRANSPOSED);
+    WRONG(BN_ERROR_NULL, (TWO, w.layer.bias.data = NULL), FOLLOWING_TRANSPOSED);
+    WRONG(BN_ERROR_LENGTH, (TWO, w.layer.weight.len -= 1), FOLLOWING_TRANSPOSED);
+    WRONG(BN_ERROR_LENGTH, (TWO, w.layer.weight.len = 0), FOLLOWING_TRANSPOSED);
+    WRONG(BN_ERROR_LENGTH, w.layer.bias.len = 1, FOLLOWING_TRANSPOSED);
+    WRONG(BN_ERROR_LENGTH, w.layer.bias.len = SIZE_MAX, FOLLOWING_TRANSPOSED);
+    WRONG(BN_ERROR_ALIGNMENT, (TWO, put_pointer(&w.layer.weight, (char *)w.weight + 1)), FOLLOWING_TRANSPOSED);
+    WRONG(BN_ERROR_STRUCT_SIZE, (TWO, w.scale_shift.struct_size += 8), FOLLOWING_TRANSPOSED);
+    WRONG(BN_ERROR_OVERLAP, (TWO, put_pointer(&w.layer.bias, w.weight)), FOLLOWING_TRANSPOSED);
 }
 
 // No array of a call may overlap the scratch memory given to its plan.
@@ -713,6 +807,7 @@ static void scratch_memory(void) {
     WRONG(BN_ERROR_OVERLAP, put_pointer(&w.statistics.mean, inside), normalize());
     WRONG(BN_ERROR_OVERLAP, put_pointer(&w.sums.gx, inside), parameters());
     WRONG(BN_ERROR_OVERLAP, put_pointer(&w.running.var, inside), with_running(backward));
+    WRONG(BN_ERROR_OVERLAP, (use_floats(), put_pointer(&w.running.float_var, inside)), with_running(backward));
     WRONG(BN_ERROR_OVERLAP, put_pointer(&w.layer.weight, inside), bn_fold_preceding(plan, &w.layer));
     CHECK_OK(bn_plan_destroy(plan));
     plan = other;
@@ -744,10 +839,18 @@ static void right(void) {
     RIGHT(MERGE);
     RIGHT(MERGE_SUMS);
     RIGHT(UPDATE);
+    RIGHT((use_floats(), UPDATE));
+    RIGHT((use_floats(), with_running(normalize)));
+    RIGHT((use_floats(), with_running(first)));
+    RIGHT((use_floats(), with_running(parameters)));
+    RIGHT((use_floats(), with_running(backward)));
+    RIGHT((use_floats(), with_running(fold)));
     RIGHT(fold());
     RIGHT(with_running(fold));
     RIGHT(PRECEDING);
+    RIGHT(TRANSPOSED);
     RIGHT((TWO, FOLLOWING));
+    RIGHT((TWO, FOLLOWING_TRANSPOSED));
     RIGHT(BYTES);
     RIGHT((w.desc.scratch = scratch, w.desc.scratch_bytes = sizeof scratch, CREATE));
     CHECK_OK(bn_plan_destroy(w.made));
@@ -772,6 +875,7 @@ int main(void) {
         merging();
         updating();
         folding();
+        folding_into_a_transposed_layer();
         folding_into_the_following_layer();
         scratch_memory();
         right();

@@ -74,6 +74,14 @@ static bn_doubles doubles(double *data, size_t len) {
     return array;
 }
 
+// Inline, as not every test uses it.
+static inline bn_floats floats(float *data, size_t len) {
+    bn_floats array;
+    array.data = data;
+    array.len = len;
+    return array;
+}
+
 // A struct of zeros with its size set.
 #define INIT(object) (memset(&(object), 0, sizeof(object)), (object).struct_size = sizeof(object), (void)0)
 

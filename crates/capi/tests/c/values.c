@@ -391,6 +391,28 @@ static void second_derivatives(int32_t element, int rows) {
     second.gamma_gradient = out(NULL, 0);
     CHECK_OK(bn_double_backward(f.plan, &second));
     CHECK(are(&f.desc, f.y, DX));
+
+    // With running statistics, by other passes. Their means are not used for the gradient of gamma.
+    static const double frozen_of_x[CHANNELS][VALUES] = {{0.5, 1, 1.5, 3}, {4, 0, 4, 8}};
+    static const double frozen_of_dy[CHANNELS][VALUES] = {{3, 5, 5, 9}, {-2, 1, 2, -1}};
+    static const double frozen_of_gamma[CHANNELS] = {25, 48};
+    bn_backward_args back;
+    bn_normalize_args normalize;
+    INIT(back), INIT(normalize);
+    back.x = second.x, back.dy = second.dy, back.running = &f.running, back.gamma = in(dgamma, CHANNELS);
+    back.dx = out(f.y, LEN);
+    CHECK_OK(bn_backward(f.plan, &back));
+    CHECK(are(&f.desc, f.y, frozen_of_x));
+    back.dy = second.dx_cotangent, back.gamma = second.gamma, back.dx = out(f.dx, LEN);
+    CHECK_OK(bn_backward(f.plan, &back));
+    normalize.x = second.x, normalize.running = &f.running, normalize.residual = in(f.dx, LEN);
+    normalize.gamma = in(dgamma, CHANNELS), normalize.beta = in(dbeta, CHANNELS), normalize.y = out(f.y, LEN);
+    CHECK_OK(bn_normalize(f.plan, &normalize));
+    CHECK(are(&f.desc, f.y, frozen_of_dy));
+    f.running_mean[0] = f.running_mean[1] = 0;
+    back.x = second.dx_cotangent, back.dy = second.dy, back.dx = out(NULL, 0), back.dgamma = out(f.dgamma, CHANNELS);
+    CHECK_OK(bn_backward(f.plan, &back));
+    CHECK(are_parameters(&f.desc, f.dgamma, frozen_of_gamma));
     free(dgamma), free(dbeta);
     tear_down(f);
 }
@@ -402,27 +424,27 @@ static void averages(int32_t element) {
     static const double merged_var[CHANNELS] = {2, 4}, twice_g[CHANNELS] = {24, 32}, twice_gx[CHANNELS] = {8, -32};
 
     f.running.variance = BN_VARIANCE_BIASED;
-    CHECK_OK(bn_update_running_statistics(f.plan, &f.running, &f.statistics, BN_AVERAGE_EXPONENTIAL, 0.5));
+    CHECK_OK(bn_update_running_statistics(&f.running, &f.statistics, BN_AVERAGE_EXPONENTIAL, 0.5));
     CHECK(are_doubles(f.running_mean, half_mean) && are_doubles(f.running_var, half_biased) && f.running.batches == 1);
 
     // Unbiased, over 2 values: the variances 1 and 4 become 2 and 8; 3 = (4 + 2) / 2 and 5 = (2 + 8) / 2.
     f.statistics.count = 2, f.running.variance = BN_VARIANCE_UNBIASED;
     f.running_var[0] = 4, f.running_var[1] = 2;
-    CHECK_OK(bn_update_running_statistics(f.plan, &f.running, &f.statistics, BN_AVERAGE_EXPONENTIAL, 0.5));
+    CHECK_OK(bn_update_running_statistics(&f.running, &f.statistics, BN_AVERAGE_EXPONENTIAL, 0.5));
     CHECK(are_doubles(f.running_var, half_unbiased) && f.running.batches == 2);
 
     // The first batch replaces the initial values, whatever they are; the second has half the weight. momentum is
     // ignored.
     f.running.batches = 0, f.running.variance = BN_VARIANCE_BIASED, f.running_mean[0] = NAN;
-    CHECK_OK(bn_update_running_statistics(f.plan, &f.running, &f.statistics, BN_AVERAGE_CUMULATIVE, NAN));
+    CHECK_OK(bn_update_running_statistics(&f.running, &f.statistics, BN_AVERAGE_CUMULATIVE, NAN));
     CHECK(are_doubles(f.running_mean, MEAN) && are_doubles(f.running_var, VAR) && f.running.batches == 1);
     f.running_mean[0] = 1, f.running_var[0] = 4;
-    CHECK_OK(bn_update_running_statistics(f.plan, &f.running, &f.statistics, BN_AVERAGE_CUMULATIVE, 0));
+    CHECK_OK(bn_update_running_statistics(&f.running, &f.statistics, BN_AVERAGE_CUMULATIVE, 0));
     CHECK(are_doubles(f.running_mean, half_mean) && are_doubles(f.running_var, half_biased) && f.running.batches == 2);
 
     // An empty batch changes nothing.
     f.statistics.count = 0;
-    CHECK_OK(bn_update_running_statistics(f.plan, &f.running, &f.statistics, BN_AVERAGE_CUMULATIVE, 0));
+    CHECK_OK(bn_update_running_statistics(&f.running, &f.statistics, BN_AVERAGE_CUMULATIVE, 0));
     CHECK(are_doubles(f.running_mean, half_mean) && f.running.batches == 2);
 
     bn_statistics other = f.statistics;
@@ -430,19 +452,111 @@ static void averages(int32_t element) {
     other.mean = doubles(mean, CHANNELS), other.var = doubles(var, CHANNELS);
     other.count = 4;
     f.statistics.count = 4;
-    CHECK_OK(bn_merge_statistics(f.plan, &f.statistics, &other));
+    CHECK_OK(bn_merge_statistics(&f.statistics, &other));
     CHECK(f.statistics.count == 8 && are_doubles(f.mean, merged_mean) && are_doubles(f.var, merged_var));
     f.statistics.count = 0;
-    CHECK_OK(bn_merge_statistics(f.plan, &f.statistics, &other));
+    CHECK_OK(bn_merge_statistics(&f.statistics, &other));
     CHECK(f.statistics.count == 4 && are_doubles(f.mean, other_mean) && are_doubles(f.var, VAR));
 
     bn_gradient_sums other_sums = f.sums;
     double *g = per_channel(SUM), *gx = per_channel(SUM_X);
     other_sums.g = doubles(g, CHANNELS), other_sums.gx = doubles(gx, CHANNELS);
-    CHECK_OK(bn_merge_gradient_sums(f.plan, &f.sums, &other_sums));
+    CHECK_OK(bn_merge_gradient_sums(&f.sums, &other_sums));
     CHECK(are_doubles(f.g, twice_g) && are_doubles(f.gx, twice_gx) && are_doubles(g, SUM) && are_doubles(gx, SUM_X));
     free(mean), free(var), free(g), free(gx);
     tear_down(f);
+}
+
+static int are_floats(const float *array, const double v[CHANNELS]) {
+    return (double)array[0] == v[0] && (double)array[1] == v[1];
+}
+
+// Running statistics in float do in every call as those in double, and an update rounds them once.
+static void averages_in_float(int32_t element, int rows) {
+    static const double scale[CHANNELS] = {1, 0.25}, shift[CHANNELS] = {-0.5, -4}, half_mean[CHANNELS] = {1.5, 12};
+    static const double half_var[CHANNELS] = {2.5, 4};
+    fixture f = set_up(element, rows);
+    float mean[CHANNELS] = {1, 12}, var[CHANNELS] = {4, 4};
+    double scales[CHANNELS], shifts[CHANNELS];
+    bn_running_statistics running;
+    bn_scale_shift scale_shift;
+    bn_normalize_args normalize;
+    bn_backward_args back;
+    bn_gradient_sums_args first;
+    bn_parameter_gradients_args parameters_only;
+    bn_fold_args fold;
+    INIT(running), INIT(scale_shift), INIT(normalize), INIT(back), INIT(first), INIT(parameters_only), INIT(fold);
+    running.float_mean = floats(mean, CHANNELS), running.float_var = floats(var, CHANNELS);
+    scale_shift.scale = doubles(scales, CHANNELS), scale_shift.shift = doubles(shifts, CHANNELS);
+
+    normalize.x = in(f.x, LEN), normalize.gamma = in(f.gamma, CHANNELS), normalize.beta = in(f.beta, CHANNELS);
+    normalize.running = &running, normalize.y = out(f.y, LEN);
+    CHECK_OK(bn_normalize(f.plan, &normalize));
+    CHECK(are(&f.desc, f.y, RUNNING_Y));
+    back.x = normalize.x, back.dy = in(f.dy, LEN), back.gamma = normalize.gamma, back.running = &running;
+    back.dx = out(f.dx, LEN), back.dgamma = out(f.dgamma, CHANNELS);
+    CHECK_OK(bn_backward(f.plan, &back));
+    CHECK(are(&f.desc, f.dx, FROZEN_DX) && are_parameters(&f.desc, f.dgamma, FROZEN_DGAMMA));
+    first.x = normalize.x, first.dy = back.dy, first.running = &running, first.sums = &f.sums;
+    CHECK_OK(bn_compute_gradient_sums(f.plan, &first));
+    set(parameter(element), f.dgamma, 0, -99);
+    parameters_only.running = &running, parameters_only.sums = &f.sums, parameters_only.dgamma = back.dgamma;
+    CHECK_OK(bn_parameter_gradients(f.plan, &parameters_only));
+    CHECK(are_parameters(&f.desc, f.dgamma, FROZEN_DGAMMA));
+    fold.running = &running, fold.gamma = normalize.gamma, fold.beta = normalize.beta, fold.scale_shift = &scale_shift;
+    CHECK_OK(bn_fold(f.plan, &fold));
+    CHECK(are_doubles(scales, scale) && are_doubles(shifts, shift));
+    CHECK(are_floats(mean, RUNNING_MEAN) && are_floats(var, RUNNING_VAR) && running.batches == 0);
+
+    running.variance = BN_VARIANCE_BIASED;
+    CHECK_OK(bn_update_running_statistics(&running, &f.statistics, BN_AVERAGE_EXPONENTIAL, 0.5));
+    CHECK(are_floats(mean, half_mean) && are_floats(var, half_var) && running.batches == 1);
+    // 0.9 * 1.5 + 0.1 * 2 is no float: the result in double is rounded to the nearest one.
+    CHECK_OK(bn_update_running_statistics(&running, &f.statistics, BN_AVERAGE_EXPONENTIAL, 0.1));
+    CHECK(mean[0] == (float)((1 - 0.1) * 1.5 + 0.1 * 2) && mean[1] == 12 && running.batches == 2);
+    CHECK(var[0] == (float)((1 - 0.1) * 2.5 + 0.1 * 1) && var[1] == 4);
+    // Momentum 0, an empty batch, and averages that are out of the range of float.
+    mean[1] = 0.1f;
+    CHECK_OK(bn_update_running_statistics(&running, &f.statistics, BN_AVERAGE_EXPONENTIAL, 0));
+    CHECK(mean[1] == 0.1f && running.batches == 3);
+    f.statistics.count = 0;
+    CHECK_OK(bn_update_running_statistics(&running, &f.statistics, BN_AVERAGE_EXPONENTIAL, 0.5));
+    CHECK(mean[1] == 0.1f && running.batches == 3);
+    f.statistics.count = VALUES, f.var[1] = 1e300;
+    CHECK_OK(bn_update_running_statistics(&running, &f.statistics, BN_AVERAGE_EXPONENTIAL, 1));
+    CHECK(are_floats(mean, MEAN) && var[0] == 1 && isinf(var[1]));
+    tear_down(f);
+}
+
+// The errors of averages in float stay within those that the header states.
+static void accuracy_in_float(void) {
+    const double means[] = {1e3, -7, 1e-3}, u = ldexp(1, -24);
+    for (size_t k = 0; k < sizeof means / sizeof *means; k++) {
+        for (int32_t average = BN_AVERAGE_EXPONENTIAL; average <= BN_AVERAGE_CUMULATIVE; average++) {
+            double mean = 0, var = 1, batch_mean, batch_var, most = 0;
+            float float_mean = 0, float_var = 1;
+            int ok = 1;
+            bn_running_statistics wide, narrow;
+            bn_statistics batch;
+            INIT(wide), INIT(narrow), INIT(batch);
+            wide.mean = doubles(&mean, 1), wide.var = doubles(&var, 1);
+            narrow.float_mean = floats(&float_mean, 1), narrow.float_var = floats(&float_var, 1);
+            batch.count = 32, batch.mean = doubles(&batch_mean, 1), batch.var = doubles(&batch_var, 1);
+            for (int n = 1; n <= 1000; n++) {
+                batch_mean = means[k] + sin(n), batch_var = 1 + 0.5 * cos(n);
+                CHECK_OK(bn_update_running_statistics(&wide, &batch, average, 0.01));
+                CHECK_OK(bn_update_running_statistics(&narrow, &batch, average, 0.01));
+                most = fmax(most, fabs(mean));
+                const double factor = average == BN_AVERAGE_EXPONENTIAL ? u / 0.01 : u / 2 * (n + 1);
+                // The errors of the doubles are 1e-9 of this.
+                ok &= fabs((double)float_mean - mean) <= 1.001 * factor * most;
+                ok &= fabs((double)float_var - var) <= 1.001 * factor * 2;
+            }
+            CHECK(ok);
+            // With double this difference would be 0: the error is that of float.
+            CHECK((double)float_mean != mean);
+        }
+    }
 }
 
 // Folds into a layer of two outputs with two weights each, and into one of three outputs. Scales are 1 and 0.25 with
@@ -495,6 +609,34 @@ static void folding(int32_t element) {
     CHECK_OK(bn_fold_following(f.plan, &layer));
     for (size_t i = 0; i < 6; i++) {
         CHECK(get(p, weights, i) == after[i] && get(p, biases, i / 2) == after_bias[i / 2]);
+    }
+
+    // The same layers with the inputs first: [2, 2], and [2, 3]. With two groups of one input and one output, [2, 1, 2]
+    // is what [2, 2] is with the outputs first.
+    static const double by_input[] = {1, 3, 2, 4}, by_input_after[] = {1, 0.75, 2, 1};
+    static const double next_by_input[] = {1, 2, 3, 4, 8, 12}, after_by_input[] = {1, 2, 3, 1, 2, 3};
+    bn_fold_transposed_args transposed;
+    INIT(transposed);
+    transposed.scale_shift = &scale_shift, transposed.weight = out(weights, 4), transposed.bias = out(biases, 2);
+    transposed.inputs = 2;
+    for (transposed.groups = 1; transposed.groups <= 2; transposed.groups++) {
+        for (size_t i = 0; i < 4; i++) {
+            set(p, weights, i, transposed.groups == 1 ? by_input[i] : weight[i]);
+        }
+        set(p, biases, 0, bias[0]), set(p, biases, 1, bias[1]);
+        CHECK_OK(bn_fold_preceding_transposed(f.plan, &transposed));
+        for (size_t i = 0; i < 4; i++) {
+            CHECK(get(p, weights, i) == (transposed.groups == 1 ? by_input_after[i] : before[i]));
+        }
+        CHECK(get(p, biases, 0) == before_bias[0] && get(p, biases, 1) == before_bias[1]);
+    }
+    for (size_t i = 0; i < 6; i++) {
+        set(p, weights, i, next_by_input[i]);
+        set(p, biases, i / 2, next_bias[i / 2]);
+    }
+    CHECK_OK(bn_fold_following_transposed(f.plan, &layer));
+    for (size_t i = 0; i < 6; i++) {
+        CHECK(get(p, weights, i) == after_by_input[i] && get(p, biases, i / 2) == after_bias[i / 2]);
     }
     free(scales), free(shifts), free(weights), free(biases);
     tear_down(f);
@@ -586,9 +728,10 @@ static void small_calls(void) {
     CHECK(strcmp(bn_status_name(BN_OK), "BN_OK") == 0);
     CHECK(strcmp(bn_status_name(BN_ERROR_NULL), "BN_ERROR_NULL") == 0);
     CHECK(strcmp(bn_status_name(BN_ERROR_INTERNAL), "BN_ERROR_INTERNAL") == 0);
-    CHECK(strcmp(bn_status_name(BN_ERROR_INTERNAL + 1), "unknown status") == 0);
+    CHECK(strcmp(bn_status_name(BN_ERROR_GROUPS), "BN_ERROR_GROUPS") == 0);
+    CHECK(strcmp(bn_status_name(BN_ERROR_GROUPS + 1), "unknown status") == 0);
     CHECK(strcmp(bn_status_name(-1), "unknown status") == 0);
-    for (int32_t status = BN_OK; status <= BN_ERROR_INTERNAL; status++) {
+    for (int32_t status = BN_OK; status <= BN_ERROR_GROUPS; status++) {
         CHECK(strncmp(bn_status_name(status), "BN_", 3) == 0);
     }
     // Portable code runs everywhere, and a CPU with AVX-512 has AVX2 too.
@@ -611,6 +754,7 @@ static void small_calls(void) {
 int main(void) {
     int calls[3] = {0, 0, 0};
     small_calls();
+    accuracy_in_float();
     for (int32_t element = BN_ELEMENT_F32; element <= BN_ELEMENT_F16; element++) {
         for (int rows = 0; rows <= 1; rows++) {
             forward(element, rows);
@@ -620,6 +764,7 @@ int main(void) {
             weighted(element, rows);
             invertible(element, rows);
             second_derivatives(element, rows);
+            averages_in_float(element, rows);
         }
         averages(element);
         folding(element);
