@@ -73,7 +73,9 @@ mod tests {
                 let w = walked(outer, channels, 1);
                 let left = w.rest.map_or(0, Shape::len);
                 assert_eq!(w.shape.len() + left, outer * channels);
-                assert!(w.rows == 1 || (w.shape.channels() % MAX_LANES == 0 && w.shape.channels() <= MAX_COLUMNS));
+                assert!(
+                    w.rows == 1 || (w.shape.channels().is_multiple_of(MAX_LANES) && w.shape.channels() <= MAX_COLUMNS)
+                );
                 assert_eq!(w.channels(0..w.shape.channels()), 0..channels);
             }
         }

@@ -154,8 +154,11 @@ fn only_the_ratio_of_weights_counts() {
     }
 }
 
-/// One channel in rows, and in planes: count, mean, var, y and dx.
-fn channel<T: Number>(x: &[f64], weights: &[f64], dy: &[f64]) -> [(f64, [f64; 2], Vec<f64>, Vec<f64>); 2] {
+/// The count, the mean and variance, y and dx of a channel.
+type Channel = (f64, [f64; 2], Vec<f64>, Vec<f64>);
+
+/// One channel in rows, and in planes.
+fn channel<T: Number>(x: &[f64], weights: &[f64], dy: &[f64]) -> [Channel; 2] {
     let of = |values: &[f64]| values.iter().map(|&v| T::of(v)).collect::<Vec<_>>();
     let (x, dy, weights) = (of(x), of(dy), weights.iter().map(|&w| Value::of(w)).collect::<Vec<_>>());
     [Shape::nc(x.len(), 1), Shape::ncl(1, 1, x.len())].map(|shape| {

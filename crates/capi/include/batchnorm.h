@@ -22,7 +22,8 @@
 //   o * inner + i.
 // - Several threads can use a plan at once. Results are bit-identical for any threads and any instruction set.
 // - A plan has scratch memory for one call at a time, its own or the caller's, and such calls do not allocate, except
-//   bn_double_backward and what reads running statistics in float. For several calls at once see bn_scratch_bytes.
+//   bn_double_backward and the first that reads running statistics in float. For several calls at once see
+//   bn_scratch_bytes.
 // - Calls expect the default floating-point environment, and do not change it. On a thread that flushes subnormals to
 //   zero (FTZ, DAZ), subnormal numbers count as 0, given or computed. Channels without such numbers keep their bits. In
 //   others no result that would be finite is NaN, but accuracy is not promised, and bits may depend on instruction set
@@ -112,7 +113,7 @@
 // thread_count, parallel_for or pool does not match the kind of threads, or threads could not be started.
 #define BN_ERROR_THREADS 20
 
-// There is not enough memory for the plan, or to convert running statistics from float.
+// There is not enough memory for the plan.
 #define BN_ERROR_OUT_OF_MEMORY 21
 
 // An error in the library itself. Outputs may have been written.

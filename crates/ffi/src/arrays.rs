@@ -21,10 +21,6 @@ pub(crate) struct Array<T> {
 }
 
 impl<T> Array<T> {
-    pub(crate) fn len(self) -> usize {
-        self.len
-    }
-
     /// # Safety
     /// The array has `len` elements, and nothing writes them while the slice lives. [`Arrays::check_overlap`] has found
     /// no error.

@@ -15,7 +15,7 @@ unsafe fn fold<P: Element<Param = P>>(plan: &bn_plan, args: bn_fold_args) -> Res
     let affine = AffineView::<P>::new(&mut arrays, args.gamma, args.beta, channels)?;
     // SAFETY: the caller's promise; what becomes a slice has been checked.
     unsafe {
-        let mut source = SourceView::new(&mut arrays, args.statistics, args.running, channels)?;
+        let source = SourceView::new(&mut arrays, args.statistics, args.running, channels)?;
         let out = FoldView::new(&mut arrays, args.scale_shift, channels, Access::Write)?;
         arrays.check_overlap(None)?;
         Ok(plan.batch_norm.fold(source.read()?, affine.read(), &mut out.write()?)?)

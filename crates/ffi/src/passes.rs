@@ -62,7 +62,7 @@ unsafe fn normalize<E: Element>(plan: &bn_plan, args: bn_normalize_args) -> Resu
     let y = arrays.output::<E>("y", args.y, shape.len())?;
     // SAFETY: the caller's promise; what becomes a slice has been checked.
     unsafe {
-        let mut source = SourceView::new(&mut arrays, args.statistics, args.running, shape.channels())?;
+        let source = SourceView::new(&mut arrays, args.statistics, args.running, shape.channels())?;
         let in_place = arrays.check_overlap(Some(["x", "y"]))?;
         let (with, affine, source) = (plan.batch_norm.with(extras.read()), affine.read(), source.read()?);
         if in_place {
@@ -82,7 +82,7 @@ unsafe fn compute_gradient_sums<E: Element>(plan: &bn_plan, args: bn_gradient_su
     let extras = ExtrasView::new(&mut arrays, args.residual, args.output, args.weights, shape)?;
     // SAFETY: the caller's promise; what becomes a slice and is written has been checked.
     unsafe {
-        let mut source = SourceView::new(&mut arrays, args.statistics, args.running, shape.channels())?;
+        let source = SourceView::new(&mut arrays, args.statistics, args.running, shape.channels())?;
         let out = SumsView::new(&mut arrays, SUMS, args.sums, shape.channels(), Access::Write)?;
         arrays.check_overlap(None)?;
         let (with, affine, source) = (plan.batch_norm.with(extras.read()), affine.read(), source.read()?);
@@ -126,7 +126,7 @@ unsafe fn parameter_gradients<P: Element<Param = P>>(
     let parameters = ParametersView::<P>::new(&mut arrays, args.dgamma, args.dbeta, channels)?;
     // SAFETY: the caller's promise; what becomes a slice has been checked.
     unsafe {
-        let mut source = SourceView::new(&mut arrays, args.statistics, args.running, channels)?;
+        let source = SourceView::new(&mut arrays, args.statistics, args.running, channels)?;
         let sums = SumsView::new(&mut arrays, SUMS, args.sums, channels, Access::Read)?;
         arrays.check_overlap(None)?;
         let (source, sums, Gradients::<P> { dgamma, dbeta, .. }) = (source.read()?, sums.read()?, parameters.write());
@@ -145,7 +145,7 @@ unsafe fn backward<E: Element>(plan: &bn_plan, args: bn_backward_args) -> Result
     let parameters = ParametersView::new(&mut arrays, args.dgamma, args.dbeta, shape.channels())?;
     // SAFETY: the caller's promise; what becomes a slice has been checked.
     unsafe {
-        let mut source = SourceView::new(&mut arrays, args.statistics, args.running, shape.channels())?;
+        let source = SourceView::new(&mut arrays, args.statistics, args.running, shape.channels())?;
         let in_place = arrays.check_overlap(Some(["dy", "dx"]))?;
         let (with, affine, source) = (plan.batch_norm.with(extras.read()), affine.read(), source.read()?);
         let gradients = Gradients { dresidual: slice_mut(dresidual), ..parameters.write() };

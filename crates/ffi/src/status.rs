@@ -51,7 +51,7 @@ pub const BN_ERROR_SOURCE: i32 = 18;
 pub const BN_ERROR_UNSUPPORTED_ISA: i32 = 19;
 /// thread_count, parallel_for or pool does not match the kind of threads, or threads could not be started.
 pub const BN_ERROR_THREADS: i32 = 20;
-/// There is not enough memory for the plan, or to convert running statistics from float.
+/// There is not enough memory for the plan.
 pub const BN_ERROR_OUT_OF_MEMORY: i32 = 21;
 /// An error in the library itself. Outputs may have been written.
 pub const BN_ERROR_INTERNAL: i32 = 22;

@@ -2,11 +2,11 @@
 
 use crate::arrays::{Access, Array, Arrays, slice, slice_mut};
 use crate::read::{check_reserved, choose, read};
-use crate::status::{BN_ERROR_COUNT, BN_ERROR_OUT_OF_MEMORY, BN_ERROR_SOURCE, BN_ERROR_VARIANCE, Status, fail};
+use crate::status::{BN_ERROR_COUNT, BN_ERROR_SOURCE, BN_ERROR_VARIANCE, Status, fail};
 use crate::structs::{bn_gradient_sums, bn_running_statistics, bn_scale_shift, bn_slice, bn_slice_mut, bn_statistics};
 use batchnorm::{
-    Affine, Element, Error, Extras, Fold, GradientSums, Gradients, Momentum, RunningStatistics, Shape, Source,
-    Statistics,
+    Affine, Element, Error, Extras, Fold, GradientSums, Gradients, Momentum, Precision, RunningStatistics, Shape,
+    Source, Statistics,
 };
 
 pub(crate) const STATISTICS: [&str; 3] = ["statistics", "statistics.mean", "statistics.var"];
@@ -151,8 +151,7 @@ pub(crate) struct RunningView {
 /// The arrays of means and variances.
 enum Averages {
     Doubles([Array<f64>; 2]),
-    /// Floats, and the memory in which they are converted, first all means.
-    Floats([Array<f32>; 2], Vec<f64>),
+    Floats([Array<f32>; 2]),
 }
 
 impl RunningView {
@@ -185,12 +184,7 @@ impl RunningView {
             (false, true) => {
                 let mean = arrays.floats("running.float_mean", float_mean, channels, access)?;
                 let var = arrays.floats("running.float_var", float_var, channels, access)?;
-                let mut memory = Vec::new();
-                memory.try_reserve_exact(2 * channels).map_err(|e| {
-                    let message = format_args!("not enough memory to convert floats of {channels} channels: {e}");
-                    fail(BN_ERROR_OUT_OF_MEMORY, message)
-                })?;
-                Averages::Floats([mean, var], memory)
+                Averages::Floats([mean, var])
             }
             _ => {
                 let mean = arrays.doubles("running.mean", mean, channels, access)?;
@@ -203,14 +197,18 @@ impl RunningView {
 
     /// # Safety
     /// As [`StatisticsView::read`].
-    pub(crate) unsafe fn read(&mut self) -> Result<RunningStatistics<&[f64]>, Status> {
-        let (mean, var) = match &mut self.averages {
-            // SAFETY: the caller's promise.
-            Averages::Doubles([mean, var]) => unsafe { (mean.slice(), var.slice()) },
-            // SAFETY: the caller's promise.
-            Averages::Floats(arrays, memory) => unsafe { convert(*arrays, memory) }.split_at(arrays[0].len()),
-        };
-        Ok(RunningStatistics::from_parts(mean, var, self.batches)?)
+    pub(crate) unsafe fn read<'a>(&self) -> Result<Source<'a>, Status> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            Ok(match self.averages {
+                Averages::Doubles([mean, var]) => {
+                    Source::Running(RunningStatistics::from_parts(mean.slice(), var.slice(), self.batches)?)
+                }
+                Averages::Floats([mean, var]) => {
+                    Source::RunningF32(RunningStatistics::from_parts(mean.slice(), var.slice(), self.batches)?)
+                }
+            })
+        }
     }
 
     /// Updates the averages, and their number of batches, which is not in the arrays.
@@ -218,24 +216,29 @@ impl RunningView {
     /// # Safety
     /// As [`StatisticsView::read`], and nothing else uses the arrays. The view was made with [`Access::Write`].
     pub(crate) unsafe fn update(&mut self, batch: &Statistics<&[f64]>, momentum: Momentum) -> Result<(), Status> {
-        let (mean, var) = match &mut self.averages {
-            // SAFETY: the caller's promise.
-            Averages::Doubles([mean, var]) => unsafe { (mean.slice_mut(), var.slice_mut()) },
-            Averages::Floats(arrays, memory) => {
-                // SAFETY: the caller's promise.
-                unsafe { convert(*arrays, memory) }.split_at_mut(arrays[0].len())
-            }
-        };
-        let mut running = RunningStatistics::from_parts(mean, var, self.batches)?.biased(self.biased);
-        running.update(batch, momentum)?;
         // SAFETY: the caller's promise.
-        unsafe { (&raw mut (*self.place).batches).write(running.batches()) };
-        if let Averages::Floats(arrays, memory) = &self.averages {
-            // SAFETY: the caller's promise.
-            let floats = arrays.iter().flat_map(|array| unsafe { array.slice_mut() });
-            for (float, double) in floats.zip(memory) {
-                *float = *double as f32;
+        unsafe {
+            match self.averages {
+                Averages::Doubles(arrays) => self.update_arrays(arrays, batch, momentum),
+                Averages::Floats(arrays) => self.update_arrays(arrays, batch, momentum),
             }
+        }
+    }
+
+    /// # Safety
+    /// As [`update`](Self::update).
+    unsafe fn update_arrays<P: Precision>(
+        &self,
+        [mean, var]: [Array<P>; 2],
+        batch: &Statistics<&[f64]>,
+        momentum: Momentum,
+    ) -> Result<(), Status> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let running = RunningStatistics::from_parts(mean.slice_mut(), var.slice_mut(), self.batches)?;
+            let mut running = running.biased(self.biased);
+            running.update(batch, momentum)?;
+            (&raw mut (*self.place).batches).write(running.batches());
         }
         Ok(())
     }
@@ -244,19 +247,6 @@ impl RunningView {
 /// Whether an array is not absent.
 fn given<T>(data: *mut T, len: usize) -> bool {
     !data.is_null() || len > 0
-}
-
-/// Fills memory that has room for both arrays.
-///
-/// # Safety
-/// As [`Array::slice`].
-unsafe fn convert(arrays: [Array<f32>; 2], memory: &mut Vec<f64>) -> &mut [f64] {
-    memory.clear();
-    for array in arrays {
-        // SAFETY: the caller's promise.
-        memory.extend(unsafe { array.slice() }.iter().map(|&float| f64::from(float)));
-    }
-    memory
 }
 
 /// The statistics or the running statistics, whichever the caller gave.
@@ -294,12 +284,12 @@ impl SourceView {
 
     /// # Safety
     /// As [`StatisticsView::read`].
-    pub(crate) unsafe fn read(&mut self) -> Result<Source<'_>, Status> {
+    pub(crate) unsafe fn read(&self) -> Result<Source<'_>, Status> {
         // SAFETY: the caller's promise.
         unsafe {
             match self {
                 Self::Batch(view) => view.read().map(Source::Batch),
-                Self::Running(view) => view.read().map(Source::Running),
+                Self::Running(view) => view.read(),
             }
         }
     }
