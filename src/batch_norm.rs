@@ -494,7 +494,8 @@ impl BatchNorm {
 
     /// The derivatives of the backward pass, for gradient penalties: the gradients of
     /// `Σ dx_cotangent·dx + Σ dgamma_cotangent·dgamma + Σ dbeta_cotangent·dbeta`, where dx, dgamma and dbeta are what
-    /// [`backward`](Self::backward) makes of x and dy in training. `statistics` are those of x.
+    /// [`backward`](Self::backward) makes of x and dy. Batch statistics are those of x, and gradients flow through them;
+    /// running ones are constants.
     ///
     /// Rarely needed, so it is composed of other passes: it makes more sweeps than a dedicated one, and allocates.
     ///
@@ -517,48 +518,16 @@ impl BatchNorm {
     /// assert!(of_dy.iter().sum::<f64>().abs() < 1e-12);
     /// # Ok::<(), batchnorm::Error>(())
     /// ```
-    ///
-    /// With running statistics, which are constants, the backward pass is linear in each of its inputs. Its derivatives
-    /// are then other passes of a plan without an activation, here for the cotangents v of dx, c of dgamma and d of
-    /// dbeta:
-    ///
-    /// ```text
-    /// dx = gamma·inv_std·dy     dgamma = inv_std·Σ dy·(x − mean)     dbeta = Σ dy
-    ///
-    /// of x: c·inv_std·dy        of gamma: inv_std·Σ dy·v             of dy: gamma·inv_std·v + c·inv_std·(x − mean) + d
-    /// ```
-    ///
-    /// ```
-    /// use batchnorm::{Affine, BatchNorm, Extras, Gradients, RunningStatistics, Shape};
-    ///
-    /// let plan = BatchNorm::new(Shape::nc(2, 1)?).eps(0.0)?;
-    /// let (x, dy, gamma) = ([1.0f32, 3.0], [1.0, 2.0], [2.0]);
-    /// let (v, c, d) = ([10.0, 20.0], [3.0], [0.5]);
-    /// let running = RunningStatistics::from_parts(vec![1.0], vec![4.0], 1)?;
-    /// let about_zero = RunningStatistics::from_parts(&[0.0][..], running.var(), 1)?;
-    ///
-    /// let (mut of_x, mut of_gamma, mut of_dx, mut of_dy) = ([0.0; 2], [0.0], [0.0; 2], [0.0; 2]);
-    /// let affine = |gamma| Affine { gamma: Some(gamma), beta: None };
-    /// let dx = |dx| Gradients { dx: Some(dx), ..Gradients::default() };
-    /// let dgamma = Gradients { dgamma: Some(&mut of_gamma), ..Gradients::default() };
-    /// plan.backward(&x, &dy, &running, affine(&c), dx(&mut of_x))?;
-    /// plan.backward(&v, &dy, &about_zero, Affine::default(), dgamma)?;
-    /// plan.backward(&x, &v, &running, affine(&gamma), dx(&mut of_dx))?;
-    /// let extras = Extras { residual: Some(&of_dx), ..Extras::default() };
-    /// plan.with(extras).normalize(&x, &running, Affine::new(&c, &d), &mut of_dy)?;
-    /// assert_eq!((of_x, of_gamma, of_dy), ([1.5, 3.0], [25.0], [10.5, 23.5]));
-    /// # Ok::<(), batchnorm::Error>(())
-    /// ```
-    pub fn double_backward<E: Element>(
+    pub fn double_backward<'s, E: Element>(
         &self,
         x: &[E],
         dy: &[E],
-        statistics: &Statistics<impl Values>,
+        source: impl Into<Source<'s>>,
         affine: Affine<'_, E::Param>,
         cotangents: Cotangents<'_, E>,
         gradients: SecondGradients<'_, E, E::Param>,
     ) -> Result<(), Error> {
-        self.double_backward_uninit(x, dy, statistics, affine, cotangents, gradients.into_uninit())
+        self.double_backward_uninit(x, dy, source, affine, cotangents, gradients.into_uninit())
     }
 
     /// [`double_backward`](Self::double_backward) with gradients that need not be initialized: see
@@ -566,17 +535,17 @@ impl BatchNorm {
     ///
     /// # Errors
     /// Same as [`double_backward`](Self::double_backward).
-    pub fn double_backward_uninit<E: Element>(
+    pub fn double_backward_uninit<'s, E: Element>(
         &self,
         x: &[E],
         dy: &[E],
-        statistics: &Statistics<impl Values>,
+        source: impl Into<Source<'s>>,
         affine: Affine<'_, E::Param>,
         cotangents: Cotangents<'_, E>,
         gradients: SecondGradients<'_, MaybeUninit<E>, MaybeUninit<E::Param>>,
     ) -> Result<(), Error> {
         let (shape, actual) = (self.shape(), self.engine.activation);
-        let (len, channels) = (shape.len(), shape.channels());
+        let (len, channels, source) = (shape.len(), shape.channels(), source.into());
         if actual != Activation::Identity {
             return Err(Error::Activation { pass: "double_backward", expected: "Identity", actual });
         }
@@ -585,7 +554,7 @@ impl BatchNorm {
         check_len("the cotangent of dx", len, cotangents.dx.len())?;
         check_optional("the cotangent of dgamma", channels, cotangents.dgamma)?;
         check_optional("the cotangent of dbeta", channels, cotangents.dbeta)?;
-        Source::from(statistics).check(channels, shape.is_empty())?;
+        source.check(channels, shape.is_empty())?;
         affine.check(channels)?;
         gradients.check(shape)?;
         let mut room = Room::new(&self.engine);
@@ -594,7 +563,7 @@ impl BatchNorm {
             x: x.as_ptr(),
             v: cotangents.dx.as_ptr(),
             // SAFETY: the room outlives the request.
-            statistics: unsafe { room.source(Source::from(statistics)) },
+            source: unsafe { room.source(source) },
             gamma: affine.gamma,
             dgamma_cotangent: cotangents.dgamma,
             dbeta_cotangent: cotangents.dbeta,

@@ -379,6 +379,7 @@ fuzz_target!(|input: Input| {
                     x,
                     dy,
                     statistics: source,
+                    running: averages,
                     gamma,
                     dx_cotangent: residual,
                     dgamma_cotangent: beta,

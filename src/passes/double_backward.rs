@@ -21,8 +21,7 @@ use std::ptr::null_mut;
 /// # Safety
 /// See [`request`](super::request).
 pub(super) unsafe fn double_backward<E: Storage>(engine: &Engine, request: DoubleBackward<'_, E, E::Scalar>) {
-    let DoubleBackward { dy, x, v, statistics, gamma, dgamma_cotangent, dbeta_cotangent, of_x, of_dy, of_gamma } =
-        request;
+    let DoubleBackward { dy, x, v, source, gamma, dgamma_cotangent, dbeta_cotangent, of_x, of_dy, of_gamma } = request;
     let (shape, channels) = (engine.shape, engine.shape.channels());
     let sums = |x: *const E, dy: *const E, source: WideSource<'_>| {
         let mut sums = GradientSums::new(channels);
@@ -41,8 +40,11 @@ pub(super) unsafe fn double_backward<E: Storage>(engine: &Engine, request: Doubl
         unsafe { backward(engine, request) };
         sums
     };
-    let count = statistics.count.unwrap_or_default().max(f64::MIN_POSITIVE);
-    let (of_g, of_v) = (sums(x, dy, statistics), sums(x, v, statistics));
+    let (count, of_g, of_v) = match source.count {
+        Some(count) => (count.max(f64::MIN_POSITIVE), sums(x, dy, source), sums(x, v, source)),
+        // dx has no means of dy and dy·x̂ then: they are 0.
+        None => (1.0, GradientSums::new(channels), GradientSums::new(channels)),
+    };
     // Centred, or a mean of v would cancel against Σdy·v.
     let mean_v: Vec<f64> = of_v.g().iter().map(|sum| sum / count).collect();
     let products = sums(v, dy, WideSource { count: Some(count), mean: &mean_v, var: &vec![1.0; channels] });
@@ -59,8 +61,9 @@ pub(super) unsafe fn double_backward<E: Storage>(engine: &Engine, request: Doubl
     let cotangent = |v: Option<&[E::Scalar]>, c: usize| v.map_or(0.0, |v| v[c].to_wide());
     for c in 0..channels {
         let channel = Channel {
-            mean: statistics.mean[c],
-            var: statistics.var[c],
+            constant: source.count.is_none(),
+            mean: source.mean[c],
+            var: source.var[c],
             eps: engine.eps,
             gamma: gamma.map_or(1.0, |gamma| gamma[c].to_wide()),
             count,
@@ -94,6 +97,8 @@ pub(super) unsafe fn double_backward<E: Storage>(engine: &Engine, request: Doubl
 
 /// A channel: its statistics, sums over `count` values, and the cotangents of dgamma and dbeta.
 struct Channel {
+    /// Whether the statistics are constants.
+    constant: bool,
     mean: f64,
     var: f64,
     eps: f64,
@@ -119,6 +124,8 @@ impl Channel {
     /// With s = inv_std, h = mean(g·x̂), p = mean(v·x̂) and A = mean(v·g) − mean(v)·mean(g) − p·h:
     /// dy: `γs·(v − mean(v) − p·x̂) + dgamma·x̂ + dbeta`; gamma: `s·M·A`; x:
     /// `s·(−γsh·(v − mean(v)) + (dgamma − γsp)·(g − mean(g)) − x̂·(γsA + dgamma·h − 2γshp))`.
+    ///
+    /// If the statistics are constants, mean(v), mean(g), h and p are 0, and x has no term with x̂.
     fn gradients<P: Real>(&self) -> ChannelGradients {
         let s = inv_std(self.var, self.eps);
         let (gamma, m, [g, gx, v, vx, gv]) = (self.gamma, self.count, self.sums);
@@ -131,9 +138,10 @@ impl Channel {
             [prescale, hi.to_wide(), lo.to_wide(), k_x / prescale, mean_v, k_v, 1.0, 1.0, mean_g, k_g, k]
         };
         let scale = gamma * s;
+        let through = scale * a + self.dgamma * h - 2.0 * scale * h * p;
         ChannelGradients {
             of_x: coefs(
-                -s * s * (scale * a + self.dgamma * h - 2.0 * scale * h * p),
+                if self.constant { 0.0 } else { -s * s * through },
                 -s * scale * h,
                 s * (self.dgamma - scale * p),
                 0.0,

@@ -94,7 +94,7 @@ pub struct DoubleBackward<'a, E, P> {
     pub(crate) x: *const E,
     /// The cotangent of dx.
     pub(crate) v: *const E,
-    pub(crate) statistics: WideSource<'a>,
+    pub(crate) source: WideSource<'a>,
     pub(crate) gamma: Option<&'a [P]>,
     pub(crate) dgamma_cotangent: Option<&'a [P]>,
     pub(crate) dbeta_cotangent: Option<&'a [P]>,

@@ -529,8 +529,10 @@ typedef struct bn_double_backward_args {
     struct bn_slice x;
     // Input: the gradient of y.
     struct bn_slice dy;
-    // Input: the statistics of the batch.
+    // Input: the statistics of the batch, through which gradients flow. Either these or running, the other NULL.
     const struct bn_statistics *statistics;
+    // Input: averages from training, which are constants.
+    const struct bn_running_statistics *running;
     // Input: one value per channel, or absent for 1.
     struct bn_slice gamma;
     // Input: the gradient of the scalar with respect to dx.
@@ -701,14 +703,9 @@ int32_t bn_forward_training_invertible(const struct bn_plan *plan,
 int32_t bn_backward_from_output(const struct bn_plan *plan,
                                 const struct bn_backward_from_output_args *args);
 
-// The derivatives of bn_backward with the statistics of a batch, for gradient penalties: the gradients of the sum of
-// dx_cotangent * dx, dgamma_cotangent * dgamma and dbeta_cotangent * dbeta. Only those that are requested are
+// The derivatives of bn_backward, for gradient penalties: the gradients of the sum of dx_cotangent * dx,
+// dgamma_cotangent * dgamma and dbeta_cotangent * dbeta. Only those that are requested are
 // computed. The plan must have no activation: apply it outside the plan.
-//
-// With running statistics, which are constants, other passes give them: bn_backward with dgamma_cotangent as gamma
-// gives x_gradient as dx; bn_backward with dx_cotangent as x, about running means of 0, gives gamma_gradient as
-// dgamma; bn_backward with dx_cotangent as dy gives a dx, and bn_normalize with this as residual, dgamma_cotangent as
-// gamma and dbeta_cotangent as beta gives dy_gradient as y.
 //
 // Rarely needed, so it is composed of other passes: it makes more sweeps than a dedicated one, and allocates some
 // per-channel arrays.

@@ -228,8 +228,10 @@ pub struct bn_double_backward_args {
     pub x: bn_slice,
     /// Input: the gradient of y.
     pub dy: bn_slice,
-    /// Input: the statistics of the batch.
+    /// Input: the statistics of the batch, through which gradients flow. Either these or running, the other NULL.
     pub statistics: *const bn_statistics,
+    /// Input: averages from training, which are constants.
+    pub running: *const bn_running_statistics,
     /// Input: one value per channel, or absent for 1.
     pub gamma: bn_slice,
     /// Input: the gradient of the scalar with respect to dx.

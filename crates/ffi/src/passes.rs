@@ -208,13 +208,12 @@ unsafe fn double_backward<E: Element>(plan: &bn_plan, args: bn_double_backward_a
     let of_gamma = arrays.output_or_absent("gamma_gradient", args.gamma_gradient, channels)?;
     // SAFETY: the caller's promise; what becomes a slice has been checked.
     unsafe {
-        let statistics =
-            StatisticsView::new(&mut arrays, STATISTICS, args.statistics.cast_mut(), channels, Access::Read)?;
+        let source = SourceView::new(&mut arrays, args.statistics, args.running, channels)?;
         arrays.check_overlap(None)?;
         let cotangents = Cotangents { dx: dx.slice(), dgamma: slice(dgamma), dbeta: slice(dbeta) };
         let gradients = SecondGradients { x: slice_mut(of_x), dy: slice_mut(of_dy), gamma: slice_mut(of_gamma) };
-        let (x, dy, statistics) = (x.slice(), dy.slice(), &statistics.read()?);
-        Ok(plan.batch_norm.double_backward(x, dy, statistics, affine.read(), cotangents, gradients)?)
+        let (x, dy, source) = (x.slice(), dy.slice(), source.read()?);
+        Ok(plan.batch_norm.double_backward(x, dy, source, affine.read(), cotangents, gradients)?)
     }
 }
 
@@ -308,14 +307,9 @@ pub unsafe extern "C" fn bn_backward_from_output(
     unsafe { call(plan, args, by_element!(backward_from_output)) }
 }
 
-/// The derivatives of bn_backward with the statistics of a batch, for gradient penalties: the gradients of the sum of
-/// dx_cotangent * dx, dgamma_cotangent * dgamma and dbeta_cotangent * dbeta. Only those that are requested are
+/// The derivatives of bn_backward, for gradient penalties: the gradients of the sum of dx_cotangent * dx,
+/// dgamma_cotangent * dgamma and dbeta_cotangent * dbeta. Only those that are requested are
 /// computed. The plan must have no activation: apply it outside the plan.
-///
-/// With running statistics, which are constants, other passes give them: bn_backward with dgamma_cotangent as gamma
-/// gives x_gradient as dx; bn_backward with dx_cotangent as x, about running means of 0, gives gamma_gradient as
-/// dgamma; bn_backward with dx_cotangent as dy gives a dx, and bn_normalize with this as residual, dgamma_cotangent as
-/// gamma and dbeta_cotangent as beta gives dy_gradient as y.
 ///
 /// Rarely needed, so it is composed of other passes: it makes more sweeps than a dedicated one, and allocates some
 /// per-channel arrays.

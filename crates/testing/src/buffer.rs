@@ -49,7 +49,7 @@ impl<T: Value> Drop for Buffer<T> {
         if !std::thread::panicking() {
             let (before, rest) = self.memory.split_at(self.start);
             assert!(
-                before.iter().chain(&rest[self.len..]).all(|v| v.to_f64() == CANARY),
+                before.iter().chain(&rest[self.len..]).all(|v| v.number() == CANARY),
                 "written outside of a buffer"
             );
         }

@@ -2,9 +2,10 @@
 
 use batchnorm::Element;
 use half::{bf16, f16};
+use std::fmt::Debug;
 
 /// A type of numbers.
-pub trait Value: Element + PartialEq {
+pub trait Value: Copy + Debug + Default + PartialEq {
     /// The type's name.
     const NAME: &'static str;
     /// Half an ulp at 1.
@@ -21,9 +22,9 @@ pub trait Value: Element + PartialEq {
     /// One of the NaNs.
     const NAN: Self;
     /// The nearest value.
-    fn of(v: f64) -> Self {
-        Self::from_f64(v)
-    }
+    fn of(v: f64) -> Self;
+    /// The same number, as [`Element::to_f64`], which 16-bit types have only with the feature `half`.
+    fn number(self) -> f64;
     /// The bits; the same ones for every NaN, since payloads are not promised.
     fn bits(self) -> u64;
 }
@@ -51,7 +52,7 @@ const fn power_of_two(exponent: i64) -> f64 {
 }
 
 macro_rules! values {
-    ($($type:ident: $epsilon:expr, $smallest:expr, $largest:expr, $factor:expr;)*) => {$(
+    ($($type:ident: $epsilon:expr, $smallest:expr, $largest:expr, $factor:expr, $of:expr, $number:expr;)*) => {$(
         impl Value for $type {
             const NAME: &'static str = stringify!($type);
             const U: f64 = $epsilon / 2.0;
@@ -59,6 +60,12 @@ macro_rules! values {
             const LARGEST: f64 = $largest;
             const LARGEST_FACTOR: f64 = power_of_two($factor);
             const NAN: Self = $type::NAN;
+            fn of(v: f64) -> Self {
+                $of(v)
+            }
+            fn number(self) -> f64 {
+                $number(self)
+            }
             fn bits(self) -> u64 {
                 if self.is_nan() { Self::NAN.to_bits().into() } else { self.to_bits().into() }
             }
@@ -68,13 +75,15 @@ macro_rules! values {
 
 // bf16 and f16 have lanes of f32.
 values! {
-    f32: f32::EPSILON as f64, f32::from_bits(1) as f64, f32::MAX as f64, 126;
-    f64: f64::EPSILON, f64::from_bits(1), f64::MAX, 526;
-    bf16: bf16::EPSILON.to_f64_const(), bf16::MIN_POSITIVE_SUBNORMAL.to_f64_const(), bf16::MAX.to_f64_const(), 126;
-    f16: f16::EPSILON.to_f64_const(), f16::MIN_POSITIVE_SUBNORMAL.to_f64_const(), f16::MAX.to_f64_const(), 126;
+    f32: f32::EPSILON as f64, f32::from_bits(1) as f64, f32::MAX as f64, 126, |v| v as f32, f64::from;
+    f64: f64::EPSILON, f64::from_bits(1), f64::MAX, 526, f64::from, f64::from;
+    bf16: bf16::EPSILON.to_f64_const(), bf16::MIN_POSITIVE_SUBNORMAL.to_f64_const(), bf16::MAX.to_f64_const(), 126,
+        bf16::from_f64, f64::from;
+    f16: f16::EPSILON.to_f64_const(), f16::MIN_POSITIVE_SUBNORMAL.to_f64_const(), f16::MAX.to_f64_const(), 126,
+        f16::from_f64, f64::from;
 }
 
 /// All values as f64.
 pub fn to_f64<T: Value>(values: &[T]) -> Vec<f64> {
-    values.iter().map(|v| v.to_f64()).collect()
+    values.iter().map(|v| v.number()).collect()
 }

@@ -90,7 +90,7 @@ impl std::iter::Sum for Double {
 pub fn statistics<T: Value>(shape: Shape, x: &[T]) -> Vec<(Double, Double)> {
     let m = Double::from(shape.values_per_channel().max(1) as f64);
     let channel = |c| {
-        let values = indices(shape, c).map(|k| Double::from(x[k].to_f64()));
+        let values = indices(shape, c).map(|k| Double::from(x[k].number()));
         let mean = values.clone().sum::<Double>() / m;
         let var = values.map(|v| (v - mean) * (v - mean)).sum::<Double>() / m;
         (mean, var)

@@ -284,8 +284,8 @@ static void use_floats(void) {
 static int32_t with_running(int32_t (*call)(void)) {
     const bn_statistics *const none = NULL;
     w.normalize.statistics = w.first.statistics = w.parameters.statistics = w.backward.statistics = none;
-    w.fold.statistics = none;
-    w.normalize.running = w.first.running = w.parameters.running = w.backward.running = w.fold.running = &w.running;
+    w.fold.statistics = w.twice.statistics = none;
+    w.twice.running = w.normalize.running = w.first.running = w.parameters.running = w.backward.running = w.fold.running = &w.running;
     memcpy(&before, &w, sizeof w);
     return call();
 }
@@ -295,6 +295,7 @@ static int32_t first(void) { return bn_compute_gradient_sums(plan, &w.first); }
 static int32_t parameters(void) { return bn_parameter_gradients(plan, &w.parameters); }
 static int32_t backward(void) { return bn_backward(plan, &w.backward); }
 static int32_t fold(void) { return bn_fold(plan, &w.fold); }
+static int32_t twice(void) { return bn_double_backward(plan, &w.twice); }
 
 // Statistics or running statistics: not exactly one of them, or an invalid one.
 #define WRONG_SOURCE(args, function)                                                                                   \
@@ -608,9 +609,7 @@ static void second_derivatives(void) {
     WRONG_OPTIONAL(w.twice.x_gradient, TWICE);
     WRONG_OPTIONAL(w.twice.dy_gradient, TWICE);
     WRONG_OPTIONAL(w.twice.gamma_gradient, TWICE);
-    WRONG(BN_ERROR_NULL, w.twice.statistics = NULL, TWICE);
-    WRONG_STATISTICS(w.twice.statistics, w.statistics, TWICE);
-    WRONG_PARTS(w.statistics, w.var, TWICE);
+    WRONG_SOURCE(w.twice, twice);
     WRONG(BN_ERROR_EMPTY_STATISTICS, w.statistics.count = 0, TWICE);
     OVERLAP(w.twice.x_gradient, w.x, TWICE);
     OVERLAP(w.twice.x_gradient, w.dresidual, TWICE);
@@ -619,6 +618,7 @@ static void second_derivatives(void) {
     OVERLAP(w.twice.dy_gradient, w.beta, TWICE);
     OVERLAP(w.twice.gamma_gradient, w.gamma, TWICE);
     OVERLAP(w.twice.gamma_gradient, w.mean, TWICE);
+    OVERLAP(w.twice.gamma_gradient, w.running_var, with_running(twice));
 }
 
 // Passes that need an activation with an inverse, or no activation.
@@ -836,6 +836,8 @@ static void right(void) {
     RIGHT(INVERTIBLE);
     RIGHT(FROM_OUTPUT);
     RIGHT(TWICE);
+    RIGHT(with_running(twice));
+    RIGHT((use_floats(), with_running(twice)));
     RIGHT(MERGE);
     RIGHT(MERGE_SUMS);
     RIGHT(UPDATE);
