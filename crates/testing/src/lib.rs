@@ -12,7 +12,9 @@ mod problem;
 mod random;
 mod step;
 
-pub use bounds::{Allowance, Factors, Ledger, kappa, output, stored, z_gradient};
+pub use bounds::{
+    Bounds, Factors, Ledger, kappa, largest_scale, lost_mean, output, rebuilt, reference_error, stored, z_gradient,
+};
 pub use buffer::Buffer;
 pub use compare::{assert_same, assert_same_arrays, bits_of, same};
 pub use fusion::{ACTIVATIONS, Fusion, Given, Step, WEIGHTINGS, Weighting};
