@@ -8,6 +8,11 @@ use std::fmt::Debug;
 /// The largest κ that the bounds are stated for.
 const WORST_KAPPA: f64 = 1e6;
 
+/// The largest gamma·inv_std for which dx is promised.
+pub(crate) fn largest_scale<T: Value>() -> f64 {
+    (T::LARGEST * T::LARGEST_FACTOR).min(f64::MAX)
+}
+
 /// Checks mean, var and y of a training step against the exact mean and variance of each channel.
 pub(crate) fn check_forward<T: Float>(
     ledger: &mut Ledger,

@@ -14,7 +14,7 @@ use std::ops::Range;
 const SEARCHES: Range<u64> = 0..1600;
 /// The random settings that a search starts from, and the changes that it tries.
 const STARTS: usize = 10;
-const CHANGES: usize = 400;
+const CHANGES: usize = 600;
 
 /// What a search makes as large as it can.
 const QUANTITIES: [&str; 8] = ["mean", "var", "y", "dbeta", "dgamma", "dx", "dresidual", "x̂"];
@@ -145,8 +145,8 @@ impl Scope {
 
 /// Mostly few values, of which a change reaches each more often.
 fn extents(random: &mut Random) -> (usize, usize, usize) {
-    let values = 2f64.powf(1.0 + 8.0 * random.uniform() * random.uniform().sqrt()) as usize;
-    let channels = 1 + random.below(8);
+    let values = 2f64.powf(1.0 + 7.0 * random.uniform().powi(2)) as usize;
+    let channels = 1 + random.below(3);
     match random.below(3) {
         0 => (values, channels, 1),
         1 => (1, channels, values),
@@ -183,8 +183,11 @@ impl Case {
             9 => case.changes.truncate(random.below(1 + self.changes.len())),
             _ => {
                 let ulps = (random.below(17) as f64 - 8.0) * 2.0 * T::U;
-                let factor = [1.0 + ulps, 1.0 + ulps, random.normal(), -1.0][random.below(4)];
-                case.changes.push(Change { array: random.below(ARRAYS), at: random.next_u64() as usize >> 1, factor });
+                let factor = [1.0 + ulps, 1.0 + ulps, 1.0 + 0.1 * random.normal(), random.normal()][random.below(4)];
+                let any = random.next_u64() as usize;
+                // Often at the element of the last change, which made it worse.
+                let at = self.changes.last().filter(|_| random.below(3) > 0).map_or(any, |last| last.at);
+                case.changes.push(Change { array: random.below(ARRAYS), at, factor });
             }
         }
         case
@@ -296,7 +299,8 @@ fn worst_cases() {
     let mut ledgers = [(); 4].map(|()| Ledger::default());
     let scope = |k: usize| Scope { fused: k % 2 == 1, ends: k >= 2 };
     for number in searches {
-        let (k, quantity) = (number as usize / 4 % 4, QUANTITIES[number as usize / 16 % QUANTITIES.len()]);
+        // Every quantity in every element type, and then again with other settings.
+        let (k, quantity) = ((number as usize / 4 + number as usize / 32) % 4, QUANTITIES[number as usize / 4 % 8]);
         let (scope, worst) = (scope(k), &mut ledgers[k]);
         match number % 4 {
             0 => search::<f32>(number, scope, quantity, worst),
@@ -308,7 +312,6 @@ fn worst_cases() {
             _ => {}
         }
     }
-    for (k, ledger) in ledgers.into_iter().enumerate() {
-        ledger.close(scope(k).title(), 0);
-    }
+    ledgers.iter().enumerate().for_each(|(k, ledger)| ledger.print(scope(k).title()));
+    ledgers.into_iter().for_each(Ledger::close_silently);
 }

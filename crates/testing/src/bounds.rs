@@ -61,11 +61,6 @@ pub fn rebuilt<T: Number>(x_hat: f64, gamma: f64, beta: f64) -> f64 {
     10.0 * T::U * (1.0 + x_hat.abs() + (beta / gamma).abs())
 }
 
-/// The largest gamma·inv_std for which dx is promised.
-pub fn largest_scale<T: Number>() -> f64 {
-    (T::Param::LARGEST * T::LARGEST_FACTOR).min(f64::MAX)
-}
-
 /// The smallest subnormal of lanes, and that of the reference's own steps.
 fn subnormal<T: Number>() -> f64 {
     T::Param::SMALLEST_SUBNORMAL + f64::from_bits(1)
@@ -75,86 +70,93 @@ fn subnormal<T: Number>() -> f64 {
 /// lanes: to store a result in a type of fewer bits adds a rounding.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// The mean.
-    pub mean: f64,
-    /// The factor of x − mean in x̂.
-    pub inv_std: f64,
-    /// gamma.
-    pub gamma: f64,
-    /// beta.
-    pub beta: f64,
-    /// The relative parts of the bounds.
-    pub factors: Factors,
+    mean: f64,
+    inv_std: f64,
+    /// |gamma|.
+    gamma: f64,
+    /// |beta|.
+    beta: f64,
+    factors: Factors,
     /// The largest factor by which lanes multiply deviations from a mean that is not the batch's own, otherwise 0.
-    pub prescale: f64,
+    prescale: f64,
 }
 
 impl Bounds {
-    /// Of the given mean and variance, which are those of the batch unless they are `alien`, gamma and beta.
+    /// For the given mean and variance, which are those of the batch unless they are `foreign`, gamma and beta.
     pub fn new<T: Number>(
         factors: Factors,
         (mean, var): (f64, f64),
-        inv_std: f64,
+        eps: f64,
         (gamma, beta): (f64, f64),
-        alien: bool,
+        foreign: bool,
     ) -> Self {
+        let inv_std = reference::inv_std(var, eps);
         // 2^100, and 2^500 for f64.
         let limit = T::LARGEST_FACTOR / f64::from(1 << 26);
         let of_tiny = if var > 0.0 { 1.0 / (limit * var.sqrt()) } else { 0.0 };
-        let prescale = if alien { inv_std.max(of_tiny).max(1.0) } else { 0.0 };
-        Self { mean, inv_std, gamma, beta, factors, prescale }
+        let prescale = if foreign { inv_std.max(of_tiny).max(1.0) } else { 0.0 };
+        Self { mean, inv_std, gamma: gamma.abs(), beta: beta.abs(), factors, prescale }
     }
 
-    fn scale(&self) -> f64 {
-        (self.gamma * self.inv_std).abs()
+    /// Times |gamma|·inv_std, a product that may be out of the range of f64 although the result is not.
+    fn scaled(&self, v: f64) -> f64 {
+        self.gamma * (self.inv_std * v)
     }
 
-    /// Whether gamma·inv_std is so small that lanes may have a subnormal factor of it.
-    fn is_scale_tiny<T: Number>(&self) -> bool {
-        self.gamma.abs() < T::Param::SMALLEST_NORMAL / self.inv_std / T::LARGEST_FACTOR
+    /// Whether |gamma|·inv_std fits in two factors of lanes.
+    fn scale_fits<T: Number>(&self) -> bool {
+        self.gamma / T::LARGEST_FACTOR * self.inv_std <= T::Param::LARGEST
+    }
+
+    /// Whether it is so small that one of them may be subnormal.
+    fn scale_is_tiny<T: Number>(&self) -> bool {
+        self.gamma < T::Param::SMALLEST_NORMAL / self.inv_std / T::LARGEST_FACTOR
     }
 
     /// The error of gamma·x̂ + beta; nothing if it is not promised, since lanes leave their range.
     pub fn y<T: Number>(&self, x_hat: f64) -> Option<f64> {
-        let (gamma, subnormals) = (self.gamma.abs(), if self.is_scale_tiny::<T>() { 2.0 * x_hat.abs() } else { 0.0 });
-        let relative = self.factors.y * (gamma * (1.0 + x_hat.abs()) + self.beta.abs());
-        let product = gamma * x_hat.abs() * if gamma < T::Param::SMALLEST_NORMAL { 2.0 } else { 1.0 };
-        let fits = product + self.beta.abs() + relative <= T::Param::LARGEST && self.scale() <= largest_scale::<T>();
-        fits.then_some(relative + (1.0 + subnormals) * subnormal::<T>())
+        let relative = self.factors.y * (self.gamma * (1.0 + x_hat.abs()) + self.beta);
+        let of_scale = if self.scale_is_tiny::<T>() { 2.0 * x_hat.abs() } else { 0.0 };
+        let product = self.gamma * x_hat.abs() * if self.gamma < T::Param::SMALLEST_NORMAL { 2.0 } else { 1.0 };
+        let fits = product + self.beta + relative <= T::Param::LARGEST && self.scale_fits::<T>();
+        fits.then_some(relative + (1.0 + of_scale) * subnormal::<T>())
     }
 
     /// The errors of dbeta and dgamma for values of (g, x − mean); nothing if they are not promised.
     pub fn sums<T: Number>(&self, values: impl Iterator<Item = (f64, f64)>) -> Option<[f64; 2]> {
         let s = subnormal::<T>();
-        let (mut g_sum, mut products, mut subnormals, mut largest) = (0.0, 0.0, 0.0, 0.0);
+        let (mut g_sum, mut gx_sum, mut subnormals, mut in_lanes) = (0.0, 0.0, 0.0, 0.0);
         for (g, d) in values.map(|(g, d)| (g.abs(), d.abs())) {
             g_sum += g;
-            products += g * d * self.inv_std;
+            gx_sum += g * d * self.inv_std;
             subnormals += (2.0 + self.inv_std) * (1.0 + g) * s;
-            largest += g.max(g * d).max((d * self.prescale).max(g * d * self.prescale));
+            in_lanes += g.max(g * d).max((d * self.prescale).max(g * d * self.prescale));
         }
-        let lost = lost_mean::<T>(self.mean, self.inv_std) * g_sum;
-        let bounds = [self.factors.sums * g_sum + s, self.factors.sums * products + lost + subnormals + s];
-        (largest.max(products) <= T::Param::LARGEST).then_some(bounds)
+        let of_mean = lost_mean::<T>(self.mean, self.inv_std) * g_sum;
+        let bounds = [self.factors.sums * g_sum + s, self.factors.sums * gx_sum + of_mean + subnormals + s];
+        [g_sum, gx_sum, in_lanes].iter().all(|v| *v <= T::Param::LARGEST).then_some(bounds)
     }
 
-    /// The error of dx for a g and an x − mean, at a position with the given weight, with Σg and Σg·x̂ by the weight of
-    /// all positions; nothing if it is not promised.
-    pub fn dx<T: Number>(&self, g: f64, d: f64, weight: f64, [g_mean, gx_mean]: [f64; 2]) -> Option<f64> {
-        let (scale, s) = (self.scale(), subnormal::<T>());
-        let (g_mean, gx_mean, d) = (g_mean.abs(), gx_mean.abs(), d.abs());
+    /// The error of dx for a g and an x − mean, at a position with the given weight, with the means of g and g·x̂, or
+    /// none if statistics are constants; nothing if it is not promised.
+    pub fn dx<T: Number>(&self, g: f64, d: f64, weight: f64, means: Option<[f64; 2]>) -> Option<f64> {
+        let (g, d, s) = (g.abs(), d.abs(), subnormal::<T>());
+        let [g_mean, gx_mean] = means.unwrap_or_default().map(f64::abs);
         let x_hat = d * self.inv_std;
         let through = g_mean + x_hat * gx_mean;
-        let size = g.abs() + weight * through;
-        let lost = lost_mean::<T>(self.mean, self.inv_std) * gx_mean;
+        let size = g + weight * through;
+        let of_mean = lost_mean::<T>(self.mean, self.inv_std) * gx_mean;
         let subnormals = 1.0 + d * (1.0 + self.prescale) + 2.0 * x_hat + (1.0 + self.inv_std) * gx_mean;
-        // A weight of 1 needs no product of its own.
-        let of_products = if weight == 1.0 { 0.0 } else { s };
-        let in_lanes = self.factors.dx * size + weight * (lost + subnormals * s) + of_products;
-        let of_scale = if self.is_scale_tiny::<T>() { size / T::LARGEST_FACTOR } else { 0.0 };
-        let largest = size.max(through).max(gx_mean * self.inv_std);
-        let fits = largest <= T::Param::LARGEST && scale <= largest_scale::<T>();
-        fits.then_some(scale * in_lanes + (1.0 + of_scale) * s)
+        // A weight of 1 needs no products of its own.
+        let of_weight = if weight == 1.0 { 0.0 } else { s };
+        let of_means = if means.is_some() { weight * (of_mean + subnormals * s) + of_weight } else { 0.0 };
+        let of_scale = if self.scale_is_tiny::<T>() { size / T::LARGEST_FACTOR } else { 0.0 };
+        let in_lanes = [size, through, gx_mean * self.inv_std];
+        let fits = in_lanes.iter().all(|v| *v <= T::Param::LARGEST) && self.scale_fits::<T>();
+        // The last part is that of a product that the reference computes before its last.
+        let of_result = (1.0 + of_scale) * s + self.gamma * f64::from_bits(1);
+        let bound = self.scaled(self.factors.dx * size + of_means) + of_result;
+        (fits && bound.is_finite()).then_some(bound)
     }
 }
 
@@ -280,12 +282,17 @@ impl Ledger {
         }
     }
 
-    /// Prints the largest error of each quantity, and fails if one is over its bound or fewer than `entries` were
-    /// noted.
-    pub fn close(self, title: &str, entries: usize) {
+    /// Prints the largest error of each quantity.
+    pub fn print(&self, title: &str) {
         for ((element, quantity), Worst { multiple, context, .. }) in &self.worst {
             println!("{title}, {element}: worst {quantity} {multiple:.3} of its bound ({context})");
         }
+    }
+
+    /// Prints the largest error of each quantity, and fails if one is over its bound or fewer than `entries` were
+    /// noted.
+    pub fn close(self, title: &str, entries: usize) {
+        self.print(title);
         assert!(self.entries >= entries, "{title}: only {} comparisons", self.entries);
         self.close_silently();
     }

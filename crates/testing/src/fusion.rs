@@ -267,16 +267,16 @@ impl<T: Number> Fusion<T> {
     ) {
         let (p, out) = (&self.problem, &step.outputs);
         let f = Factors::new::<T>(kappa(given.forward.0[c], given.forward.1[c])).plus(reference_error);
-        let affine = (p.gamma_f64()[c], p.beta_f64()[c]);
-        let bounds = |(mean, var): (&[f64], &[f64])| {
-            let var = var[c];
-            Bounds::new::<T>(f, (mean[c], var), reference::inv_std(var, p.eps), affine, given.frozen)
+        let (gamma, beta) = (p.gamma_f64()[c], p.beta_f64()[c]);
+        let statistics = |(mean, var): (&[f64], &[f64])| {
+            let bounds = Bounds::new::<T>(f, (mean[c], var[c]), p.eps, (gamma, beta), given.frozen);
+            (bounds, mean[c], reference::inv_std(var[c], p.eps))
         };
-        let (forward, backward) = (bounds(given.forward), bounds(given.backward));
+        let (forward, backward) = (statistics(given.forward), statistics(given.backward));
         // z and its error, if that is promised.
-        let argument = |bounds: &Bounds, k: usize| {
-            let x_hat = (of.x[k] - bounds.mean) * bounds.inv_std;
-            let z = bounds.gamma * x_hat + bounds.beta + of.residual[k];
+        let argument = |(bounds, mean, inv_std): &(Bounds, f64, f64), k: usize| {
+            let x_hat = (of.x[k] - mean) * inv_std;
+            let z = gamma * x_hat + beta + of.residual[k];
             let sum = if self.residual.is_some() { (T::Param::U + f64::EPSILON) * z.abs() } else { 0.0 };
             bounds.y::<T>(x_hat).map(|error| (z, error + sum))
         };
@@ -297,12 +297,12 @@ impl<T: Number> Fusion<T> {
             g.push((k, exact, error));
         }
 
-        let deviation = |k: usize| of.x[k] - backward.mean;
-        let bounds = backward.sums::<T>(g.iter().map(|&(k, g, _)| (g, deviation(k))));
-        let Some([of_dbeta, of_dgamma]) = bounds.filter(|_| promised) else {
+        let (bounds, mean, inv_std) = backward;
+        let (deviation, x_hat) = (|k: usize| of.x[k] - mean, |k: usize| (of.x[k] - mean) * inv_std);
+        let of_sums = bounds.sums::<T>(g.iter().map(|&(k, g, _)| (g, deviation(k))));
+        let Some([of_dbeta, of_dgamma]) = of_sums.filter(|_| promised) else {
             return;
         };
-        let x_hat = |k: usize| deviation(k) * backward.inv_std;
         let dbeta = g.iter().map(|&(_, g, _)| Double::from(g)).sum::<Double>();
         let dgamma = g.iter().map(|&(k, g, _)| Double::from(g * x_hat(k))).sum::<Double>();
         let of_dbeta = of_dbeta + g.iter().map(|(_, _, error)| error).sum::<f64>();
@@ -310,12 +310,13 @@ impl<T: Number> Fusion<T> {
         ledger.note::<T>("dbeta", (out.dbeta[c].to_f64() - dbeta.0).abs(), of_dbeta, context);
         ledger.note::<T>("dgamma", (out.dgamma[c].to_f64() - dgamma.0).abs(), of_dgamma, context);
         // The sums that the pass has found are inputs of dx.
-        let sums = [out.sums.g()[c], out.sums.gx()[c] * backward.inv_std];
-        let means = sums.map(|sum| if given.frozen { 0.0 } else { sum / of.total });
+        let means = [out.sums.g()[c], out.sums.gx()[c] * inv_std].map(|sum| sum / of.total);
+        let means = (!given.frozen).then_some(means);
         for ((k, &w), &(_, g, error)) in existing().zip(&g) {
-            let exact = backward.gamma * (backward.inv_std * (g - w * (means[0] + x_hat(k) * means[1])));
-            if let Some(bound) = backward.dx::<T>(g, deviation(k), w, means) {
-                let bound = bound + (backward.gamma * (backward.inv_std * error)).abs();
+            let through = means.map_or(0.0, |[g_mean, gx_mean]| w * (g_mean + x_hat(k) * gx_mean));
+            let exact = gamma * (inv_std * (g - through));
+            if let Some(bound) = bounds.dx::<T>(g, deviation(k), w, means) {
+                let bound = bound + (gamma * (inv_std * error)).abs();
                 ledger.compare::<T>("dx", exact, out.dx[k].to_f64(), stored::<T>(exact, bound), &(context, k));
             }
         }

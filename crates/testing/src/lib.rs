@@ -13,7 +13,7 @@ mod random;
 mod step;
 
 pub use bounds::{
-    Bounds, Factors, Ledger, kappa, largest_scale, lost_mean, output, rebuilt, reference_error, stored, z_gradient,
+    Bounds, Factors, Ledger, kappa, lost_mean, output, rebuilt, reference_error, stored, z_gradient,
 };
 pub use buffer::Buffer;
 pub use compare::{assert_same, assert_same_arrays, bits_of, same};

@@ -47,7 +47,7 @@ fn subnormal_values_without_eps() {
 #[test]
 fn scale_of_dx_up_to_its_limit() {
     let mut ledger = Ledger::default();
-    let limit = largest_scale::<f32>();
+    let limit = oracle::largest_scale::<f32>();
     for shape in walks() {
         for scale in [1e39, 1e50, 1e60, 1e70, 0.5 * limit, 0.999 * limit] {
             let mut p = Problem::<f32> { eps: 0.0, ..with_channel(shape, &|i| [3e-39, -3e-39, 9e-39][i % 3]) };
