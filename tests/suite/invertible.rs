@@ -65,6 +65,13 @@ fn bound<T: Number>(p: &Problem<T>, c: usize, x_hat: f64) -> f64 {
 
 const GAMMAS: [&[f64]; 3] = [&[1.0, 0.3, 2.0, 1e-2], &[0.0, 1e-30, 1e-3], &[1e300, 1e4, 1e30]];
 
+/// The bound of y, if there is one.
+fn y_bound<T: Number>(p: &Problem<T>, c: usize, statistics: &Statistics, x_hat: f64) -> Option<f64> {
+    let (mean, var) = (statistics.mean()[c], statistics.var()[c]);
+    let affine = (p.gamma_f64()[c], p.beta_f64()[c]);
+    Bounds::new::<T>(Factors::new::<T>(kappa(mean, var)), (mean, var), p.eps, affine, false).y::<T>(x_hat)
+}
+
 /// With dy = 1 at one position and 0 elsewhere, dgamma is x̂ at that position times act'.
 pub(crate) fn rebuilt_x_hat<T: Number>(
     ledger: &mut Ledger,
@@ -81,6 +88,9 @@ pub(crate) fn rebuilt_x_hat<T: Number>(
     let x_hat = normalized(p, &out.statistics);
     for c in 0..shape.channels() {
         let k = at(c);
+        if y_bound(p, c, &out.statistics, x_hat[k]).is_none() {
+            continue;
+        }
         // Exactly 1, or the slope.
         let factor = out.dbeta[c].to_f64();
         let (error, x_hat) = ((out.dgamma[c].to_f64() / factor - x_hat[k]).abs(), x_hat[k]);

@@ -14,7 +14,7 @@ use std::ops::Range;
 const SEARCHES: Range<u64> = 0..1600;
 /// The random settings that a search starts from, and the changes that it tries.
 const STARTS: usize = 10;
-const CHANGES: usize = 600;
+const CHANGES: usize = 1000;
 
 /// What a search makes as large as it can.
 const QUANTITIES: [&str; 8] = ["mean", "var", "y", "dbeta", "dgamma", "dx", "dresidual", "x̂"];
@@ -72,7 +72,7 @@ struct Settings {
     patterns: [Pattern; 2],
 }
 
-/// A factor for one element of an array.
+/// A factor for one element of an array, which it does not make much smaller than the array's size.
 #[derive(Clone, Copy)]
 struct Change {
     array: usize,
@@ -104,15 +104,26 @@ impl Scope {
         }
     }
 
-    /// The exponent of an array's size. Squares of f64 must not leave its range.
+    /// The exponent of an array's size: anything in this range, or next to one end. Squares of f64 must not leave its
+    /// range.
+    fn sizes<T: Number>(self, array: usize) -> [f64; 2] {
+        match array {
+            _ if !self.ends => [-6.0, 6.0],
+            _ if size_of::<T>() == 8 => [-450.0, 450.0],
+            GAMMA | BETA => [-149.0, 127.0],
+            _ => [T::SMALLEST_SUBNORMAL.log2(), T::LARGEST.log2() - 1.0],
+        }
+    }
+
     fn size<T: Number>(self, random: &mut Random, array: usize) -> f64 {
-        let (smallest, largest) = match array {
-            _ if !self.ends || random.below(4) == 0 => (-6.0, 6.0),
-            _ if size_of::<T>() == 8 => (-450.0, 450.0),
-            GAMMA | BETA => (-149.0, 127.0),
-            _ => (T::SMALLEST_SUBNORMAL.log2(), T::LARGEST.log2() - 1.0),
-        };
-        smallest + (largest - smallest) * random.uniform()
+        let [smallest, largest] = self.sizes::<T>(array);
+        let part = random.uniform();
+        match random.below(4) {
+            0 => 12.0 * part - 6.0,
+            1 => smallest + 8.0 * part,
+            2 => largest - 8.0 * part,
+            _ => smallest + (largest - smallest) * part,
+        }
     }
 
     fn eps(self, random: &mut Random) -> f64 {
@@ -175,7 +186,11 @@ impl Case {
             4 => settings.patterns = other.patterns,
             5 => settings.running = other.running,
             6 => settings.offset = other.offset,
-            7 => settings.sizes[random.below(ARRAYS)] += random.normal(),
+            7 => {
+                let array = random.below(ARRAYS);
+                let [smallest, largest] = scope.sizes::<T>(array);
+                settings.sizes[array] = (settings.sizes[array] + random.normal()).clamp(smallest, largest);
+            }
             8 => {
                 let array = random.below(ARRAYS);
                 settings.sizes[array] = other.sizes[array];
@@ -264,8 +279,8 @@ impl Change {
     fn apply<T: Value>(self, values: &mut [T], size: f64) {
         if !values.is_empty() {
             let value = &mut values[self.at % values.len()];
-            let v = value.to_f64();
-            *value = finite(self.factor * if v == 0.0 { size } else { v });
+            let v = self.factor * value.to_f64();
+            *value = finite(if v.abs() > 2f64.powi(-10) * size { v } else { self.factor * size });
         }
     }
 }

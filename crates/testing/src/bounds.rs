@@ -203,7 +203,7 @@ pub fn z_gradient<T: Number>(activation: Activation, z: f64, dy: f64, error: f64
             let other = reference::activation_gradient(activation, -z, dy);
             // As above, for a gradient that is neither dy nor 0.
             let of = |g: f64| if g == dy { 0.0 } else { 2.0 * u * g.abs() + tiny::<T>(0.0) };
-            let is = |g: f64| (found - g).abs() <= stored::<T>(g, of(g));
+            let is = |g: f64| T::of(g).to_f64() == found || (found - g).abs() <= stored::<T>(g, of(g));
             match (z.abs() <= error, is(exact), is(other)) {
                 (true, false, true) => (other, of(other)),
                 // A type of fewer bits may not tell which of the two it was.

@@ -273,12 +273,15 @@ impl<T: Number> Fusion<T> {
             (bounds, mean[c], reference::inv_std(var[c], p.eps))
         };
         let (forward, backward) = (statistics(given.forward), statistics(given.backward));
-        // z and its error, if that is promised.
+        // z and its error, if these are promised.
         let argument = |(bounds, mean, inv_std): &(Bounds, f64, f64), k: usize| {
             let x_hat = (of.x[k] - mean) * inv_std;
             let z = gamma * x_hat + beta + of.residual[k];
             let sum = if self.residual.is_some() { (T::Param::U + f64::EPSILON) * z.abs() } else { 0.0 };
-            bounds.y::<T>(x_hat).map(|error| (z, error + sum))
+            // Of an infinite z, these know only the sign, if anything.
+            let of_infinity = matches!(self.activation, Activation::LeakyRelu(_) | Activation::Silu);
+            let error = bounds.y::<T>(x_hat).map(|error| error + sum);
+            error.filter(|error| !of_infinity || z.abs() + error < T::Param::LARGEST).map(|error| (z, error))
         };
         let existing = || reference::indices(p.shape, c).zip(&of.weights).filter(|(_, w)| **w > 0.0);
         let (mut g, mut promised) = (vec![], true);
