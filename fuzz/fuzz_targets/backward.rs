@@ -80,7 +80,7 @@ fn check<E: Float>(p: &Problem<E>, source: Source<'_>, given: bool, (sums, dx, d
         let (mean, var) = (statistics.0[c], statistics.1[c]);
         let channel = &if given { channel.given::<E>(mean, var, p.eps) } else { Channel { mean, var, ..*channel } };
         let factors = channel.factors::<E>();
-        let bounds = Bounds::new::<E>(factors, (mean, var), p.eps, (gamma[c], 0.0), given);
+        let bounds = Bounds::new::<E>(factors, var, p.eps, (gamma[c], 0.0), given);
         let of_sums = bounds.sums::<E>(reference::indices(shape, c).map(|k| (dy[k], x[k] - mean)));
         let Some([of_dbeta, of_dgamma]) = of_sums.filter(|_| channel.promised) else {
             continue;

@@ -5,7 +5,7 @@
 use arbitrary::Arbitrary;
 use batchnorm::{Activation, BatchNorm, Error, Gradients, RunningStatistics, Statistics};
 use batchnorm_fuzz::{Case, Fusing, Place, Type, baseline, reference_errors};
-use batchnorm_testing::{Given, Ledger, Number, Problem, Value, Way, assert_same_arrays, kappa, same};
+use batchnorm_testing::{Given, Ledger, Number, Problem, Value, Way, assert_same_arrays, kappa, rebuilt, same};
 use half::{bf16, f16};
 use libfuzzer_sys::fuzz_target;
 

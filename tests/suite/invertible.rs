@@ -69,7 +69,7 @@ const GAMMAS: [&[f64]; 3] = [&[1.0, 0.3, 2.0, 1e-2], &[0.0, 1e-30, 1e-3], &[1e30
 fn y_bound<T: Number>(p: &Problem<T>, c: usize, statistics: &Statistics, x_hat: f64) -> Option<f64> {
     let (mean, var) = (statistics.mean()[c], statistics.var()[c]);
     let affine = (p.gamma_f64()[c], p.beta_f64()[c]);
-    Bounds::new::<T>(Factors::new::<T>(kappa(mean, var)), (mean, var), p.eps, affine, false).y::<T>(x_hat)
+    Bounds::new::<T>(Factors::new::<T>(kappa(mean, var)), var, p.eps, affine, false).y::<T>(x_hat)
 }
 
 /// With dy = 1 at one position and 0 elsewhere, dgamma is x̂ at that position times act'.

@@ -11,7 +11,7 @@ use std::fmt::Debug;
 use std::ops::Range;
 
 /// The searches of an ordinary run.
-const SEARCHES: Range<u64> = 0..1600;
+const SEARCHES: Range<u64> = 0..64;
 /// The random settings that a search starts from, and the changes that it tries.
 const STARTS: usize = 10;
 const CHANGES: usize = 1000;
@@ -19,7 +19,7 @@ const CHANGES: usize = 1000;
 /// What a search makes as large as it can.
 const QUANTITIES: [&str; 8] = ["mean", "var", "y", "dbeta", "dgamma", "dx", "dresidual", "x̂"];
 
-/// What follows a distribution, times a size.
+/// How the values of an array are distributed, before they are multiplied by its size.
 #[derive(Clone, Copy, Debug)]
 enum Pattern {
     Normal,
@@ -47,7 +47,7 @@ impl Pattern {
     }
 }
 
-/// The arrays of a step, whose sizes a case has.
+/// The inputs of a step, each with a size of its own.
 const ARRAYS: usize = 5;
 const X: usize = 0;
 const DY: usize = 1;
@@ -55,6 +55,7 @@ const RESIDUAL: usize = 2;
 const GAMMA: usize = 3;
 const BETA: usize = 4;
 
+/// What is printed of a case.
 #[derive(Clone, Copy, Debug)]
 struct Settings {
     seed: u64,
@@ -65,10 +66,11 @@ struct Settings {
     /// Whether statistics are constants.
     running: bool,
     eps: f64,
-    /// The binary exponents of the arrays' sizes.
+    /// The binary exponents of the arrays' sizes. That of x is its standard deviation.
     sizes: [f64; ARRAYS],
-    /// That of |mean|/std.
+    /// The binary exponent of mean/std.
     offset: f64,
+    /// Those of x and dy.
     patterns: [Pattern; 2],
 }
 
@@ -80,6 +82,7 @@ struct Change {
     factor: f64,
 }
 
+/// Settings, of which the inputs follow, and changes to these.
 #[derive(Clone)]
 struct Case {
     settings: Settings,
@@ -132,8 +135,12 @@ impl Scope {
     }
 
     fn activation(self, random: &mut Random) -> Activation {
-        let slope = Activation::LeakyRelu(2f64.powf(4.0 * random.normal()));
-        if self.fused { [ACTIVATIONS[0], ACTIVATIONS[1], slope, ACTIVATIONS[3]][random.below(4)] } else { ACTIVATIONS[0] }
+        let slope = Activation::LeakyRelu(2f64.powf(16.0 * random.uniform() - 8.0));
+        if self.fused {
+            [ACTIVATIONS[0], ACTIVATIONS[1], slope, ACTIVATIONS[3]][random.below(4)]
+        } else {
+            ACTIVATIONS[0]
+        }
     }
 
     fn settings<T: Number>(self, random: &mut Random) -> Settings {
@@ -166,7 +173,7 @@ fn extents(random: &mut Random) -> (usize, usize, usize) {
 }
 
 fn offset(random: &mut Random) -> f64 {
-    if random.below(2) == 0 { -2.0 } else { 19.9 * random.uniform() }
+    [-2.0, -2.0, 19.9, 19.9 * random.uniform()][random.below(4)]
 }
 
 impl Case {
@@ -218,11 +225,8 @@ impl Case {
         let mut random = Random(s.seed);
         for c in 0..shape.channels() {
             for k in reference::indices(shape, c) {
-                let d = s.patterns[0].value(&mut random);
-                p.x[k] = finite(size[X] * (s.offset.exp2() + d));
-                let dy = s.patterns[1].value(&mut random);
-                let zero = matches!(s.patterns[1], Pattern::Near) && d.abs() > 0.05;
-                p.dy[k] = finite(if zero { 0.0 } else { size[DY] * dy });
+                p.x[k] = finite(size[X] * (s.offset.exp2() + s.patterns[0].value(&mut random)));
+                p.dy[k] = finite(size[DY] * s.patterns[1].value(&mut random));
             }
         }
         fusion.residual.iter_mut().flatten().for_each(|r| *r = finite(size[RESIDUAL] * r.to_f64()));
@@ -237,7 +241,24 @@ impl Case {
                 _ => change.apply(p.beta.as_deref_mut().unwrap_or_default(), size[BETA]),
             }
         }
+        if matches!(s.patterns[1], Pattern::Near) {
+            let own = || reference::statistics(shape, &to_f64(&p.x)).0;
+            let mean = if s.running { self.running().mean().to_vec() } else { own() };
+            for (c, mean) in mean.iter().enumerate() {
+                let far = reference::indices(shape, c).filter(|&k| (p.x[k].to_f64() - mean).abs() > 0.05 * size[X]);
+                far.collect::<Vec<_>>().into_iter().for_each(|k| p.dy[k] = T::of(0.0));
+            }
+        }
         fusion
+    }
+
+    /// Constant statistics, which are about those of x.
+    fn running(&self) -> RunningStatistics {
+        let (s, mut random) = (&self.settings, Random(!self.settings.seed));
+        let std = s.sizes[X].exp2();
+        let of_channel = |_| (std * (s.offset.exp2() + random.normal()), std * std * random.uniform());
+        let (mean, var): (Vec<f64>, Vec<f64>) = (0..s.extents.1).map(of_channel).unzip();
+        RunningStatistics::from_parts(mean, var, 1).unwrap()
     }
 
     /// Notes the errors of the case: all but that of a rebuilt x̂, or only this one.
@@ -246,15 +267,10 @@ impl Case {
     }
 
     fn note_step<T: Number>(&self, ledger: &mut Ledger, context: &dyn Debug) {
-        let (fusion, s) = (self.fusion::<T>(), &self.settings);
-        let (std, mut random) = (s.sizes[X].exp2(), Random(!s.seed));
-        let mut next = |_| std * (s.offset.exp2() + random.normal());
-        let mean = (0..s.extents.1).map(&mut next).collect();
-        let var = (0..s.extents.1).map(|_| (std * next(0)).abs().min(std * std)).collect();
-        let running = RunningStatistics::from_parts(mean, var, 1).unwrap();
-        let running = s.running.then_some(&running);
-        let step = fusion.run(&fusion.plan().threads(Threads::Sequential), running, Way::Fused, false, 0);
-        fusion.check(ledger, running, &step, context);
+        let (fusion, running) = (self.fusion::<T>(), self.settings.running.then(|| self.running()));
+        let plan = fusion.plan().threads(Threads::Sequential);
+        let step = fusion.run(&plan, running.as_ref(), Way::Fused, false, 0);
+        fusion.check(ledger, running.as_ref(), &step, context);
     }
 
     fn note_rebuilt<T: Number>(&self, ledger: &mut Ledger, context: &dyn Debug) {

@@ -50,12 +50,6 @@ pub fn reference_error(values: f64, kappa: f64) -> f64 {
     f64::EPSILON * (values + kappa + 8.0)
 }
 
-/// The error of x̂ that is not relative to it: in lanes the mean is the sum of two values, which lose up to u²·|mean| of
-/// it. In f64 a mean is one value, and nothing is lost.
-pub fn lost_mean<T: Number>(mean: f64, inv_std: f64) -> f64 {
-    if size_of::<T::Param>() == 4 { T::Param::U * T::Param::U * mean.abs() * inv_std } else { 0.0 }
-}
-
 /// The error of an x̂ that is rebuilt from y.
 pub fn rebuilt<T: Number>(x_hat: f64, gamma: f64, beta: f64) -> f64 {
     10.0 * T::U * (1.0 + x_hat.abs() + (beta / gamma).abs())
@@ -70,7 +64,6 @@ fn subnormal<T: Number>() -> f64 {
 /// lanes: to store a result in a type of fewer bits adds a rounding.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    mean: f64,
     inv_std: f64,
     /// |gamma|.
     gamma: f64,
@@ -82,20 +75,14 @@ pub struct Bounds {
 }
 
 impl Bounds {
-    /// For the given mean and variance, which are those of the batch unless they are `foreign`, gamma and beta.
-    pub fn new<T: Number>(
-        factors: Factors,
-        (mean, var): (f64, f64),
-        eps: f64,
-        (gamma, beta): (f64, f64),
-        foreign: bool,
-    ) -> Self {
+    /// For the given variance, which is the batch's unless it is `foreign`, gamma and beta.
+    pub fn new<T: Number>(factors: Factors, var: f64, eps: f64, (gamma, beta): (f64, f64), foreign: bool) -> Self {
         let inv_std = reference::inv_std(var, eps);
         // 2^100, and 2^500 for f64.
         let limit = T::LARGEST_FACTOR / f64::from(1 << 26);
         let of_tiny = if var > 0.0 { 1.0 / (limit * var.sqrt()) } else { 0.0 };
         let prescale = if foreign { inv_std.max(of_tiny).max(1.0) } else { 0.0 };
-        Self { mean, inv_std, gamma: gamma.abs(), beta: beta.abs(), factors, prescale }
+        Self { inv_std, gamma: gamma.abs(), beta: beta.abs(), factors, prescale }
     }
 
     /// Times |gamma|·inv_std, a product that may be out of the range of f64 although the result is not.
@@ -132,8 +119,7 @@ impl Bounds {
             subnormals += (2.0 + self.inv_std) * (1.0 + g) * s;
             in_lanes += g.max(g * d).max((d * self.prescale).max(g * d * self.prescale));
         }
-        let of_mean = lost_mean::<T>(self.mean, self.inv_std) * g_sum;
-        let bounds = [self.factors.sums * g_sum + s, self.factors.sums * gx_sum + of_mean + subnormals + s];
+        let bounds = [self.factors.sums * g_sum + s, self.factors.sums * gx_sum + subnormals + s];
         [g_sum, gx_sum, in_lanes].iter().all(|v| *v <= T::Param::LARGEST).then_some(bounds)
     }
 
@@ -145,11 +131,10 @@ impl Bounds {
         let x_hat = d * self.inv_std;
         let through = g_mean + x_hat * gx_mean;
         let size = g + weight * through;
-        let of_mean = lost_mean::<T>(self.mean, self.inv_std) * gx_mean;
         let subnormals = 1.0 + d * (1.0 + self.prescale) + 2.0 * x_hat + (1.0 + self.inv_std) * gx_mean;
         // A weight of 1 needs no products of its own.
         let of_weight = if weight == 1.0 { 0.0 } else { s };
-        let of_means = if means.is_some() { weight * (of_mean + subnormals * s) + of_weight } else { 0.0 };
+        let of_means = if means.is_some() { weight * subnormals * s + of_weight } else { 0.0 };
         let of_scale = if self.scale_is_tiny::<T>() { size / T::LARGEST_FACTOR } else { 0.0 };
         let in_lanes = [size, through, gx_mean * self.inv_std];
         let fits = in_lanes.iter().all(|v| *v <= T::Param::LARGEST) && self.scale_fits::<T>();
@@ -194,7 +179,8 @@ pub fn output<T: Number>(activation: Activation, z: f64, error: f64) -> (f64, f6
 }
 
 /// The gradient of z and its error in lanes, if z has the given error. If z is no further from a kink than that, both
-/// branches are right, and the one that `found` is within the error of is taken.
+/// branches are right, and the one that `found` is within the error of is taken. The error is infinite if `found` does
+/// not tell which it was.
 pub fn z_gradient<T: Number>(activation: Activation, z: f64, dy: f64, error: f64, found: f64) -> (f64, f64) {
     let (u, exact) = (unit::<T>(), reference::activation_gradient(activation, z, dy));
     match activation {
@@ -206,8 +192,8 @@ pub fn z_gradient<T: Number>(activation: Activation, z: f64, dy: f64, error: f64
             let is = |g: f64| T::of(g).to_f64() == found || (found - g).abs() <= stored::<T>(g, of(g));
             match (z.abs() <= error, is(exact), is(other)) {
                 (true, false, true) => (other, of(other)),
-                // A type of fewer bits may not tell which of the two it was.
-                (true, true, true) => (exact, of(exact) + (other - exact).abs()),
+                // They may be next to each other in a type of few bits.
+                (true, true, true) if exact != other => (exact, f64::INFINITY),
                 _ => (exact, of(exact)),
             }
         }
@@ -254,7 +240,7 @@ impl Ledger {
         context: &dyn Debug,
     ) {
         let beyond = actual.is_infinite() && exact * actual.signum() + bound >= T::LARGEST;
-        let right = beyond || (exact.is_nan() && actual.is_nan());
+        let right = beyond || actual == exact || (exact.is_nan() && actual.is_nan());
         let error = if right { 0.0 } else { (actual - exact).abs() };
         self.enter((T::NAME, quantity), error, bound, &(context, exact, actual));
     }

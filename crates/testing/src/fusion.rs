@@ -269,7 +269,7 @@ impl<T: Number> Fusion<T> {
         let f = Factors::new::<T>(kappa(given.forward.0[c], given.forward.1[c])).plus(reference_error);
         let (gamma, beta) = (p.gamma_f64()[c], p.beta_f64()[c]);
         let statistics = |(mean, var): (&[f64], &[f64])| {
-            let bounds = Bounds::new::<T>(f, (mean[c], var[c]), p.eps, (gamma, beta), given.frozen);
+            let bounds = Bounds::new::<T>(f, var[c], p.eps, (gamma, beta), given.frozen);
             (bounds, mean[c], reference::inv_std(var[c], p.eps))
         };
         let (forward, backward) = (statistics(given.forward), statistics(given.backward));
@@ -297,6 +297,7 @@ impl<T: Number> Fusion<T> {
             let found = step.dresidual[k].to_f64();
             let (exact, error) = z_gradient::<T>(self.activation, z, of.dy[k], error, found);
             ledger.compare::<T>("dresidual", exact, found, stored::<T>(exact, error), &(context, k));
+            promised &= error.is_finite();
             g.push((k, exact, error));
         }
 
