@@ -4,8 +4,8 @@
 
 use arbitrary::Arbitrary;
 use batchnorm::{Activation, BatchNorm, Error, Gradients, RunningStatistics, Statistics};
-use batchnorm_fuzz::{Case, Fusing, Place, Type, allowances, baseline};
-use batchnorm_testing::{Given, Ledger, Number, Problem, Value, Way, assert_same_arrays, kappa, same};
+use batchnorm_fuzz::{Case, Fusing, Place, Type, baseline, reference_errors};
+use batchnorm_testing::{Given, Ledger, Number, Problem, Value, Way, assert_same_arrays, kappa, rebuilt, same};
 use half::{bf16, f16};
 use libfuzzer_sys::fuzz_target;
 
@@ -37,9 +37,9 @@ fn run<E: Number>(input: &Input) {
     let running = input.frozen.then_some(&running);
 
     let expected = fusion.run(&plan, running, Way::Fused, false, 0);
-    let allowances = allowances(&fusion, batch.mean(), batch.var());
+    let errors = reference_errors(&fusion, batch.mean(), batch.var());
     let statistics = (batch.mean(), batch.var());
-    let given = Given { forward: statistics, backward: statistics, frozen: input.frozen, channels: &|c| allowances[c] };
+    let given = Given { forward: statistics, backward: statistics, frozen: input.frozen, channels: &|c| errors[c] };
     let mut ledger = Ledger::default();
     fusion.compare(&mut ledger, &given, &expected, &"fused");
     ledger.close_silently();
@@ -92,7 +92,7 @@ fn rebuild<E: Number>(plan: &BatchNorm, p: &Problem<E>, activation: Activation) 
         let (gamma, beta) = (gamma[c], beta[c]);
         let x_hat = (x - mean) * inv_std;
         // With κ, since f64 has one lane value for the mean.
-        let bound = (10.0 * E::U + 1e-13 * kappa) * (1.0 + x_hat.abs() + (beta / gamma).abs());
+        let bound = rebuilt::<E>(x_hat, gamma, beta) * (1.0 + 1e-14 * kappa / E::U);
         let error = (dgamma[c].to_f64() / slope - x_hat).abs();
         assert!(error <= bound, "channel {c}: x̂ {x_hat:e} was rebuilt with error {error:e}, bound {bound:e}");
     }

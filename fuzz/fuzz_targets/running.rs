@@ -124,13 +124,16 @@ fn merge_sums<E: Float>(p: &Problem<E>, parts: &[Part], whole: &Statistics) {
         // The sums must stay in the range of lanes, and so must those of dgamma in a tiny channel.
         if exact.promised && g <= E::LARGEST && gx <= E::LARGEST * exact.var.sqrt().min(1.0) {
             // Both may have the error of one sum.
-            let allowance = exact.allowance::<E>(1.0);
-            let relative = 2.0 * (exact.factors::<E>().sums + allowance.reference);
-            let floor = allowance.x_hat * g + 2.0 * exact.values * subnormal::<E>();
+            let relative = 2.0 * exact.factors::<E>().sums;
             let [error_g, error_gx] =
                 [(expected.g()[c], merged.g()[c]), (expected.gx()[c], merged.gx()[c])].map(|(a, b)| (a - b).abs());
             ledger.note::<E>("merged Σg", error_g, relative * g, exact);
-            ledger.note::<E>("merged Σg·(x − mean)", error_gx, relative * gx + 2.0 * floor, exact);
+            ledger.note::<E>(
+                "merged Σg·(x − mean)",
+                error_gx,
+                relative * gx + 4.0 * exact.values * subnormal::<E>(),
+                exact,
+            );
         }
     }
     ledger.close_silently();

@@ -1,7 +1,7 @@
 //! The promises for channels of arbitrary data.
 
 use batchnorm::{Shape, reference};
-use batchnorm_testing::{Allowance, Factors, Float, kappa, oracle};
+use batchnorm_testing::{Factors, Float, kappa, oracle, reference_error};
 
 /// The exact values of a channel that the promises are stated in.
 #[derive(Clone, Copy, Debug)]
@@ -50,14 +50,9 @@ impl Channel {
         Self { mean, var, kappa, finite: true, promised, ..*self }
     }
 
-    /// The promised factors.
+    /// The promised factors, with the error of the reference.
     pub fn factors<E: Float>(&self) -> Factors {
-        Factors::new::<E>(self.kappa)
-    }
-
-    /// The errors allowed beyond them.
-    pub fn allowance<E: Float>(&self, inv_std: f64) -> Allowance {
-        Allowance::new::<E>(self.values, self.mean, inv_std, self.kappa)
+        Factors::new::<E>(self.kappa).plus(reference_error(self.values, self.kappa))
     }
 
     /// The error of the mean: it is rounded to f64, and so is the exact one.
@@ -73,8 +68,7 @@ impl Channel {
     /// The error of `y = gamma·x̂ + beta`. If gamma·inv_std is too small for two normal factors, its rounding to a
     /// subnormal is multiplied by at most 4·x̂.
     pub fn y_bound<E: Float>(&self, gamma: f64, beta: f64, normalized: f64) -> f64 {
-        let relative = self.factors::<E>().y + self.allowance::<E>(0.0).reference;
-        relative * (gamma.abs() * (1.0 + normalized.abs()) + beta.abs())
+        self.factors::<E>().y * (gamma.abs() * (1.0 + normalized.abs()) + beta.abs())
             + subnormal::<E>() * (1.0 + 2.0 * normalized.abs())
     }
 }

@@ -54,7 +54,7 @@ impl Scalar {
 }
 
 pub(crate) fn finite<E: Value>(v: f64) -> f64 {
-    E::of(v.clamp(-E::LARGEST, E::LARGEST)).to_f64()
+    E::of(v.clamp(-E::LARGEST, E::LARGEST)).number()
 }
 
 /// The values of a channel: `offset + scale·f(k)`.

@@ -3,7 +3,7 @@
 use crate::{Case, Scalar, case::finite};
 use arbitrary::Arbitrary;
 use batchnorm::{Activation, reference};
-use batchnorm_testing::{Allowance, Fusion, Number, Problem, Value, kappa};
+use batchnorm_testing::{Fusion, Number, Problem, Value, kappa, reference_error};
 
 /// An element type.
 #[derive(Arbitrary, Clone, Copy, Debug)]
@@ -58,15 +58,14 @@ impl Fusing {
     }
 }
 
-/// The allowance for each channel of the given statistics. Only those of ordinary size are compared, since the bounds
-/// near the ends of the range are not part of [`Fusion::compare`].
-pub fn allowances<E: Number>(fusion: &Fusion<E>, mean: &[f64], var: &[f64]) -> Vec<Option<Allowance>> {
+/// The error of the reference in each channel of the given statistics. Only those of ordinary size are compared.
+pub fn reference_errors<E: Number>(fusion: &Fusion<E>, mean: &[f64], var: &[f64]) -> Vec<Option<f64>> {
     let (p, weights) = (&fusion.problem, fusion.weights_f64());
     let (gamma, beta) = (p.gamma_f64(), p.beta_f64());
     let ordinary = |v: f64| v == 0.0 || (1e-4..=1e4).contains(&v.abs());
     let sizes = [weights.iter().sum::<f64>(), weights.iter().fold(0.0, |a, &b| b.max(a))];
     let channel = |c: usize| {
-        let (kappa, inv_std) = (kappa(mean[c], var[c]), reference::inv_std(var[c], p.eps));
+        let kappa = kappa(mean[c], var[c]);
         let mut existing = reference::indices(p.shape, c).zip(&weights).filter(|(_, w)| **w > 0.0);
         let ordinary = (sizes[0] == 0.0 || sizes.into_iter().all(ordinary))
             && [gamma[c], beta[c], mean[c], var[c] + p.eps].into_iter().all(ordinary)
@@ -75,7 +74,7 @@ pub fn allowances<E: Number>(fusion: &Fusion<E>, mean: &[f64], var: &[f64]) -> V
                 let residual = fusion.residual.as_ref().map_or(0.0, |r| r[k].to_f64());
                 [p.x[k].to_f64(), p.dy[k].to_f64(), residual, w].into_iter().all(ordinary)
             });
-        ordinary.then(|| Allowance::new::<E>(p.shape.values_per_channel() as f64, mean[c], inv_std, kappa))
+        ordinary.then(|| reference_error(p.shape.values_per_channel() as f64, kappa))
     };
     (0..p.shape.channels()).map(channel).collect()
 }

@@ -11,5 +11,5 @@ mod place;
 
 pub use bounds::{Channel, channels, subnormal};
 pub use case::{Case, Dims, Scalar};
-pub use fused::{Fusing, Type, allowances};
+pub use fused::{Fusing, Type, reference_errors};
 pub use place::{Place, Runner, baseline};

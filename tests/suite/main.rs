@@ -20,3 +20,4 @@ mod misuse;
 mod oracle;
 mod same_bits;
 mod weights;
+mod worst_cases;

@@ -1,7 +1,8 @@
 //! Training steps with everything that can be fused to their passes: all ways to run them, and their comparison with
 //! the reference, with the bounds of docs/numerics.md carried through the activation.
 
-use crate::{Allowance, Buffer, Factors, Ledger, Number, Outputs, Problem, Random, Value, Way};
+use crate::oracle::{self, Double};
+use crate::{Bounds, Buffer, Factors, Ledger, Number, Outputs, Problem, Random, Value, Way};
 use crate::{bits_of, kappa, normal, output, stored, to_f64, z_gradient};
 use batchnorm::Element;
 use batchnorm::{
@@ -40,6 +41,9 @@ pub struct Fusion<T: Number> {
     pub weights: Option<Vec<T::Param>>,
 }
 
+/// The largest κ that the bounds are stated for.
+const WORST_KAPPA: f64 = 1e6;
+
 /// All outputs of a step.
 #[derive(Clone, Debug)]
 pub struct Step<T: Number> {
@@ -57,8 +61,8 @@ pub struct Given<'a> {
     pub backward: (&'a [f64], &'a [f64]),
     /// Whether they are constants.
     pub frozen: bool,
-    /// The allowance for a channel, or nothing if it is not compared.
-    pub channels: &'a dyn Fn(usize) -> Option<Allowance>,
+    /// The relative error of the reference in a channel, or nothing if it is not compared.
+    pub channels: &'a dyn Fn(usize) -> Option<f64>,
 }
 
 impl<T: Number> Step<T> {
@@ -201,24 +205,35 @@ impl<T: Number> Fusion<T> {
         Step { outputs, dresidual: dresidual.to_vec() }
     }
 
-    /// Compares a step with the reference, for data whose sums are accurate in the reference.
+    /// Compares a step with the reference, in all channels whose conditioning is at most the largest that the bounds
+    /// are stated for.
     pub fn check(&self, ledger: &mut Ledger, running: Option<&RunningStatistics>, step: &Step<T>, context: &dyn Debug) {
-        let (mut clean, statistics) = (self.problem.x.clone(), &step.outputs.statistics);
-        self.masked().into_iter().for_each(|k| clean[k] = T::of(0.0));
-        let own = reference::weighted_statistics(self.problem.shape, &to_f64(&clean), &self.weights_f64());
-        for (c, (&mean, &var)) in own.0.iter().zip(&own.1).enumerate().filter(|_| running.is_none()) {
-            let (f, context) = (Factors::new::<T>(kappa(mean, var)), &(context, "channel", c));
-            let rounding = f64::EPSILON / 2.0 * mean.abs();
-            ledger.note::<T>("mean", (statistics.mean()[c] - mean).abs(), f.mean * var.sqrt() + rounding, context);
-            ledger.note::<T>("var", (statistics.var()[c] - var).abs(), f.var * var, context);
+        let mut clean = self.clone();
+        clean.set_masked(&|_| 0.0);
+        let (p, statistics) = (&clean.problem, &step.outputs.statistics);
+        let exact = oracle::weighted_statistics(p.shape, &p.x, &self.weights_f64());
+        for (c, &(mean, var)) in exact.iter().enumerate().filter(|_| running.is_none()) {
+            let (kappa, context) = (kappa(mean.0, var.0), &(context, "channel", c));
+            if kappa <= WORST_KAPPA {
+                let (f, rounding) = (Factors::new::<T>(kappa), f64::EPSILON / 2.0 * mean.0.abs());
+                let error = |actual: &[f64], exact| (Double::from(actual[c]) - exact).abs().0;
+                let bound = f.mean * var.0.sqrt() + rounding;
+                ledger.note::<T>("mean", error(statistics.mean(), mean), bound, context);
+                ledger.note::<T>("var", error(statistics.var(), var), f.var * var.0, context);
+            }
         }
-        let given = Given {
-            forward: running.map_or((&own.0, &own.1), |r| (r.mean(), r.var())),
-            // A bound covers a pass's own error, given its inputs, and these are the inputs of the backward pass.
-            backward: running.map_or((statistics.mean(), statistics.var()), |r| (r.mean(), r.var())),
-            frozen: running.is_some(),
-            channels: &|_| Some(Allowance::default()),
+        let own: (Vec<f64>, Vec<f64>) = exact.iter().map(|(mean, var)| (mean.0, var.0)).unzip();
+        // A bound covers a pass's own error, given its inputs, and these are the inputs of the backward pass.
+        let (forward, backward) = match running {
+            Some(running) => ((running.mean(), running.var()), (running.mean(), running.var())),
+            None => ((&own.0[..], &own.1[..]), (statistics.mean(), statistics.var())),
         };
+        let channels = |c: usize| {
+            // If they are not those of x, eps counts as variance.
+            let eps = if running.is_some() { p.eps } else { 0.0 };
+            (kappa(forward.0[c], forward.1[c] + eps) <= WORST_KAPPA).then_some(0.0)
+        };
+        let given = Given { forward, backward, frozen: running.is_some(), channels: &channels };
         self.compare(ledger, &given, step, context);
     }
 
@@ -226,74 +241,98 @@ impl<T: Number> Fusion<T> {
     pub fn compare(&self, ledger: &mut Ledger, given: &Given<'_>, step: &Step<T>, context: &dyn Debug) {
         let mut clean = self.clone();
         clean.set_masked(&|_| 0.0);
-        let (p, out, shape) = (&clean.problem, &step.outputs, self.problem.shape);
-        let (x, dy, gamma, beta) = (to_f64(&p.x), to_f64(&p.dy), p.gamma_f64(), p.beta_f64());
+        let p = &clean.problem;
+        let (x, dy) = (to_f64(&p.x), to_f64(&p.dy));
         let residual = clean.residual.as_deref().map_or_else(|| vec![0.0; x.len()], to_f64);
-        let w = self.weights_f64();
-        let total = w.iter().sum::<f64>().max(f64::MIN_POSITIVE);
         for k in self.masked() {
-            let nothing = [out.y[k], out.dx[k], step.dresidual[k]];
+            let nothing = [step.outputs.y[k], step.outputs.dx[k], step.dresidual[k]];
             assert!(nothing.iter().all(|v| v.bits() == 0), "masked element {k}: {nothing:?} {context:?}");
         }
-
-        let (ones, zeros) = (vec![1.0; shape.channels()], vec![0.0; shape.channels()]);
-        let x_hat = |of| reference::normalize(shape, &x, of, p.eps, &ones, &zeros);
-        let z = |of| {
-            let y = reference::normalize(shape, &x, of, p.eps, &gamma, &beta);
-            y.iter().zip(&residual).map(|(y, r)| y + r).collect::<Vec<_>>()
-        };
-        let (x_hat, x_hat_backward) = (x_hat(given.forward), x_hat(given.backward));
-        let (z, z_backward) = (z(given.forward), z(given.backward));
-        let allowances = (0..shape.channels()).map(given.channels).collect::<Vec<_>>();
-        let channels = || allowances.iter().enumerate().filter_map(|(c, &allowance)| Some((c, allowance?)));
-        let existing = |c: usize| reference::indices(shape, c).zip(&w).filter(|(_, w)| **w > 0.0);
-
-        let (mut g, mut g_error) = (vec![0.0; x.len()], vec![0.0; x.len()]);
-        for (c, allowance) in channels() {
-            let f = Factors::new::<T>(kappa(given.forward.0[c], given.forward.1[c]));
-            let z_error = |x_hat: f64, z: f64| {
-                let size = gamma[c].abs() * (1.0 + x_hat.abs()) + beta[c].abs();
-                let sum = if self.residual.is_some() { (T::Param::U + f64::EPSILON) * z.abs() } else { 0.0 };
-                (f.y + allowance.reference) * size + sum + T::Param::SMALLEST_SUBNORMAL
-            };
-            for (k, _) in existing(c) {
-                let context = &(context, "channel", c, k);
-                let (y, error) = output::<T>(self.activation, z[k], z_error(x_hat[k], z[k]));
-                ledger.compare::<T>("y", y, out.y[k].to_f64(), stored::<T>(y, error), context);
-
-                let (found, z) = (step.dresidual[k].to_f64(), z_backward[k]);
-                let error = z_error(x_hat_backward[k], z);
-                (g[k], g_error[k]) = z_gradient::<T>(self.activation, z, dy[k], error, found);
-                ledger.compare::<T>("dresidual", g[k], found, stored::<T>(g[k], g_error[k]), context);
-            }
-        }
-
-        let (dx, dgamma, dbeta) = if given.frozen {
-            reference::backward_frozen(shape, &x, &g, given.backward, p.eps, &gamma)
-        } else {
-            reference::weighted_backward(shape, &x, &g, given.backward, p.eps, &gamma, &w)
-        };
-        let (x_hat, tiny) = (&x_hat_backward, T::Param::SMALLEST_SUBNORMAL);
-        for (c, allowance) in channels() {
-            let f = Factors::new::<T>(kappa(given.forward.0[c], given.forward.1[c]));
-            let (sums, of_dx) = (f.sums + allowance.reference, f.dx + allowance.reference);
-            let sum = |f: &dyn Fn(usize) -> f64| reference::indices(shape, c).map(f).sum::<f64>();
-            let of_sums = [
-                sums * sum(&|k| g[k].abs()) + sum(&|k| g_error[k]),
-                sums * sum(&|k| (g[k] * x_hat[k]).abs())
-                    + sum(&|k| g_error[k] * x_hat[k].abs() + g[k].abs() * allowance.x_hat),
-            ];
-            let context = &(context, "channel", c);
-            ledger.note::<T>("dbeta", (out.dbeta[c].to_f64() - dbeta[c]).abs(), of_sums[0] + tiny, context);
-            ledger.note::<T>("dgamma", (out.dgamma[c].to_f64() - dgamma[c]).abs(), of_sums[1] + tiny, context);
-            let scale = (gamma[c] * reference::inv_std(given.backward.1[c], p.eps)).abs();
-            for (k, w) in existing(c) {
-                let share = if given.frozen { 0.0 } else { w / total };
-                let size = g[k].abs() + share * (dbeta[c].abs() + (x_hat[k] * dgamma[c]).abs());
-                let through = share * (of_sums[0] + x_hat[k].abs() * of_sums[1] + allowance.x_hat * dgamma[c].abs());
-                let error = scale * (of_dx * size + g_error[k] + through + tiny) + tiny;
-                ledger.compare::<T>("dx", dx[k], out.dx[k].to_f64(), stored::<T>(dx[k], error), &(context, k));
+        let weights = self.weights_f64();
+        let weighted = Weighted { x, dy, residual, total: weights.iter().sum::<f64>().max(f64::MIN_POSITIVE), weights };
+        for c in 0..p.shape.channels() {
+            if let Some(error) = (given.channels)(c) {
+                self.compare_channel(ledger, given, (c, error), &weighted, step, &(context, "channel", c));
             }
         }
     }
+
+    fn compare_channel(
+        &self,
+        ledger: &mut Ledger,
+        given: &Given<'_>,
+        (c, reference_error): (usize, f64),
+        of: &Weighted,
+        step: &Step<T>,
+        context: &dyn Debug,
+    ) {
+        let (p, out) = (&self.problem, &step.outputs);
+        let f = Factors::new::<T>(kappa(given.forward.0[c], given.forward.1[c])).plus(reference_error);
+        let (gamma, beta) = (p.gamma_f64()[c], p.beta_f64()[c]);
+        let statistics = |(mean, var): (&[f64], &[f64])| {
+            let bounds = Bounds::new::<T>(f, var[c], p.eps, (gamma, beta), given.frozen);
+            (bounds, mean[c], reference::inv_std(var[c], p.eps))
+        };
+        let (forward, backward) = (statistics(given.forward), statistics(given.backward));
+        // z and its error, if these are promised.
+        let argument = |(bounds, mean, inv_std): &(Bounds, f64, f64), k: usize| {
+            let x_hat = (of.x[k] - mean) * inv_std;
+            let z = gamma * x_hat + beta + of.residual[k];
+            let sum = if self.residual.is_some() { (T::Param::U + f64::EPSILON) * z.abs() } else { 0.0 };
+            // Of an infinite z, these know only the sign, if anything.
+            let of_infinity = matches!(self.activation, Activation::LeakyRelu(_) | Activation::Silu);
+            let error = bounds.y::<T>(x_hat).map(|error| error + sum);
+            error.filter(|error| !of_infinity || z.abs() + error < T::Param::LARGEST).map(|error| (z, error))
+        };
+        let existing = || reference::indices(p.shape, c).zip(&of.weights).filter(|(_, w)| **w > 0.0);
+        let (mut g, mut promised) = (vec![], true);
+        for (k, _) in existing() {
+            if let Some((z, error)) = argument(&forward, k) {
+                let (y, error) = output::<T>(self.activation, z, error);
+                ledger.compare::<T>("y", y, out.y[k].to_f64(), stored::<T>(y, error), &(context, k));
+            }
+            let Some((z, error)) = argument(&backward, k) else {
+                promised = false;
+                continue;
+            };
+            let found = step.dresidual[k].to_f64();
+            let (exact, error) = z_gradient::<T>(self.activation, z, of.dy[k], error, found);
+            ledger.compare::<T>("dresidual", exact, found, stored::<T>(exact, error), &(context, k));
+            promised &= error.is_finite();
+            g.push((k, exact, error));
+        }
+
+        let (bounds, mean, inv_std) = backward;
+        let (deviation, x_hat) = (|k: usize| of.x[k] - mean, |k: usize| (of.x[k] - mean) * inv_std);
+        let of_sums = bounds.sums::<T>(g.iter().map(|&(k, g, _)| (g, deviation(k))));
+        let Some([of_dbeta, of_dgamma]) = of_sums.filter(|_| promised) else {
+            return;
+        };
+        let dbeta = g.iter().map(|&(_, g, _)| Double::from(g)).sum::<Double>();
+        let dgamma = g.iter().map(|&(k, g, _)| Double::from(g * x_hat(k))).sum::<Double>();
+        let of_dbeta = of_dbeta + g.iter().map(|(_, _, error)| error).sum::<f64>();
+        let of_dgamma = of_dgamma + g.iter().map(|&(k, _, error)| error * x_hat(k).abs()).sum::<f64>();
+        ledger.note::<T>("dbeta", (out.dbeta[c].to_f64() - dbeta.0).abs(), of_dbeta, context);
+        ledger.note::<T>("dgamma", (out.dgamma[c].to_f64() - dgamma.0).abs(), of_dgamma, context);
+        // The sums that the pass has found are inputs of dx.
+        let means = [out.sums.g()[c], out.sums.gx()[c] * inv_std].map(|sum| sum / of.total);
+        let means = (!given.frozen).then_some(means);
+        for ((k, &w), &(_, g, error)) in existing().zip(&g) {
+            let through = means.map_or(0.0, |[g_mean, gx_mean]| w * (g_mean + x_hat(k) * gx_mean));
+            let exact = gamma * (inv_std * (g - through));
+            if let Some(bound) = bounds.dx::<T>(g, deviation(k), w, means) {
+                let bound = bound + (gamma * (inv_std * error)).abs();
+                ledger.compare::<T>("dx", exact, out.dx[k].to_f64(), stored::<T>(exact, bound), &(context, k));
+            }
+        }
+    }
+}
+
+/// The values of a step in f64, with 0 at positions without weight, and the sum of the weights.
+struct Weighted {
+    x: Vec<f64>,
+    dy: Vec<f64>,
+    residual: Vec<f64>,
+    weights: Vec<f64>,
+    total: f64,
 }

@@ -98,6 +98,22 @@ pub fn statistics<T: Value>(shape: Shape, x: &[T]) -> Vec<(Double, Double)> {
     (0..shape.channels()).map(channel).collect()
 }
 
+/// [`statistics`] with a weight for each position. Deviations from the first value make the variance of a constant
+/// channel exactly 0.
+pub fn weighted_statistics<T: Value>(shape: Shape, x: &[T], weights: &[f64]) -> Vec<(Double, Double)> {
+    let total = weights.iter().map(|&w| Double::from(w)).sum::<Double>();
+    let total = if total.0 > 0.0 { total } else { 1.0.into() };
+    let channel = |c| {
+        let mut existing = indices(shape, c).zip(weights).filter(|(_, w)| **w > 0.0).peekable();
+        let first = Double::from(existing.peek().map_or(0.0, |&(k, _)| x[k].number()));
+        let values = existing.map(|(k, &w)| (Double::from(x[k].number()) - first, Double::from(w)));
+        let mean = values.clone().map(|(d, w)| d * w).sum::<Double>() / total;
+        let var = values.map(|(d, w)| (d - mean) * (d - mean) * w).sum::<Double>() / total;
+        (first + mean, var)
+    };
+    (0..shape.channels()).map(channel).collect()
+}
+
 /// `1 / sqrt(var + eps)`, and 0 if that would divide by 0.
 pub fn inv_std(var: Double, eps: f64) -> Double {
     let v = var + eps.into();
