@@ -3,7 +3,7 @@
 #![no_main]
 
 use arbitrary::Arbitrary;
-use batchnorm::{Activation, BatchNorm, Error, Gradients, RunningStatistics, Statistics};
+use batchnorm::{Activation, BatchNorm, Element, Error, Gradients, RunningStatistics, Statistics};
 use batchnorm_fuzz::{Case, Fusing, Place, Type, baseline, reference_errors};
 use batchnorm_testing::{Given, Ledger, Number, Problem, Value, Way, assert_same_arrays, kappa, rebuilt, same};
 use half::{bf16, f16};
@@ -93,7 +93,7 @@ fn rebuild<E: Number>(plan: &BatchNorm, p: &Problem<E>, activation: Activation) 
         let x_hat = (x - mean) * inv_std;
         // With κ, since f64 has one lane value for the mean.
         let bound = rebuilt::<E>(x_hat, gamma, beta) * (1.0 + 1e-14 * kappa / E::U);
-        let error = (dgamma[c].to_f64() / slope - x_hat).abs();
+        let error = (Element::to_f64(dgamma[c]) / slope - x_hat).abs();
         assert!(error <= bound, "channel {c}: x̂ {x_hat:e} was rebuilt with error {error:e}, bound {bound:e}");
     }
 }
