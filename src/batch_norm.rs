@@ -8,6 +8,7 @@ use crate::fold::Fold;
 use crate::parallel::Threads;
 use crate::passes::engine::Engine;
 use crate::passes::request::{Backward, DoubleBackward, Fusions, Pass};
+use crate::passes::scratch::{Memory, Scratch};
 use crate::shape::Shape;
 use crate::simd::Isa;
 use crate::statistics::{GradientSums, Source, Statistics, Values, ValuesMut};
@@ -133,33 +134,48 @@ impl BatchNorm {
         self
     }
 
-    /// Sets scratch memory of the caller, so that no pass allocates. Its size decides how many passes can run at once
-    /// without allocating, on at most as many threads as the plan has now. Beyond that a pass allocates, as every
+    /// Sets scratch memory of the caller, a `Box` or a `&'static mut`, so that no pass over elements of type `E`
+    /// allocates, unless its parameters or statistics need to be converted. Its size decides how many passes can run at
+    /// once without allocating, on at most as many threads as the plan has now. Beyond that a pass allocates, as every
     /// plan does without this call: on first use, and when more passes than ever before run at once.
     ///
     /// ```
     /// use batchnorm::{BatchNorm, Shape, Threads};
     ///
     /// let plan = BatchNorm::new(Shape::nc(128, 64)?).threads(Threads::Sequential);
-    /// let memory = Box::leak(Box::new_uninit_slice(plan.scratch_bytes(1)));
-    /// let plan = plan.scratch(memory)?;
+    /// let memory = Box::new_uninit_slice(plan.scratch_bytes::<f32>(1));
+    /// let plan = plan.scratch::<f32>(memory)?;
     /// # Ok::<(), batchnorm::Error>(())
     /// ```
     ///
     /// # Errors
     /// [`Error::Scratch`] if it is too small for one pass.
-    pub fn scratch(mut self, memory: &'static mut [MaybeUninit<u8>]) -> Result<Self, Error> {
-        let (expected, actual, threads) = (self.scratch_bytes(1), memory.len(), self.most_threads());
-        if self.engine.scratch.give(memory, threads) { Ok(self) } else { Err(Error::Scratch { expected, actual }) }
+    pub fn scratch<E: Element>(mut self, memory: impl Into<Memory>) -> Result<Self, Error> {
+        let (mut memory, sizes) = (memory.into(), E::scratch_sizes(&self.engine));
+        let (expected, actual) = (sizes.bytes_for(1), memory.bytes().len());
+        self.engine.scratch = Scratch::given(memory, sizes).ok_or(Error::Scratch { expected, actual })?;
+        Ok(self)
     }
 
-    /// Bytes of [`scratch`](Self::scratch) memory, at any alignment, with which `calls` passes can run at once.
-    pub fn scratch_bytes(&self, calls: usize) -> usize {
-        self.engine.scratch.bytes(calls, self.most_threads())
+    /// Bytes of [`scratch`](Self::scratch) memory, at any alignment, with which `calls` passes over elements of type `E`
+    /// can run at once, on as many threads as the plan has.
+    pub fn scratch_bytes<E: Element>(&self, calls: usize) -> usize {
+        E::scratch_sizes(&self.engine).bytes_for(calls)
     }
 
-    fn most_threads(&self) -> usize {
-        self.engine.threads.count(usize::MAX)
+    /// A plan for another shape, such as a last, smaller batch, with the settings, the threads and the scratch memory of
+    /// this one. The two share the memory, as clones do: if both run at once, one of them may allocate.
+    ///
+    /// ```
+    /// use batchnorm::{BatchNorm, Shape};
+    ///
+    /// let plan = BatchNorm::new(Shape::nchw(32, 64, 28, 28)?).eps(1e-3)?;
+    /// let last = plan.reshape(Shape::nchw(17, 64, 28, 28)?);
+    /// # Ok::<(), batchnorm::Error>(())
+    /// ```
+    #[must_use]
+    pub fn reshape(&self, shape: Shape) -> Self {
+        Self { engine: Engine { shape, ..self.engine.clone() } }
     }
 
     /// The shape that the passes work on.

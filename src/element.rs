@@ -3,6 +3,7 @@
 use crate::lanes::Storage;
 use crate::passes::engine::Engine;
 use crate::passes::request::Pass;
+use crate::passes::scratch::Sizes;
 use crate::simd::Real;
 use std::fmt::Debug;
 use std::mem::MaybeUninit;
@@ -39,6 +40,8 @@ pub trait Element: sealed::Sealed + Storage + Default + Debug {
     /// See [`request`](crate::passes::request).
     #[doc(hidden)]
     unsafe fn run(engine: &Engine, pass: Pass<'_, Self, Self::Param>);
+    #[doc(hidden)]
+    fn scratch_sizes(engine: &Engine) -> Sizes;
 }
 
 mod sealed {
@@ -78,6 +81,9 @@ macro_rules! element {
             unsafe fn run(engine: &Engine, pass: Pass<'_, Self, $param>) {
                 // SAFETY: the caller's promise.
                 unsafe { crate::passes::run(engine, pass) }
+            }
+            fn scratch_sizes(engine: &Engine) -> Sizes {
+                crate::passes::scratch_sizes::<Self>(engine)
             }
         }
     };

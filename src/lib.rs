@@ -87,6 +87,7 @@ pub use element::Element;
 pub use error::Error;
 pub use fold::Fold;
 pub use parallel::{Executor, ThreadPool, Threads};
+pub use passes::scratch::Memory;
 pub use shape::Shape;
 pub use simd::Isa;
 pub use statistics::{GradientSums, Momentum, Precision, RunningStatistics, Source, Statistics, Values, ValuesMut};

@@ -401,8 +401,10 @@ impl<'e> Room<'e> {
 
     /// An array with arbitrary values.
     unsafe fn array<'r, T: Real>(&mut self) -> &'r mut [T] {
+        // Mean, variance, gamma, beta and their gradients.
+        const ARRAYS: usize = 6;
         let channels = self.engine.shape.channels();
-        let buffer = self.buffer.get_or_insert_with(|| self.engine.scratch.conversions());
+        let buffer = self.buffer.get_or_insert_with(|| self.engine.scratch.conversions(ARRAYS * padded(channels)));
         // SAFETY: so many values of f64 have room for as many of T, of which any bits are values; the caller's promise.
         unsafe { slice::from_raw_parts_mut(buffer.take(padded(channels)).cast(), channels) }
     }

@@ -104,7 +104,7 @@ impl<E: Storage> GradientSumsTask<E> {
             unsafe {
                 let mut k = 0;
                 while k < Terms::<FUSED>::COEFS {
-                    coefs[k] = L::V::splat(*self.coefs.add(k * self.coefs_stride + run.c));
+                    coefs[k] = L::V::splat(*self.coefs.wrapping_add(k * self.coefs_stride + run.c));
                     k += 1;
                 }
                 reduce::prefetch_plane::<L::V, E>(x.inputs[0].wrapping_add(next_plane), run.len);
@@ -118,8 +118,8 @@ impl<E: Storage> GradientSumsTask<E> {
             let acc = sums[c - first];
             // SAFETY: `c` is below the number of channels.
             unsafe {
-                *self.out[0].add(c) = L::V::wide_sum(acc[0]);
-                *self.out[1].add(c) = L::V::wide_sum(acc[1]);
+                *self.out[0].wrapping_add(c) = L::V::wide_sum(acc[0]);
+                *self.out[1].wrapping_add(c) = L::V::wide_sum(acc[1]);
             }
             c += 1;
         }
@@ -137,12 +137,12 @@ impl<E: Storage> GradientSumsTask<E> {
         // SAFETY: tiles start at whole vectors, and the arrays are padded to such: what is written past the columns of
         // the tile is padding. The rows lie within the buffers.
         unsafe {
-            let sums = [self.out[0].add(start), self.out[1].add(start)];
+            let sums = [self.out[0].wrapping_add(start), self.out[1].wrapping_add(start)];
             let rests = [self.scratch, self.scratch.wrapping_add(padded(columns))];
             for p in [sums, rests].as_flattened() {
                 p.write_bytes(0, columns.next_multiple_of(MAX_LANES));
             }
-            let coefs = self.coefs.add(start);
+            let coefs = self.coefs.wrapping_add(start);
             let r = Rows { coefs, coefs_stride: self.coefs_stride, sums, rests, columns, row_stride };
             reduce::rows::<Terms<FUSED>, L>(&r, &x, &self.variant, self.tile.positions.len());
             if size_of::<E::Scalar>() == size_of::<f64>() {

@@ -281,7 +281,7 @@ impl<'a, 'b, M: Map, E: Storage, S: Simd, T: Streaming> Plane<'a, 'b, M, E, S, T
         unsafe {
             let mut k = 0;
             while k < M::COEFS {
-                self.coefs[k] = Vector::splat(*self.task.coefs.add(k * self.task.coefs_stride + run.c));
+                self.coefs[k] = Vector::splat(*self.task.coefs.wrapping_add(k * self.task.coefs_stride + run.c));
                 k += 1;
             }
             self.x = self.task.x.advance(run.element, run.position);

@@ -241,9 +241,9 @@ impl<E: Storage> MomentsTask<E> {
             while k < states.len() {
                 states[k].add_block();
                 let Moments { pivot, s, q } = states[k].moments;
-                *self.out[0].add(channels.start + k) = pivot;
-                *self.out[1].add(channels.start + k) = s;
-                *self.out[2].add(channels.start + k) = q;
+                *self.out[0].wrapping_add(channels.start + k) = pivot;
+                *self.out[1].wrapping_add(channels.start + k) = s;
+                *self.out[2].wrapping_add(channels.start + k) = q;
                 k += 1;
             }
         }
@@ -345,7 +345,7 @@ impl<E: Storage> Kernel for WideMomentsKernel<E> {
             c = channels.end;
             // SAFETY: whoever made the kernel promised that its pointers cover the shape.
             unsafe {
-                if redoes && (channels.clone()).all(|c| (*task.out[2].add(c)).is_finite()) {
+                if redoes && (channels.clone()).all(|c| (*task.out[2].wrapping_add(c)).is_finite()) {
                     continue;
                 }
                 if planes {
@@ -363,9 +363,9 @@ impl<E: Storage> Kernel for WideMomentsKernel<E> {
                 }
                 task.rows_of::<Wide<E, S>, true>(channels.clone(), out, room);
                 for c in channels.filter(|_| redoes) {
-                    if !(*task.out[2].add(c)).is_finite() {
+                    if !(*task.out[2].wrapping_add(c)).is_finite() {
                         for (to, from) in task.out.iter().zip(out) {
-                            *to.add(c) = *from.wrapping_add(c);
+                            *to.wrapping_add(c) = *from.wrapping_add(c);
                         }
                     }
                 }

@@ -185,6 +185,7 @@ impl<T> Shared<T> {
     #[allow(clippy::mut_from_ref)] // the caller's promise stands in for the borrow
     pub(crate) unsafe fn slice<'a>(&self, range: std::ops::Range<usize>) -> &'a mut [T] {
         // SAFETY: the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.0.add(range.start), range.len()) }
+        // Wrapping: the pointer may stand for the start of an array of which only a part exists.
+        unsafe { std::slice::from_raw_parts_mut(self.0.wrapping_add(range.start), range.len()) }
     }
 }

@@ -1,10 +1,6 @@
-//! Per-channel arrays in scratch memory, and how much of it passes need.
+//! Per-channel arrays in scratch memory.
 
-use super::scratch::Sizes;
-use super::tiling::Grid;
 use super::walked::Walked;
-use crate::kernels::gradient_sums::GradientSumsTask;
-use crate::kernels::moments::MomentsTask;
 use crate::kernels::tile::padded;
 use crate::kernels::{gradient_sums, input_gradient, map, normalize};
 use crate::parallel::Shared;
@@ -18,52 +14,54 @@ pub(super) const SUMS: usize = 2;
 /// Arrays of coefficients of the gradient sums, including those that recompute the argument of the activation.
 pub(super) const CENTERED: usize = gradient_sums::COEFS + normalize::COEFS;
 /// The same for the input gradient.
-pub(super) const MAPPED: usize = input_gradient::COEFS + normalize::COEFS;
+pub(super) const MAPPED: usize = {
+    let arrays = input_gradient::COEFS + normalize::COEFS;
+    assert!(arrays <= map::MAX_COEFS);
+    arrays
+};
 
-/// The scratch memory of passes over a shape.
-pub(super) fn scratch_sizes(shape: Shape) -> Sizes {
-    let [plain, weighted] = [false, true].map(|weighted| scratch_sizes_of(&Walked::new(shape, weighted)));
-    Sizes {
-        pass: plain.pass.max(weighted.pass),
-        task: plain.task.max(weighted.task),
-        tasks: plain.tasks.max(weighted.tasks),
-        conversions: plain.conversions,
-    }
-}
-
-fn scratch_sizes_of(walked: &Walked) -> Sizes {
-    const { assert!(MAPPED <= map::MAX_COEFS) };
-    let shape = walked.shape;
-    let grid = (!shape.is_empty()).then(|| Grid::new(shape, size_of::<f64>(), true));
-    let array = padded(shape.channels());
-    let segments = grid.as_ref().map_or(0, Grid::segments);
-    let slots = segments + usize::from(walked.rest.is_some());
-    Sizes {
-        // The pass with most coefficients, which may be aligned with an output; moments and a count for each segment.
-        pass: stride(shape)
-            .saturating_mul(CENTERED + MAPPED)
-            .saturating_add(MAX_LANES)
-            .saturating_add(array.saturating_mul(2 + MOMENTS * slots))
-            .saturating_add(segments.next_multiple_of(8)),
-        task: grid
-            .as_ref()
-            .map_or(0, |_| MomentsTask::<f64>::scratch(shape).max(GradientSumsTask::<f64>::scratch(shape))),
-        tasks: grid.as_ref().map_or(1, Grid::tiles),
-        // Mean, variance, gamma, beta and their gradients.
-        conversions: padded(walked.channels(0..shape.channels()).len()).saturating_mul(6),
-    }
-}
-
-/// Elements from one array of coefficients to the next: in rows, which are walked with all arrays at once, a page more
-/// than an array. Several streams in a page mislead the hardware prefetcher, and maps from memory then take 1.3 to 1.5
-/// times as long. What fits in a cache does without.
-pub(super) fn stride(shape: Shape) -> usize {
-    const PAGE: usize = 4096 / size_of::<f32>();
+/// Elements from one array of coefficients to the next, for so many columns of a shape: in rows, which are walked with
+/// all arrays at once, a page more than an array. Several streams in a page mislead the hardware prefetcher, and maps from
+/// memory then take 1.3 to 1.5 times as long. What fits in a cache does without.
+pub(super) fn stride<P>(shape: Shape, columns: usize) -> usize {
+    const PAGE: usize = 4096;
     const LARGE: usize = 1 << 16;
-    padded(shape.channels()) + if shape.inner() == 1 && shape.len() > LARGE { PAGE } else { 0 }
+    padded(columns) + if shape.inner() == 1 && shape.len() > LARGE { PAGE / size_of::<P>() } else { 0 }
 }
 
-/// Arrays of one value per channel, in a buffer of f64, which are no smaller than the scalars of lanes.
+/// Memory for arrays of one value per column: of a group of columns, or of all.
+pub(super) struct Window {
+    memory: Shared<f64>,
+    /// The first column.
+    first: usize,
+    pub(super) columns: usize,
+}
+
+impl Window {
+    pub(super) fn new(memory: *mut f64, first: usize, columns: usize) -> Self {
+        Self { memory: Shared::new(memory), first, columns }
+    }
+
+    /// Without memory, to find out how much it needs.
+    pub(super) fn of_columns(columns: usize) -> Self {
+        Self::new(std::ptr::null_mut(), 0, columns)
+    }
+
+    /// The arrays that lie after so much of the window, and where they end.
+    pub(super) fn arrays<P>(&self, at: usize, arrays: usize, stride: usize) -> (ChannelArrays<P>, usize) {
+        const { assert!(size_of::<P>() <= size_of::<f64>()) };
+        let base = self.memory.ptr().wrapping_add(at).cast::<P>().wrapping_sub(self.first);
+        (ChannelArrays { base: Shared::new(base), stride }, at.saturating_add(arrays_len::<P>(arrays, stride)))
+    }
+}
+
+/// The length of so many arrays in a window, in values of f64: whole cache lines, and room to move them by a vector.
+pub(super) fn arrays_len<P>(arrays: usize, stride: usize) -> usize {
+    let bytes = arrays.saturating_mul(stride).saturating_add(MAX_LANES).saturating_mul(size_of::<P>());
+    bytes.div_ceil(size_of::<f64>()).checked_next_multiple_of(8).unwrap_or(usize::MAX)
+}
+
+/// Arrays of one value per column.
 pub(super) struct ChannelArrays<P> {
     base: Shared<P>,
     /// Values from one array to the next.
@@ -76,12 +74,11 @@ impl<P> ChannelArrays<P> {
         Self { base: Shared::new(buffer.cast()), stride }
     }
 
-    /// Arrays for a map into `out`, offset to share its misalignment, so that an aligned store loads its coefficients
-    /// from one cache line, not two. The buffer has `MAX_LANES` values more.
-    pub(super) fn aligned_with<E>(buffer: *mut f64, stride: usize, out: *mut E) -> Self {
-        let arrays = Self::new(buffer, stride);
+    /// The same for a map into `out`, moved to share its misalignment, so that an aligned store loads its coefficients
+    /// from one cache line, not two.
+    pub(super) fn aligned_with<E>(self, out: *mut E) -> Self {
         let lanes = STREAM_ALIGN / size_of::<P>();
-        Self { base: Shared::new(arrays.ptr().wrapping_add(out.addr() / size_of::<E>() % lanes)), stride }
+        Self { base: Shared::new(self.ptr().wrapping_add(out.addr() / size_of::<E>() % lanes)), ..self }
     }
 
     /// The arrays after the first `k`.
@@ -93,19 +90,23 @@ impl<P> ChannelArrays<P> {
         self.base.ptr()
     }
 
+    pub(super) fn shared(&self) -> Shared<P> {
+        self.base
+    }
+
     /// Repeats the channels in the other columns, and the first columns after the last, in the first `arrays` arrays, so
     /// that a vector may continue with the next row. To be called after filling `range`.
     ///
     /// # Safety
     /// The buffer has as many arrays, and nothing else uses these columns or the padding.
-    pub(super) unsafe fn repeat(&self, arrays: usize, range: &Range<usize>, walked: &Walked)
+    pub(super) unsafe fn repeat(&self, arrays: usize, range: &Range<usize>, walked: &Walked, window: &Window)
     where
         P: Copy,
     {
-        if range.start > 0 || range.is_empty() || walked.shape.inner() > 1 {
+        let columns = walked.shape.channels();
+        if range.start > 0 || range.is_empty() || walked.shape.inner() > 1 || window.columns < columns {
             return;
         }
-        let columns = walked.shape.channels();
         let channels = columns / walked.rows;
         let first = if walked.rows == 1 { columns } else { channels };
         for k in 0..arrays {

@@ -6,11 +6,13 @@
 //! map      dx = (g − mean(g) + (x − mean)·slope)·scale, dresidual = g
 //! ```
 
-use super::arrays::{CENTERED, ChannelArrays, MAPPED, SUMS, stride};
+use super::arrays::{CENTERED, ChannelArrays, MAPPED, SUMS, Window, stride};
 use super::engine::Engine;
 use super::inputs::{PassInputs, STREAM_BACKWARD};
 use super::request::{Backward, Fusions, Parameters};
-use super::tiling::{Grid, MapTile, Steps};
+use super::scratch::Sizes;
+use super::tiling::{Grid, MOST_SEGMENTS, MapTile, Steps};
+use super::walked::Walked;
 use crate::activation::Activation;
 use crate::kernels::coefficients::{
     CenterCoefs, Channels, ConstantCoefs, InputGradientCoefs, NormalizeCoefs, ParameterGradients, SumsOfAll,
@@ -22,8 +24,9 @@ use crate::kernels::partials::{Partials, slot};
 use crate::kernels::tile::{Tile, padded};
 use crate::lanes::Storage;
 use crate::parallel::Shared;
-use crate::simd::{MAX_LANES, dispatch};
-use crate::statistics::WideSource;
+use crate::shape::Shape;
+use crate::simd::dispatch;
+use crate::statistics::{GradientSums, WideSource};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::ptr::{null, null_mut};
@@ -50,33 +53,8 @@ pub(super) unsafe fn backward<E: Storage>(engine: &Engine, request: Backward<'_,
     let map_inputs = inputs(if rebuild || (needs.count.is_none() && !needs.recomputes) { dy } else { x });
 
     let walked = map_inputs.walked;
-    let (partials_stride, stride) = (padded(walked.shape.channels()), stride(walked.shape));
-    let mut scratch = engine.scratch.pass();
-    let totals = ChannelArrays::<f64>::new(scratch.take(2 * partials_stride), partials_stride);
-    // SAFETY: the buffer has two arrays, and nothing else uses them yet.
-    let [g, gx] = unsafe { totals.slices(&(0..channels)) };
-    match sums {
-        Some(sums) => {
-            g.copy_from_slice(sums.g);
-            gx.copy_from_slice(sums.gx);
-        }
-        None => {
-            g.fill(0.0);
-            gx.fill(0.0);
-        }
-    }
-    let center = ChannelArrays::new(scratch.take(CENTERED * stride), stride);
-    let first_output = out.dx.or(out.dresidual).unwrap_or(null_mut());
-    let coefs = ChannelArrays::aligned_with(scratch.take(MAPPED * stride + MAX_LANES), stride, first_output);
-
-    let read_again = if needs.sums && needs.maps { 2 * size_of::<E>() } else { 0 };
-    let grid = (!shape.is_empty()).then(|| Grid::new(walked.shape, read_again, false));
+    let grid = (!shape.is_empty()).then(|| grid::<E>(walked.shape, needs.sums && needs.maps));
     let segments = grid.as_ref().filter(|_| needs.sums).map_or(0, Grid::segments);
-    let slots = segments + usize::from(needs.sums && walked.rest.is_some());
-    let slots = Shared::new(scratch.take(SUMS * partials_stride * slots));
-    // SAFETY: the memory has as many values. Sums are merged without regard to counts.
-    let counts: &[f64] = unsafe { std::slice::from_raw_parts(scratch.take(segments), segments) };
-
     let fuses = reduce_inputs.variant.fuses() || out.dresidual.is_some();
     let pass = BackwardPass {
         engine,
@@ -87,33 +65,68 @@ pub(super) unsafe fn backward<E: Storage>(engine: &Engine, request: Backward<'_,
         parameters,
         reduce_inputs,
         map_inputs,
-        slots,
-        partials_stride,
-        counts,
-        totals,
-        center,
-        coefs,
+        counts: &[0.0; MOST_SEGMENTS][..segments],
+        sums,
+        sums_out: sums_out.map(|out| [out.g, out.gx].map(|sums| Shared::new(sums.as_mut_ptr()))),
         out: [Shared::new(out.dx.unwrap_or(null_mut())), Shared::new(out.dresidual.unwrap_or(null_mut()))],
         dgamma: out.dgamma.map(|d| Shared::new(d.as_mut_ptr())),
         dbeta: out.dbeta.map(|d| Shared::new(d.as_mut_ptr())),
     };
     match &grid {
-        None => pass.finish(0..channels),
+        None => {
+            let len = pass.window(channels);
+            let mut buffer = engine.scratch.window(len);
+            pass.finish(0..channels, &Window::new(buffer.take(len), 0, channels));
+        }
         Some(grid) => {
-            if pass.needs.sums {
-                // SAFETY: nothing else uses the buffers yet.
-                unsafe { pass.center_channels() };
-            }
             let sweeps = if pass.needs.sums { 2 } else { 0 } + if pass.needs.maps { 3 } else { 0 };
             engine.walk::<E>(grid, sweeps, &pass);
         }
     }
-    if let Some(out) = sums_out {
-        // SAFETY: the buffer has two arrays, and all tasks are done with them.
-        let [g, gx] = unsafe { pass.totals.slices(&(0..channels)) };
-        out.g.copy_from_slice(g);
-        out.gx.copy_from_slice(gx);
+}
+
+fn grid<E>(shape: Shape, reads_again: bool) -> Grid {
+    Grid::new(shape, if reads_again { 2 * size_of::<E>() } else { 0 }, false)
+}
+
+/// The arrays of a window.
+struct Arrays<P> {
+    /// The partial sums of the segments.
+    slots: ChannelArrays<f64>,
+    /// Σg and Σg·(x − mean) of all segments.
+    totals: ChannelArrays<f64>,
+    /// Coefficients of the reduction, and of the map.
+    center: ChannelArrays<P>,
+    coefs: ChannelArrays<P>,
+}
+
+impl<P> Arrays<P> {
+    /// In a window, and its length.
+    fn new(window: &Window, walked: &Walked, segments: usize, sums: bool, recomputes: bool) -> (Self, usize) {
+        let (columns, stride) = (window.columns, stride::<P>(walked.shape, window.columns));
+        // Over planes, whose windows are small, kernels read all arrays of the fused pass, whether it needs them or not.
+        let all = recomputes || walked.shape.inner() > 1;
+        let [center, coefs] = if all { [CENTERED, MAPPED] } else { [gradient_sums::COEFS, input_gradient::COEFS] };
+        let slots = if sums { SUMS * walked.slots(segments) } else { 0 };
+        let (slots, at) = window.arrays(0, slots, padded(columns));
+        let (totals, at) = window.arrays(at, 2, padded(columns));
+        let (center, at) = window.arrays(at, if sums { center } else { 0 }, stride);
+        let (coefs, end) = window.arrays(at, coefs, stride);
+        (Self { slots, totals, center, coefs }, end)
     }
+}
+
+/// The memory that backward passes need at most.
+pub(super) fn sizes<E: Storage>(walked: &Walked, count: usize) -> Sizes {
+    let mut sizes = Sizes::default();
+    for (sums, reads_again) in [(true, true), (true, false), (false, false)] {
+        let grid = grid::<E>(walked.shape, reads_again);
+        let [columns, windows] = grid.windows(count, false);
+        let (_, window) = Arrays::<E::Scalar>::new(&Window::of_columns(columns), walked, grid.segments(), sums, true);
+        let task = GradientSumsTask::<E>::scratch(walked.shape);
+        sizes = sizes.max(Sizes { window, windows, task, tasks: count.min(grid.tiles()) });
+    }
+    sizes
 }
 
 /// What a backward pass has to do.
@@ -163,15 +176,11 @@ struct BackwardPass<'a, E: Storage> {
     parameters: Parameters<'a, E::Scalar>,
     reduce_inputs: PassInputs<E>,
     map_inputs: PassInputs<E>,
-    /// The partial sums of the segments, and one count for each.
-    slots: Shared<f64>,
-    partials_stride: usize,
+    /// One value for each segment: sums are merged without regard to counts.
     counts: &'a [f64],
-    /// Σg and Σg·(x − mean) of all segments.
-    totals: ChannelArrays<f64>,
-    /// Coefficients of the reduction, and of the map.
-    center: ChannelArrays<E::Scalar>,
-    coefs: ChannelArrays<E::Scalar>,
+    /// The sums, if they are known, and where to write them.
+    sums: Option<GradientSums<&'a [f64]>>,
+    sums_out: Option<[Shared<f64>; 2]>,
     /// dx and dresidual, null if not wanted.
     out: [Shared<E>; 2],
     dgamma: Option<Shared<MaybeUninit<E::Scalar>>>,
@@ -189,42 +198,31 @@ impl<E: Storage> BackwardPass<'_, E> {
         Channels { rebuild: self.rebuild, ..self.channels(range) }
     }
 
-    /// Computes the coefficients of the reduction.
-    ///
-    /// # Safety
-    /// Nothing else uses them.
-    unsafe fn center_channels(&self) {
-        let (isa, all) = (self.engine.isa, 0..self.engine.shape.channels());
-        // SAFETY: the caller's promise; the buffer has as many arrays.
-        let out = unsafe { self.center.slices(&all) };
-        dispatch(isa, CenterCoefs { channels: self.seen_channels(&all), out });
-        let mut arrays = gradient_sums::COEFS;
-        if self.needs.recomputes {
-            // SAFETY: the same; these arrays come after the others.
-            let out = unsafe { self.center.after(arrays).slices(&all) };
-            dispatch(isa, NormalizeCoefs { channels: self.channels(&all), out });
-            arrays += normalize::COEFS;
-        }
-        // SAFETY: the same, and the slices are gone.
-        unsafe { self.center.repeat(arrays, &all, &self.reduce_inputs.walked) };
+    fn arrays(&self, window: &Window) -> Arrays<E::Scalar> {
+        let (walked, Needs { sums, recomputes, .. }) = (&self.map_inputs.walked, &self.needs);
+        let (arrays, _) = Arrays::new(window, walked, self.counts.len(), *sums, *recomputes);
+        let [dx, dresidual] = [self.out[0].ptr(), self.out[1].ptr()];
+        Arrays { coefs: arrays.coefs.aligned_with(if dx.is_null() { dresidual } else { dx }), ..arrays }
     }
 
     /// Writes the sums of a tile of some inputs to the slot of a segment.
     ///
     /// # Safety
     /// See [`request`](super::request); nothing else uses the tile's part of the slot, and coefficients are computed.
-    unsafe fn reduce_of(&self, inputs: &PassInputs<E>, segment: usize, tile: Tile) {
+    unsafe fn reduce_of(&self, inputs: &PassInputs<E>, segment: usize, tile: Tile, window: &Window) {
         let (isa, shape) = (self.engine.isa, inputs.walked.shape);
-        let mut scratch = self.engine.scratch.task();
+        let Arrays { slots, center, .. } = self.arrays(window);
+        let len = GradientSumsTask::<E>::scratch(shape);
+        let mut scratch = (len > 0).then(|| self.engine.scratch.task(len));
         let task = GradientSumsTask {
             shape,
             tile,
             x: inputs.sources(),
             variant: inputs.variant,
-            coefs: self.center.ptr().cast_const(),
-            coefs_stride: self.center.stride,
-            out: slot(self.slots, segment, self.partials_stride),
-            scratch: scratch.take(GradientSumsTask::<E>::scratch(shape)),
+            coefs: center.ptr().cast_const(),
+            coefs_stride: center.stride,
+            out: slot(slots.shared(), segment, slots.stride),
+            scratch: scratch.as_mut().map_or(null_mut(), |scratch| scratch.take(len)),
         };
         // SAFETY: the caller's promise; the scratch memory is the task's own, and groups of planes have few enough
         // channels.
@@ -241,27 +239,33 @@ impl<E: Storage> BackwardPass<'_, E> {
     ///
     /// # Safety
     /// Nothing else uses these channels of the coefficients.
-    unsafe fn finish_map(&self, range: &Range<usize>, g: &[f64], gx: &[f64]) {
+    unsafe fn finish_map(
+        &self,
+        range: &Range<usize>,
+        [g, gx]: [&[f64]; 2],
+        window: &Window,
+        coefs: &ChannelArrays<E::Scalar>,
+    ) {
         let (isa, channels, count) = (self.engine.isa, self.seen_channels(range), self.needs.count);
         let mut arrays = if count.is_some() || self.fuses {
-            // SAFETY: the caller's promise; the buffer has as many arrays.
-            let out = unsafe { self.coefs.slices(range) };
+            // SAFETY: the caller's promise; the window has as many arrays.
+            let out = unsafe { coefs.slices(range) };
             dispatch(isa, InputGradientCoefs { channels, count, g, gx, out });
             input_gradient::COEFS
         } else {
             // SAFETY: the same.
-            let out = unsafe { self.coefs.slices(range) };
+            let out = unsafe { coefs.slices(range) };
             dispatch(isa, ConstantCoefs { channels, out });
             normalize::COEFS
         };
         if self.needs.recomputes {
             // SAFETY: the same; these arrays come after the others.
-            let out = unsafe { self.coefs.after(arrays).slices(range) };
+            let out = unsafe { coefs.after(arrays).slices(range) };
             dispatch(isa, NormalizeCoefs { channels: self.channels(range), out });
             arrays += normalize::COEFS;
         }
         // SAFETY: the same, and the slices are gone.
-        unsafe { self.coefs.repeat(arrays, range, &self.map_inputs.walked) };
+        unsafe { coefs.repeat(arrays, range, &self.map_inputs.walked, window) };
     }
 }
 
@@ -273,33 +277,69 @@ impl<E: Storage> Steps for BackwardPass<'_, E> {
         self.needs.maps
     }
 
-    fn reduce(&self, segment: usize, tile: Tile) {
+    fn window(&self, columns: usize) -> usize {
+        let (walked, Needs { sums, recomputes, .. }) = (&self.map_inputs.walked, &self.needs);
+        let window = Window::of_columns(columns);
+        Arrays::<E::Scalar>::new(&window, walked, self.counts.len(), *sums, *recomputes).1
+    }
+
+    fn prepare(&self, columns: Range<usize>, window: &Window) {
+        let (isa, walked, center) = (self.engine.isa, &self.reduce_inputs.walked, self.arrays(window).center);
+        let range = walked.channels(columns);
+        // SAFETY: tasks have disjoint channels; the window has as many arrays.
+        let out = unsafe { center.slices(&range) };
+        dispatch(isa, CenterCoefs { channels: self.seen_channels(&range), out });
+        let mut arrays = gradient_sums::COEFS;
+        if self.needs.recomputes {
+            // SAFETY: the same; these arrays come after the others.
+            let out = unsafe { center.after(arrays).slices(&range) };
+            dispatch(isa, NormalizeCoefs { channels: self.channels(&range), out });
+            arrays += normalize::COEFS;
+        }
+        // SAFETY: the same, and the slices are gone.
+        unsafe { center.repeat(arrays, &range, walked, window) };
+    }
+
+    fn reduce(&self, segment: usize, tile: Tile, window: &Window) {
         let inputs = &self.reduce_inputs;
         let rest = inputs.rest().filter(|_| tile.positions.end == inputs.walked.shape.values_per_channel());
         // SAFETY: whoever ran the request promised the pointers; coefficients were computed before, a task has its
         // tile's part of the slot for itself, and the last one that of what is left over.
         unsafe {
-            self.reduce_of(inputs, segment, tile);
+            self.reduce_of(inputs, segment, tile, window);
             if let Some(rest) = rest {
-                self.reduce_of(&rest, segment + 1, Tile::all(rest.walked.shape));
+                self.reduce_of(&rest, segment + 1, Tile::all(rest.walked.shape), window);
             }
         }
     }
 
-    fn finish(&self, columns: Range<usize>) {
+    fn finish(&self, columns: Range<usize>, window: &Window) {
         let (isa, walked) = (self.engine.isa, &self.map_inputs.walked);
         let range = walked.channels(columns.clone());
-        // SAFETY: tasks have disjoint channels; the buffer has two arrays.
-        let [g, gx] = unsafe { self.totals.slices(&range) };
+        let Arrays { slots, totals, center, coefs } = self.arrays(window);
+        // SAFETY: tasks have disjoint channels; the window has two arrays.
+        let [g, gx] = unsafe { totals.slices(&range) };
         let channels = self.seen_channels(&range);
         if self.needs.sums {
             // SAFETY: tasks have disjoint channels, all segments of which have been reduced.
             let partials = unsafe {
-                Partials::new(self.slots, self.partials_stride, columns, self.counts, walked.rows, walked.rest_count())
+                Partials::new(slots.shared(), slots.stride, columns, self.counts, walked.rows, walked.rest_count())
             };
-            // SAFETY: tasks have disjoint channels; the buffer has this array.
-            let [prescale] = unsafe { self.center.slices(&range) };
+            // SAFETY: tasks have disjoint channels; the window has this array.
+            let [prescale] = unsafe { center.slices(&range) };
             dispatch(isa, SumsOfAll { channels, partials, prescale, g: &mut *g, gx: &mut *gx });
+        } else if let Some(sums) = self.sums {
+            g.copy_from_slice(&sums.g[range.clone()]);
+            gx.copy_from_slice(&sums.gx[range.clone()]);
+        } else {
+            g.fill(0.0);
+            gx.fill(0.0);
+        }
+        if let Some(out) = &self.sums_out {
+            // SAFETY: tasks have disjoint channels, all below the number of channels.
+            let out = unsafe { [out[0].slice(range.clone()), out[1].slice(range.clone())] };
+            out[0].copy_from_slice(g);
+            out[1].copy_from_slice(gx);
         }
         // SAFETY: tasks have disjoint channels, all below the number of channels.
         let dgamma = self.dgamma.as_ref().map(|d| unsafe { d.slice(range.clone()) });
@@ -308,12 +348,12 @@ impl<E: Storage> Steps for BackwardPass<'_, E> {
         dispatch(isa, ParameterGradients { channels, g, gx, dgamma, dbeta });
         if self.needs.maps {
             // SAFETY: tasks have disjoint channels.
-            unsafe { self.finish_map(&range, g, gx) };
+            unsafe { self.finish_map(&range, [g, gx], window, &coefs) };
         }
     }
 
-    fn map(&self, tile: MapTile) {
-        let (engine, inputs, coefs) = (self.engine, &self.map_inputs, &self.coefs);
+    fn map(&self, tile: MapTile, window: &Window) {
+        let (engine, inputs, coefs) = (self.engine, &self.map_inputs, &self.arrays(window).coefs);
         let out = [self.out[0].ptr(), self.out[1].ptr()];
         // SAFETY: whoever ran the request promised the pointers; tiles are disjoint, and their channels are finished.
         unsafe {

@@ -1,7 +1,7 @@
 //! Second derivatives. Rarely needed, so it is composed of other passes: it makes more sweeps than a dedicated one, and
 //! allocates.
 
-use super::arrays::{ChannelArrays, MAPPED, stride};
+use super::arrays::{ChannelArrays, MAPPED, Window, stride};
 use super::backward::backward;
 use super::engine::Engine;
 use super::inputs::PassInputs;
@@ -50,7 +50,8 @@ pub(super) unsafe fn double_backward<E: Storage>(engine: &Engine, request: Doubl
     let products = sums(v, dy, WideSource { count: Some(count), mean: &mean_v, var: &vec![1.0; channels] });
 
     let walked = Walked::new(shape, false);
-    let stride = stride(walked.shape);
+    let stride = stride::<E::Scalar>(walked.shape, walked.shape.channels());
+    let window = Window::of_columns(walked.shape.channels());
     let (mut x_buffer, mut dy_buffer) = (vec![0.0f64; MAPPED * stride], vec![0.0f64; MAPPED * stride]);
     let x_coefs = ChannelArrays::<E::Scalar>::new(x_buffer.as_mut_ptr(), stride);
     let dy_coefs = ChannelArrays::<E::Scalar>::new(dy_buffer.as_mut_ptr(), stride);
@@ -87,7 +88,7 @@ pub(super) unsafe fn double_backward<E: Storage>(engine: &Engine, request: Doubl
     // The gradient of dy does not depend on dy, so v stands in its place.
     for (coefs, g, out) in [(&x_coefs, dy, of_x), (&dy_coefs, v, of_dy)] {
         // SAFETY: the buffers have as many arrays, and the slices are gone.
-        unsafe { coefs.repeat(COEFS, &all, &walked) };
+        unsafe { coefs.repeat(COEFS, &all, &walked, &window) };
         if let Some(out) = out {
             let inputs = PassInputs::for_double_backward(shape, [g, x], v);
             engine.walk::<E>(&grid, 4, &DoubleBackwardMap { engine, inputs, coefs, out: Shared::new(out) });
@@ -160,9 +161,13 @@ struct DoubleBackwardMap<'a, E: Storage> {
 }
 
 impl<E: Storage> Steps for DoubleBackwardMap<'_, E> {
-    fn finish(&self, _: Range<usize>) {}
+    fn window(&self, _: usize) -> usize {
+        0
+    }
 
-    fn map(&self, tile: MapTile) {
+    fn finish(&self, _: Range<usize>, _: &Window) {}
+
+    fn map(&self, tile: MapTile, _: &Window) {
         let out = [self.out.ptr(), null_mut()];
         // SAFETY: whoever ran the request promised the pointers; tiles are disjoint, and the coefficients are computed.
         unsafe {

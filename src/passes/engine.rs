@@ -1,6 +1,5 @@
 //! What a plan consists of.
 
-use super::arrays::scratch_sizes;
 use super::request::Parameters;
 use super::scratch::Scratch;
 use super::tiling::{Grid, Steps};
@@ -24,14 +23,14 @@ pub struct Engine {
 
 impl Engine {
     pub(crate) fn new(shape: Shape) -> Self {
-        let (isa, threads, scratch) = (Detected::best(), Threads::default(), Scratch::new(scratch_sizes(shape)));
+        let (isa, threads, scratch) = (Detected::best(), Threads::default(), Scratch::default());
         Self { shape, eps: 1e-5, activation: Activation::Identity, isa, threads, scratch }
     }
 
     /// Runs the steps of a pass that walks `sweeps` times over a buffer of the plan's shape.
     pub(super) fn walk<E>(&self, grid: &Grid, sweeps: usize, steps: &dyn Steps) {
         let threads = self.threads.count(self.shape.len() * size_of::<E>() * sweeps);
-        grid.walk(&self.threads, threads, steps);
+        grid.walk(&self.threads, &self.scratch, threads, steps);
     }
 
     /// What the coefficients of a range of channels are made from; `mean` and `var` have that range only.

@@ -18,6 +18,8 @@ mod walked;
 use crate::lanes::Storage;
 use engine::Engine;
 use request::Pass;
+use scratch::Sizes;
+use walked::Walked;
 
 /// Runs a pass.
 ///
@@ -33,4 +35,20 @@ pub(crate) unsafe fn run<E: Storage>(engine: &Engine, pass: Pass<'_, E, E::Scala
             Pass::DoubleBackward(request) => double_backward::double_backward(engine, request),
         }
     }
+}
+
+/// The memory that a pass over elements of a type needs at most, on the threads of the plan or fewer.
+pub(crate) fn scratch_sizes<E: Storage>(engine: &Engine) -> Sizes {
+    let mut sizes = Sizes::default();
+    for weighted in [false, true] {
+        let walked = Walked::new(engine.shape, weighted);
+        for count in [1, engine.threads.count(usize::MAX)] {
+            if !engine.shape.is_empty() {
+                sizes = sizes.max(forward::sizes::<E>(engine, &walked, count));
+                sizes = sizes.max(normalize::sizes::<E>(&walked, count));
+                sizes = sizes.max(backward::sizes::<E>(&walked, count));
+            }
+        }
+    }
+    sizes
 }

@@ -1,16 +1,18 @@
 //! y with given statistics: inference, or the second half of a forward pass in training.
 
-use super::arrays::{ChannelArrays, stride};
+use super::arrays::{ChannelArrays, Window, stride};
 use super::engine::Engine;
 use super::inputs::{PassInputs, STREAM_FORWARD};
 use super::request::{Normalize, Parameters};
+use super::scratch::Sizes;
 use super::tiling::{Grid, MapTile, Steps};
 use super::walked::Walked;
 use crate::kernels::coefficients::NormalizeCoefs;
 use crate::kernels::normalize;
 use crate::lanes::Storage;
 use crate::parallel::Shared;
-use crate::simd::{MAX_LANES, dispatch};
+use crate::shape::Shape;
+use crate::simd::dispatch;
 use crate::statistics::WideSource;
 use std::ops::Range;
 use std::ptr::{null, null_mut};
@@ -22,17 +24,22 @@ pub(super) unsafe fn normalize<E: Storage>(engine: &Engine, request: Normalize<'
     if engine.shape.is_empty() {
         return;
     }
-    let mut scratch = engine.scratch.pass();
     let inputs = PassInputs::new(engine.shape, engine.activation, [x, null()], &fusions, STREAM_FORWARD);
-    let (grid, stride) = (Grid::for_map(inputs.walked.shape), stride(inputs.walked.shape));
-    let buffer = scratch.take(normalize::COEFS * stride + MAX_LANES);
-    let pass = NormalizePass {
-        engine,
-        source,
-        inputs,
-        output: Output { parameters, coefs: ChannelArrays::aligned_with(buffer, stride, y), y: Shared::new(y) },
-    };
+    let grid = Grid::for_map(inputs.walked.shape);
+    let pass = NormalizePass { engine, source, inputs, output: Output { parameters, y: Shared::new(y) } };
     engine.walk::<E>(&grid, 2, &pass);
+}
+
+/// The coefficients of a window, and its length.
+fn coefs<P>(window: &Window, shape: Shape) -> (ChannelArrays<P>, usize) {
+    window.arrays(0, normalize::COEFS, stride::<P>(shape, window.columns))
+}
+
+/// The memory that the pass needs.
+pub(super) fn sizes<E: Storage>(walked: &Walked, count: usize) -> Sizes {
+    let [columns, windows] = Grid::for_map(walked.shape).windows(count, false);
+    let (_, window) = coefs::<E::Scalar>(&Window::of_columns(columns), walked.shape);
+    Sizes { window, windows, ..Sizes::default() }
 }
 
 struct NormalizePass<'a, E: Storage> {
@@ -45,7 +52,6 @@ struct NormalizePass<'a, E: Storage> {
 /// y, and what makes it.
 pub(super) struct Output<'a, E: Storage> {
     pub(super) parameters: Parameters<'a, E::Scalar>,
-    pub(super) coefs: ChannelArrays<E::Scalar>,
     pub(super) y: Shared<E>,
 }
 
@@ -53,33 +59,41 @@ impl<E: Storage> Output<'_, E> {
     /// Computes the coefficients of a range of channels from the mean and variance of each.
     ///
     /// # Safety
-    /// The buffer has the arrays, and nothing else uses these channels of them.
+    /// `coefs` lie in the window, and nothing else uses these channels of them.
     pub(super) unsafe fn finish(
         &self,
         engine: &Engine,
         [mean, var]: [&[f64]; 2],
         range: &Range<usize>,
         walked: &Walked,
+        window: &Window,
+        coefs: &ChannelArrays<E::Scalar>,
     ) {
         let channels = engine.channels(mean, var, self.parameters, range);
         // SAFETY: the caller's promise.
-        let out = unsafe { self.coefs.slices(range) };
+        let out = unsafe { coefs.slices(range) };
         dispatch(engine.isa, NormalizeCoefs { channels, out });
         // SAFETY: the caller's promise; the slices are gone.
-        unsafe { self.coefs.repeat(normalize::COEFS, range, walked) };
+        unsafe { coefs.repeat(normalize::COEFS, range, walked, window) };
     }
 
     /// Maps a tile of x into y.
     ///
     /// # Safety
     /// See [`request`](super::request); the channels of the tile are finished, and no other task writes it.
-    pub(super) unsafe fn map(&self, engine: &Engine, inputs: &PassInputs<E>, tile: MapTile) {
+    pub(super) unsafe fn map(
+        &self,
+        engine: &Engine,
+        inputs: &PassInputs<E>,
+        tile: MapTile,
+        coefs: &ChannelArrays<E::Scalar>,
+    ) {
         // SAFETY: the caller's promise.
         unsafe {
             if inputs.variant.fuses() {
-                inputs.map::<normalize::Normalize<true>>(engine, tile, &self.coefs, self.pointers());
+                inputs.map::<normalize::Normalize<true>>(engine, tile, coefs, self.pointers());
             } else {
-                inputs.map::<normalize::Normalize<false>>(engine, tile, &self.coefs, self.pointers());
+                inputs.map::<normalize::Normalize<false>>(engine, tile, coefs, self.pointers());
             }
         }
     }
@@ -90,16 +104,28 @@ impl<E: Storage> Output<'_, E> {
     }
 }
 
+impl<E: Storage> NormalizePass<'_, E> {
+    fn coefs(&self, window: &Window) -> ChannelArrays<E::Scalar> {
+        coefs(window, self.inputs.walked.shape).0.aligned_with(self.output.y.ptr())
+    }
+}
+
 impl<E: Storage> Steps for NormalizePass<'_, E> {
-    fn finish(&self, columns: Range<usize>) {
+    fn window(&self, columns: usize) -> usize {
+        coefs::<E::Scalar>(&Window::of_columns(columns), self.inputs.walked.shape).1
+    }
+
+    fn finish(&self, columns: Range<usize>, window: &Window) {
         let range = self.inputs.walked.channels(columns);
         let statistics = [&self.source.mean[range.clone()], &self.source.var[range.clone()]];
         // SAFETY: the buffer has as many arrays, and tasks have disjoint channels.
-        unsafe { self.output.finish(self.engine, statistics, &range, &self.inputs.walked) };
+        unsafe {
+            self.output.finish(self.engine, statistics, &range, &self.inputs.walked, window, &self.coefs(window));
+        }
     }
 
-    fn map(&self, tile: MapTile) {
+    fn map(&self, tile: MapTile, window: &Window) {
         // SAFETY: whoever ran the request promised the pointers; tiles are disjoint, and their channels are finished.
-        unsafe { self.output.map(self.engine, &self.inputs, tile) };
+        unsafe { self.output.map(self.engine, &self.inputs, tile, &self.coefs(window)) };
     }
 }

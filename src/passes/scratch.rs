@@ -1,8 +1,10 @@
 //! Memory for the per-channel arrays of passes, kept for the next pass.
 
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fmt;
 use std::mem::MaybeUninit;
-use std::ptr::{null_mut, slice_from_raw_parts_mut};
+use std::ptr::null_mut;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
 /// What buffers consist of: cache lines.
@@ -19,37 +21,80 @@ const ALIGN: usize = align_of::<Line>();
 /// Buffers from the heap that a pool keeps.
 const KEPT: usize = 64;
 
-/// The most memory that one pass of a plan needs. Lengths are in values of f64, and whole cache lines.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Sizes {
-    /// Of a pass, once.
-    pub(crate) pass: usize,
-    /// Of each task of a pass while it runs.
+/// The most memory that one call of a plan needs at once. Lengths are in values of f64, and whole cache lines.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sizes {
+    /// Of a window, and how many there are.
+    pub(crate) window: usize,
+    pub(crate) windows: usize,
+    /// Of a task while it runs, and how many run at once.
     pub(crate) task: usize,
-    /// Tasks that a pass can have.
     pub(crate) tasks: usize,
-    /// Of a pass whose per-channel arguments have other types than it computes with. Always from the heap.
-    pub(crate) conversions: usize,
 }
 
 impl Sizes {
-    fn threads(&self, threads: usize) -> usize {
-        threads.min(self.tasks)
+    fn bytes(&self) -> usize {
+        let windows = lines(self.window).saturating_mul(self.windows);
+        windows.saturating_add(lines(self.task).saturating_mul(self.tasks)).saturating_mul(size_of::<Line>())
     }
 
-    /// Bytes for a pass on this many threads.
-    fn bytes(&self, threads: usize) -> usize {
-        self.task.saturating_mul(self.threads(threads)).saturating_add(self.pass).saturating_mul(size_of::<f64>())
+    /// Bytes for `calls` calls at once, whatever their alignment.
+    pub(crate) fn bytes_for(&self, calls: usize) -> usize {
+        self.bytes().saturating_mul(calls.max(1)).saturating_add(ALIGN - 1)
+    }
+
+    /// What both need.
+    pub(crate) fn max(self, other: Self) -> Self {
+        Self {
+            window: self.window.max(other.window),
+            windows: self.windows.max(other.windows),
+            task: self.task.max(other.task),
+            tasks: self.tasks.max(other.tasks),
+        }
     }
 }
 
-/// The memory of a plan: buffers for passes and for their tasks. A clone starts with none.
+/// Scratch memory that is given to a plan, of any alignment: `&'static mut` or owned.
+#[derive(Debug)]
+pub struct Memory(Owner);
+
+#[derive(Debug)]
+enum Owner {
+    Static(&'static mut [MaybeUninit<u8>]),
+    Box(Box<[MaybeUninit<u8>]>),
+}
+
+impl Memory {
+    pub(crate) fn bytes(&mut self) -> &mut [MaybeUninit<u8>] {
+        match &mut self.0 {
+            Owner::Static(bytes) => bytes,
+            Owner::Box(bytes) => bytes,
+        }
+    }
+}
+
+impl From<&'static mut [MaybeUninit<u8>]> for Memory {
+    fn from(bytes: &'static mut [MaybeUninit<u8>]) -> Self {
+        Self(Owner::Static(bytes))
+    }
+}
+
+impl From<Box<[MaybeUninit<u8>]>> for Memory {
+    fn from(bytes: Box<[MaybeUninit<u8>]>) -> Self {
+        Self(Owner::Box(bytes))
+    }
+}
+
+/// The memory of a plan, and of those that share it: buffers for windows, for tasks and for conversions.
 #[derive(Clone)]
-pub(crate) struct Scratch {
-    sizes: Sizes,
-    passes: Pool,
+pub(crate) struct Scratch(Arc<Pools>);
+
+struct Pools {
+    windows: Pool,
     tasks: Pool,
     conversions: Pool,
+    /// What the given buffers lie in.
+    _memory: Option<Memory>,
 }
 
 impl fmt::Debug for Scratch {
@@ -58,94 +103,110 @@ impl fmt::Debug for Scratch {
     }
 }
 
-impl Scratch {
-    pub(crate) fn new(sizes: Sizes) -> Self {
-        let [passes, tasks, conversions] = [sizes.pass, sizes.task, sizes.conversions].map(Pool::new);
-        Self { sizes, passes, tasks, conversions }
+impl Default for Scratch {
+    fn default() -> Self {
+        let [windows, tasks, conversions] = [(); 3].map(|()| Pool::new(Given::none()));
+        Self(Arc::new(Pools { windows, tasks, conversions, _memory: None }))
     }
+}
 
-    /// The memory of a pass, with arbitrary contents.
-    pub(crate) fn pass(&self) -> Buffer<'_> {
-        self.passes.take()
+impl Scratch {
+    /// Memory for a window, with arbitrary contents.
+    pub(crate) fn window(&self, len: usize) -> Buffer<'_> {
+        self.0.windows.take(len)
     }
 
     /// The memory of a task, with arbitrary contents.
-    pub(crate) fn task(&self) -> Buffer<'_> {
-        self.tasks.take()
+    pub(crate) fn task(&self, len: usize) -> Buffer<'_> {
+        self.0.tasks.take(len)
     }
 
     /// The memory of a pass for its arguments in other types, with arbitrary contents.
-    pub(crate) fn conversions(&self) -> Buffer<'_> {
-        self.conversions.take()
+    pub(crate) fn conversions(&self, len: usize) -> Buffer<'_> {
+        self.0.conversions.take(len)
     }
 
-    /// Bytes for `calls` concurrent passes on this many threads each, whatever their alignment.
-    pub(crate) fn bytes(&self, calls: usize, threads: usize) -> usize {
-        self.sizes.bytes(threads).saturating_mul(calls.max(1)).saturating_add(ALIGN - 1)
-    }
-
-    /// Cuts the memory into buffers for as many passes as it has room for; false if it has room for none.
-    pub(crate) fn give(&mut self, memory: &'static mut [MaybeUninit<u8>], threads: usize) -> bool {
-        let start = memory.as_mut_ptr().align_offset(ALIGN);
-        let memory = memory.get_mut(start..).unwrap_or_default();
-        let calls = memory.len() / self.sizes.bytes(threads);
+    /// Cuts memory into buffers for as many calls as it has room for; none if it has room for none.
+    pub(crate) fn given(mut memory: Memory, sizes: Sizes) -> Option<Self> {
+        let bytes = memory.bytes();
+        let first = bytes.as_mut_ptr().align_offset(ALIGN);
+        let bytes = bytes.get_mut(first..).unwrap_or_default();
+        let calls = bytes.len().checked_div(sizes.bytes()).unwrap_or(1);
         if calls == 0 {
-            return false;
+            return None;
         }
-        memory.fill(MaybeUninit::new(0));
-        let (passes, tasks) = (calls, calls * self.sizes.threads(threads));
-        let start = memory.as_mut_ptr().cast::<Line>();
-        self.passes.given = Given::new(start, passes);
-        self.tasks.given = Given::new(start.wrapping_add(passes * self.passes.lines), tasks);
-        true
+        bytes.fill(MaybeUninit::new(0));
+        let start = bytes.as_mut_ptr().cast::<Line>();
+        let (windows, tasks) = (calls.saturating_mul(sizes.windows), calls.saturating_mul(sizes.tasks));
+        let after = start.wrapping_add(windows * lines(sizes.window));
+        Some(Self(Arc::new(Pools {
+            windows: Pool::new(Given::new(start, lines(sizes.window), windows)),
+            tasks: Pool::new(Given::new(after, lines(sizes.task), tasks)),
+            conversions: Pool::new(Given::none()),
+            _memory: Some(memory),
+        })))
     }
 }
 
-/// Buffers of one length that are not in use. No lock guards them, since a forked child would wait forever for one
-/// that another thread had held.
+fn lines(len: usize) -> usize {
+    len.div_ceil(VALUES)
+}
+
+/// Buffers that are not in use. No lock guards them, since a forked child would wait forever for one that another thread
+/// had held.
 struct Pool {
-    /// The length of a buffer.
-    lines: usize,
     given: Given,
-    /// Buffers from the heap, and null.
+    /// Buffers from the heap, each after a line with its length, and null.
     kept: [AtomicPtr<Line>; KEPT],
 }
 
-/// Neighbouring buffers that were given to the plan, which alone uses them.
+/// Neighbouring buffers of one length, of which plans have the memory to themselves.
 struct Given {
     start: AtomicPtr<Line>,
+    lines: usize,
     idle: Box<[AtomicBool]>,
 }
 
 impl Given {
-    fn new(start: *mut Line, buffers: usize) -> Self {
-        Self { start: AtomicPtr::new(start), idle: (0..buffers).map(|_| AtomicBool::new(true)).collect() }
+    fn none() -> Self {
+        Self::new(null_mut(), 0, 0)
     }
-}
 
-impl Clone for Pool {
-    fn clone(&self) -> Self {
-        Self::new(self.lines * VALUES)
+    fn new(start: *mut Line, lines: usize, buffers: usize) -> Self {
+        let buffers = if lines == 0 { 0 } else { buffers };
+        Self { start: AtomicPtr::new(start), lines, idle: (0..buffers).map(|_| AtomicBool::new(true)).collect() }
     }
 }
 
 impl Pool {
-    fn new(len: usize) -> Self {
-        let kept = [const { AtomicPtr::new(null_mut()) }; KEPT];
-        Self { lines: len.div_ceil(VALUES), given: Given::new(null_mut(), 0), kept }
+    fn new(given: Given) -> Self {
+        Self { given, kept: [const { AtomicPtr::new(null_mut()) }; KEPT] }
     }
 
-    fn take(&self) -> Buffer<'_> {
+    fn take(&self, len: usize) -> Buffer<'_> {
+        let lines = lines(len);
         // Acquire, here and below: whoever had the buffer before no longer uses it.
         let idle = |idle: &AtomicBool| idle.load(Ordering::Relaxed) && idle.swap(false, Ordering::Acquire);
-        let given = self.given.idle.iter().position(idle);
+        let given = if lines <= self.given.lines { self.given.idle.iter().position(idle) } else { None };
         let start = match given {
-            Some(k) => self.given.start.load(Ordering::Relaxed).wrapping_add(k * self.lines),
-            None => self.take_kept().unwrap_or_else(|| {
-                Box::into_raw(vec![Line { _values: [0.0; VALUES] }; self.lines].into_boxed_slice()).cast()
-            }),
+            Some(k) => self.given.start.load(Ordering::Relaxed).wrapping_add(k * self.given.lines),
+            None => self.heap_buffer(lines),
         };
-        Buffer { pool: self, start, given, next: start.cast(), left: self.lines * VALUES }
+        Buffer { pool: self, start, given, next: start.cast(), left: lines * VALUES }
+    }
+
+    /// A buffer that was kept, unless it is too short, or a new one.
+    fn heap_buffer(&self, lines: usize) -> *mut Line {
+        if let Some(start) = self.take_kept() {
+            // SAFETY: it was kept, and is taken out.
+            unsafe {
+                if length(start) >= lines {
+                    return start;
+                }
+                free(start);
+            }
+        }
+        allocate(lines)
     }
 
     fn take_kept(&self) -> Option<*mut Line> {
@@ -168,22 +229,49 @@ impl Pool {
         };
         self.kept.iter().any(keep)
     }
-
-    /// # Safety
-    /// `take` allocated the buffer, and nothing uses it any more.
-    unsafe fn free(&self, start: *mut Line) {
-        // SAFETY: the caller's promise; all buffers have this length.
-        drop(unsafe { Box::from_raw(slice_from_raw_parts_mut(start, self.lines)) });
-    }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
         while let Some(start) = self.take_kept() {
             // SAFETY: buffers that are kept are from the heap, and this one was taken out.
-            unsafe { self.free(start) };
+            unsafe { free(start) };
         }
     }
+}
+
+/// Allocates a buffer, of zeros: large ones then cost nothing until they are used. The line before it has its length.
+fn allocate(lines: usize) -> *mut Line {
+    let layout = layout(lines);
+    // SAFETY: the layout has a size that is not 0; the first line has room for a length.
+    unsafe {
+        let header = alloc_zeroed(layout).cast::<Line>();
+        if header.is_null() {
+            handle_alloc_error(layout);
+        }
+        header.cast::<usize>().write(lines);
+        header.add(1)
+    }
+}
+
+fn layout(lines: usize) -> Layout {
+    Layout::array::<Line>(lines.saturating_add(1)).expect("a plan's arrays are no larger than a tensor's")
+}
+
+/// The length of a buffer.
+///
+/// # Safety
+/// [`allocate`] made it, and it has not been freed.
+unsafe fn length(start: *mut Line) -> usize {
+    // SAFETY: the caller's promise.
+    unsafe { start.sub(1).cast::<usize>().read() }
+}
+
+/// # Safety
+/// [`allocate`] made the buffer, and nothing uses it any more.
+unsafe fn free(start: *mut Line) {
+    // SAFETY: the caller's promise.
+    unsafe { dealloc(start.sub(1).cast(), layout(length(start))) };
 }
 
 /// A borrowed buffer; it returns to its pool when dropped.
@@ -214,7 +302,7 @@ impl Drop for Buffer<'_> {
             Some(k) => self.pool.given.idle[k].store(true, Ordering::Release),
             None if self.pool.keep(self.start) => {}
             // SAFETY: it is from the heap, and nothing else refers to it.
-            None => unsafe { self.pool.free(self.start) },
+            None => unsafe { free(self.start) },
         }
     }
 }
@@ -224,10 +312,15 @@ mod tests {
     use super::*;
     use std::ops::Range;
 
-    const SIZES: Sizes = Sizes { pass: 48, task: 16, tasks: 3, conversions: 8 };
+    const SIZES: Sizes = Sizes { window: 48, windows: 2, task: 16, tasks: 3 };
+    const SET: usize = 8 * (2 * 48 + 3 * 16);
 
     fn room(bytes: usize) -> &'static mut [MaybeUninit<u8>] {
         Box::leak(Box::new_uninit_slice(bytes))
+    }
+
+    fn given(bytes: &'static mut [MaybeUninit<u8>]) -> Option<Scratch> {
+        Scratch::given(bytes.into(), SIZES)
     }
 
     fn span(mut buffer: Buffer<'_>, len: usize) -> Range<usize> {
@@ -238,15 +331,12 @@ mod tests {
     #[test]
     fn given_memory_is_cut_into_buffers_wherever_it_starts() {
         for offset in 0..ALIGN {
-            let mut scratch = Scratch::new(SIZES);
-            // More threads than tasks: three of them have work.
-            let memory = &mut room(offset + scratch.bytes(2, 9))[offset..];
+            let memory = &mut room(offset + SIZES.bytes_for(2))[offset..];
             let whole = memory.as_ptr_range();
             let whole = whole.start.addr()..whole.end.addr();
-            assert!(scratch.give(memory, 9));
-            let (passes, tasks) = ([(); 2].map(|()| scratch.pass()), [(); 6].map(|()| scratch.task()));
-            let spans = [passes.map(|b| span(b, SIZES.pass)).to_vec(), tasks.map(|b| span(b, SIZES.task)).to_vec()];
-            let spans = spans.concat();
+            let scratch = given(memory).unwrap();
+            let (windows, tasks) = ([(); 4].map(|()| scratch.window(48)), [(); 6].map(|()| scratch.task(16)));
+            let spans = [windows.map(|b| span(b, 48)).to_vec(), tasks.map(|b| span(b, 16)).to_vec()].concat();
             for (i, a) in spans.iter().enumerate() {
                 assert!(a.start.is_multiple_of(ALIGN) && whole.start <= a.start && a.end <= whole.end);
                 assert!(spans[..i].iter().all(|b| a.end <= b.start || b.end <= a.start));
@@ -256,35 +346,51 @@ mod tests {
 
     #[test]
     fn what_is_too_small_is_refused() {
-        let mut scratch = Scratch::new(SIZES);
-        let set = 8 * (48 + 2 * 16);
-        assert_eq!(scratch.bytes(1, 2), set + ALIGN - 1);
-        assert!(!scratch.give(room(0), 2));
-        assert!(!scratch.give(room(set - 1), 2));
-        assert!(scratch.give(room(scratch.bytes(1, 2)), 2));
-        assert_eq!(scratch.bytes(usize::MAX, 2), usize::MAX);
+        assert_eq!(SIZES.bytes_for(1), SET + ALIGN - 1);
+        assert!(given(room(0)).is_none());
+        assert!(given(room(SET - 1)).is_none());
+        assert!(given(room(SIZES.bytes_for(1))).is_some());
+        assert_eq!(SIZES.bytes_for(usize::MAX), usize::MAX);
+        // An empty plan needs nothing.
+        assert!(Scratch::given(room(0).into(), Sizes::default()).is_some());
     }
 
     #[test]
     fn buffers_return_and_the_heap_helps_out() {
-        let mut scratch = Scratch::new(SIZES);
-        assert!(scratch.give(room(scratch.bytes(1, 1)), 1));
-        let given = span(scratch.pass(), 48);
-        let first = scratch.pass();
-        let second = scratch.pass();
-        assert_eq!(first.next.addr(), given.start);
-        assert!(!given.contains(&second.next.addr()) && second.next.addr().is_multiple_of(ALIGN));
-        let kept = second.next;
-        drop(second);
-        assert_eq!(scratch.pass().next, kept);
+        let scratch = given(room(SIZES.bytes_for(1))).unwrap();
+        let first = span(scratch.window(48), 48);
+        let taken = [(); 2].map(|()| scratch.window(40));
+        assert_eq!(taken[0].next.addr(), first.start);
+        let third = scratch.window(48);
+        assert!(taken.iter().all(|b| b.next != third.next) && third.next.addr().is_multiple_of(ALIGN));
+        let kept = third.next;
+        drop(third);
+        assert_eq!(scratch.window(48).next, kept);
+        // A longer one than what was given, or kept, is from the heap, and is kept instead.
+        let long = span(scratch.window(500), 500);
+        assert_eq!(scratch.window(49).next.addr(), long.start);
+    }
+
+    #[test]
+    fn owned_memory_lives_as_long_as_any_plan_that_shares_it() {
+        let memory: Box<[MaybeUninit<u8>]> = Box::new_uninit_slice(SIZES.bytes_for(1));
+        let range = memory.as_ptr_range();
+        let scratch = Scratch::given(memory.into(), SIZES).unwrap();
+        let shared = scratch.clone();
+        drop(scratch);
+        let mut buffer = shared.window(48);
+        let start = buffer.take(48);
+        assert!((range.start.addr()..range.end.addr()).contains(&start.addr()));
+        // SAFETY: the buffer has so many values.
+        unsafe { start.add(47).write(1.0) };
     }
 
     #[test]
     #[should_panic(expected = "more scratch memory than its sizes say")]
     fn taking_too_much_is_found() {
-        let scratch = Scratch::new(SIZES);
-        let mut pass = scratch.pass();
-        pass.take(40);
-        pass.take(16);
+        let scratch = Scratch::default();
+        let mut window = scratch.window(48);
+        window.take(40);
+        window.take(16);
     }
 }

@@ -3,6 +3,8 @@
 //! Positions are cut into *segments*, whose partial results are merged: the cuts decide bits, so they follow from the
 //! shape alone. Channels are cut into *groups*, which are independent of each other.
 
+use super::arrays::Window;
+use super::scratch::Scratch;
 use super::walked::MAX_COLUMNS;
 use crate::kernels::tile::{MAX_GROUP, Tile};
 use crate::parallel::{Order, Threads};
@@ -18,6 +20,8 @@ const SMALLEST_ROW_SEGMENT: usize = 256;
 const SMALLEST_PLANE_SEGMENT: usize = 1 << 14;
 /// Tasks that keep the cores of large machines busy.
 const TASKS: usize = 256;
+/// The most segments of a channel.
+pub(super) const MOST_SEGMENTS: usize = TASKS;
 /// Bytes of a group of planes that is swept twice: the second sweep finds it in L2, as much as prefetching for the next
 /// group leaves there, or in L3. Passes that sweep once take larger groups, as neighbouring planes make longer runs for
 /// the hardware prefetcher.
@@ -26,6 +30,9 @@ const GROUP_BYTES: usize = 1 << 20;
 const INTERLEAVED_GROUP_BYTES: usize = 1 << 18;
 /// Groups of planes that there should be, for threads to share.
 const GROUPS: usize = 32;
+/// Channels of a group that is mapped if they have few values, of which their coefficients would be a tenth.
+const FEW_VALUES: usize = 400;
+const FEW_VALUES_GROUP: usize = 256;
 /// Channels whose coefficients are one task, unless the task that uses them computes them.
 const FINISH_CHANNELS: usize = 512;
 
@@ -36,8 +43,9 @@ pub(super) struct MapTile {
     pub(super) prefetch_distance: Option<usize>,
 }
 
-/// The steps of a pass. `reduce` and `map` work on a tile each; `finish` makes the coefficients of the map from what
-/// the segments of a range of channels were reduced to. A pass that only maps has the last two.
+/// The steps of a pass. `reduce` and `map` work on a tile each; `prepare` makes the coefficients of the reduction, and
+/// `finish` those of the map, from what the segments of a range of columns were reduced to. A pass that only maps has the
+/// last two. What a step leaves for the next one is in a window: memory for the columns of a group, or for all.
 pub(super) trait Steps: Sync {
     /// Whether the pass reduces.
     fn reduces(&self) -> bool {
@@ -51,10 +59,14 @@ pub(super) trait Steps: Sync {
     fn interleaves(&self) -> bool {
         false
     }
-    fn reduce(&self, _segment: usize, _tile: Tile) {}
-    fn reduce_and_map(&self, _segment: usize, _tile: Tile, _map: MapTile) {}
-    fn finish(&self, channels: Range<usize>);
-    fn map(&self, tile: MapTile);
+    /// The length of a window of memory for so many columns.
+    fn window(&self, columns: usize) -> usize;
+    fn prepare(&self, _columns: Range<usize>, _window: &Window) {}
+    fn reduce(&self, _segment: usize, _tile: Tile, _window: &Window) {}
+    /// The two tiles have windows of their own.
+    fn reduce_and_map(&self, _segment: usize, _reduce: (Tile, &Window), _map: (MapTile, &Window)) {}
+    fn finish(&self, columns: Range<usize>, window: &Window);
+    fn map(&self, tile: MapTile, window: &Window);
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -103,6 +115,7 @@ impl Grid {
             0 => (inner.min(TILE_ELEMENTS), (TILE_ELEMENTS / inner).clamp(1, channels)),
             blocks => (blocks * inner, channels),
         };
+        let group = if inner > 1 && values < FEW_VALUES { group.min(FEW_VALUES_GROUP) } else { group };
         Self { channels, inner, values, segment, group }
     }
 
@@ -130,20 +143,41 @@ impl Grid {
         Tile { channels: self.channels(group), positions: self.positions(segment) }
     }
 
+    /// Whether groups are walked one after the other, by so many threads.
+    fn walks_groups(&self, count: usize) -> bool {
+        count == 1 || self.groups() >= count.saturating_mul(4)
+    }
+
+    /// Columns of a window, and how many windows a pass on so many threads has.
+    pub(super) fn windows(&self, count: usize, interleaves: bool) -> [usize; 2] {
+        if self.walks_groups(count) {
+            // Blocks of groups are tasks of threads.
+            let tasks = count.min(self.groups());
+            [self.group.min(self.channels), tasks * if interleaves { 2 } else { 1 }]
+        } else {
+            [self.channels, 1]
+        }
+    }
+
     /// Runs a pass: reduces every tile, given with the number of its segment, finishes every channel, maps every tile.
     ///
     /// If there are enough groups for all threads, a task takes a group through all three, the map in the opposite
     /// direction, so that it finds in cache what the reduction left there. If the pass interleaves, the task reduces a
     /// group while it maps the one before. Otherwise each of the three is a parallel step.
-    pub(super) fn walk(&self, threads: &Threads, count: usize, steps: &dyn Steps) {
+    pub(super) fn walk(&self, threads: &Threads, scratch: &Scratch, count: usize, steps: &dyn Steps) {
         let (groups, segments) = (self.groups(), self.segments());
-        if count == 1 || groups >= count.saturating_mul(4) {
+        let [columns, _] = self.windows(count, steps.interleaves());
+        let len = steps.window(columns);
+        if self.walks_groups(count) {
             // Blocks of neighbours: while one group is mapped, the next is prefetched.
             let block = (groups / count.saturating_mul(4)).max(1);
             let blocks = groups.div_ceil(block);
             threads.pass(count.min(blocks), &mut |crew| {
                 crew.run(blocks, Order::FirstFirst, &|b| {
-                    self.walk_groups(b * block..((b + 1) * block).min(groups), steps);
+                    let mut buffers = [Some(scratch.window(len)), steps.interleaves().then(|| scratch.window(len))];
+                    let [memory, second] = buffers.each_mut().map(|b| b.as_mut().map(|b| b.take(len)));
+                    let memory = [memory, second.or(memory)].map(|p| p.unwrap_or_default());
+                    self.walk_groups(b * block..((b + 1) * block).min(groups), memory, steps);
                 });
             });
             return;
@@ -151,38 +185,47 @@ impl Grid {
         let tiles = self.tiles();
         let tile = |t: usize| self.tile(t / segments, t % segments);
         let chunks = self.channels.div_ceil(FINISH_CHANNELS);
+        let mut buffer = scratch.window(len);
+        let window = Window::new(buffer.take(len), 0, self.channels);
         threads.pass(count.min(tiles), &mut |crew| {
             if steps.reduces() {
-                crew.run(tiles, Order::FirstFirst, &|t| steps.reduce(t % segments, tile(t)));
+                steps.prepare(0..self.channels, &window);
+                crew.run(tiles, Order::FirstFirst, &|t| steps.reduce(t % segments, tile(t), &window));
             }
             crew.run(chunks, Order::FirstFirst, &|k| {
-                steps.finish(k * FINISH_CHANNELS..((k + 1) * FINISH_CHANNELS).min(self.channels));
+                steps.finish(k * FINISH_CHANNELS..((k + 1) * FINISH_CHANNELS).min(self.channels), &window);
             });
             if steps.maps() {
                 crew.run(tiles, Order::LastFirst, &|t| {
-                    steps.map(MapTile { tile: tile(t), prefetch_distance: None });
+                    steps.map(MapTile { tile: tile(t), prefetch_distance: None }, &window);
                 });
             }
         });
     }
 
-    /// Takes neighbouring groups through all steps.
-    fn walk_groups(&self, groups: Range<usize>, steps: &dyn Steps) {
+    /// Takes neighbouring groups through all steps, each with one of two windows in turn, which may be the same.
+    fn walk_groups(&self, groups: Range<usize>, memory: [*mut f64; 2], steps: &dyn Steps) {
         let segments = self.segments();
         let last = groups.end - 1;
+        let window = |g: usize| Window::new(memory[g % 2], g * self.group, self.group.min(self.channels));
         let mut reduced = false;
         for g in groups {
+            let own = window(g);
             if steps.reduces() && !reduced {
-                (0..segments).for_each(|s| steps.reduce(s, self.tile(g, s)));
+                steps.prepare(self.channels(g), &own);
+                (0..segments).for_each(|s| steps.reduce(s, self.tile(g, s), &own));
             }
-            steps.finish(self.channels(g));
+            steps.finish(self.channels(g), &own);
             let prefetch_distance = (steps.reduces() && g < last).then_some(self.group * self.inner);
             let map_tile = |s| MapTile { tile: self.tile(g, s), prefetch_distance };
             reduced = steps.interleaves() && g < last && self.channels(g).len() == self.channels(g + 1).len();
             if reduced {
-                (0..segments).for_each(|s| steps.reduce_and_map(s, self.tile(g + 1, s), map_tile(s)));
+                let next = window(g + 1);
+                for s in 0..segments {
+                    steps.reduce_and_map(s, (self.tile(g + 1, s), &next), (map_tile(s), &own));
+                }
             } else if steps.maps() {
-                (0..segments).rev().for_each(|s| steps.map(map_tile(s)));
+                (0..segments).rev().for_each(|s| steps.map(map_tile(s), &own));
             }
         }
     }

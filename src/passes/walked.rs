@@ -52,6 +52,11 @@ impl Walked {
         self.rest.map_or(0, Shape::values_per_channel) as f64
     }
 
+    /// Slots for the partial results of so many segments, and of what is left over.
+    pub(super) fn slots(&self, segments: usize) -> usize {
+        segments + usize::from(self.rest.is_some())
+    }
+
     /// The channels of some columns, which are all of them if they are parts of channels.
     pub(super) fn channels(&self, columns: Range<usize>) -> Range<usize> {
         if self.rows == 1 { columns } else { 0..self.channels }

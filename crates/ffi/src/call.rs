@@ -1,6 +1,7 @@
 //! Dispatches a call to the function for the plan's element type.
 
-use crate::plan::{ELEMENTS, bn_plan, plan};
+use crate::elements::ELEMENTS;
+use crate::plan::{bn_plan, plan};
 use crate::read::{Descriptor, read};
 use crate::status::{Status, guard};
 
@@ -9,21 +10,6 @@ use crate::status::{Status, guard};
 /// # Safety
 /// The pointers in its arguments are as the header demands.
 pub(crate) type Pass<A> = unsafe fn(&bn_plan, A) -> Result<(), Status>;
-
-/// A pass, for each `BN_ELEMENT_`.
-macro_rules! by_element {
-    ($pass:ident) => {
-        [$pass::<f32>, $pass::<f64>, $pass::<bf16>, $pass::<f16>]
-    };
-}
-
-/// A function that works on parameters only, for the parameter type of each `BN_ELEMENT_`.
-macro_rules! by_parameter {
-    ($pass:ident) => {
-        [$pass::<f32>, $pass::<f64>, $pass::<f32>, $pass::<f32>]
-    };
-}
-pub(crate) use {by_element, by_parameter};
 
 /// Calls one of `passes`.
 ///

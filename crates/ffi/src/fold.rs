@@ -3,7 +3,8 @@
 
 use crate::args::{bn_fold_args, bn_fold_layer_args, bn_fold_transposed_args};
 use crate::arrays::{Access, Arrays};
-use crate::call::{by_parameter, call};
+use crate::call::call;
+use crate::elements::by_parameter;
 use crate::plan::bn_plan;
 use crate::read::sized;
 use crate::status::Status;

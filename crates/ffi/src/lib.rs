@@ -24,6 +24,7 @@ mod version;
 mod status;
 
 mod constants;
+mod elements;
 
 mod structs;
 

@@ -6,7 +6,8 @@ use crate::args::{
     bn_parameter_gradients_args, bn_statistics_args,
 };
 use crate::arrays::{Access, Arrays, slice, slice_mut};
-use crate::call::{by_element, by_parameter, call};
+use crate::call::call;
+use crate::elements::{by_element, by_parameter};
 use crate::plan::bn_plan;
 use crate::status::Status;
 use crate::structs::bn_slice;

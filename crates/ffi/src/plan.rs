@@ -1,27 +1,24 @@
 //! The plan: what a handle of C points to.
 
 use crate::constants::{BN_ISA_AVX2, BN_ISA_AVX512, BN_ISA_PORTABLE};
+use crate::elements::{ELEMENTS, by_element};
 use crate::read::{check_pointer, choose, read};
 use crate::status::{BN_ERROR_LENGTH, BN_ERROR_NULL, BN_ERROR_OUT_OF_MEMORY, BN_ERROR_SLOPE, Status, fail, guard};
 use crate::structs::bn_plan_desc;
 use crate::threads::{Start, threads};
-use batchnorm::{Activation, BatchNorm, Isa, Shape};
+use batchnorm::{Activation, BatchNorm, Element, Error, Isa, Memory, Shape};
+use half::{bf16, f16};
 use std::mem::MaybeUninit;
 
 /// A plan: a shape, how to normalize it and where to run. It never changes after its creation.
 pub struct bn_plan {
-    /// Not to be cloned: its scratch memory ends with this plan.
+    /// Not to be cloned: memory that the caller gave is this plan's until it is destroyed.
     pub(crate) batch_norm: BatchNorm,
     /// The `BN_ELEMENT_`.
     pub(crate) element: usize,
     /// The addresses at which the caller's scratch memory starts and ends, if the caller gave any.
     pub(crate) given_scratch: Option<(usize, usize)>,
-    /// The plan's own scratch memory otherwise. Declared, and so dropped, after `batch_norm`, which uses it.
-    _scratch: Vec<u8>,
 }
-
-/// The number of values of `BN_ELEMENT_`.
-pub(crate) const ELEMENTS: usize = 4;
 
 impl bn_plan {
     pub(crate) fn channels(&self) -> usize {
@@ -61,6 +58,22 @@ unsafe fn describe(desc: &bn_plan_desc, start: Start) -> Result<(BatchNorm, usiz
     Ok((batch_norm.threads(threads), element))
 }
 
+/// Gives a plan its scratch memory.
+type Give = fn(BatchNorm, Memory) -> Result<BatchNorm, Error>;
+
+fn give<E: Element>(batch_norm: BatchNorm, memory: Memory) -> Result<BatchNorm, Error> {
+    batch_norm.scratch::<E>(memory)
+}
+
+/// The bytes of scratch memory for `calls` calls with a `BN_ELEMENT_`.
+fn scratch_bytes(batch_norm: &BatchNorm, element: usize, calls: usize) -> usize {
+    fn of<E: Element>(batch_norm: &BatchNorm, calls: usize) -> usize {
+        batch_norm.scratch_bytes::<E>(calls)
+    }
+    let of: [fn(&BatchNorm, usize) -> usize; ELEMENTS] = by_element!(of);
+    of[element](batch_norm, calls)
+}
+
 /// Creates a plan. After an error *plan is unchanged.
 ///
 /// desc and what it points to are not needed after this call has returned, except scratch, parallel_for and its ctx. The
@@ -84,23 +97,23 @@ pub unsafe extern "C" fn bn_plan_create(desc: *const bn_plan_desc, plan: *mut *m
         };
         // SAFETY: the header demands such a parallel_for, until the plan is destroyed, and such a pool.
         let (batch_norm, element) = unsafe { describe(&desc, Start::Now)? };
-        let mut scratch = Vec::new();
         let given_scratch = (!data.is_null()).then_some((data.addr(), end));
         let memory = if given_scratch.is_some() {
             // SAFETY: the header demands so many bytes, for the plan alone until it is destroyed.
-            unsafe { std::slice::from_raw_parts_mut(data, bytes) }
+            unsafe { std::slice::from_raw_parts_mut(data, bytes) }.into()
         } else {
-            let bytes = batch_norm.scratch_bytes(1);
-            scratch.try_reserve_exact(bytes).map_err(|e| {
+            let bytes = scratch_bytes(&batch_norm, element, 1);
+            let mut memory = Vec::new();
+            memory.try_reserve_exact(bytes).map_err(|e| {
                 let message = format_args!("not enough memory for a plan with {} channels: {e}", desc.channels);
                 fail(BN_ERROR_OUT_OF_MEMORY, message)
             })?;
-            let room: *mut [MaybeUninit<u8>] = scratch.spare_capacity_mut();
-            // SAFETY: the vector lives as long as the plan and is never touched, so its memory stays where it is.
-            unsafe { &mut *room }
+            memory.resize(bytes, MaybeUninit::uninit());
+            memory.into_boxed_slice().into()
         };
-        let batch_norm = batch_norm.scratch(memory)?;
-        let made = Box::new(bn_plan { batch_norm, element, given_scratch, _scratch: scratch });
+        let give: [Give; ELEMENTS] = by_element!(give);
+        let batch_norm = give[element](batch_norm, memory)?;
+        let made = Box::new(bn_plan { batch_norm, element, given_scratch });
         // SAFETY: the header demands a pointer to room for a pointer; it is not null and is aligned.
         unsafe { plan.write(Box::into_raw(made)) };
         Ok(())
@@ -119,9 +132,9 @@ pub unsafe extern "C" fn bn_scratch_bytes(desc: *const bn_plan_desc, calls: usiz
         let desc = unsafe { read("desc", desc)? };
         check_pointer("bytes", bytes)?;
         // SAFETY: nothing runs on these threads; the header demands such a pool.
-        let (batch_norm, _) = unsafe { describe(&desc, Start::Never)? };
+        let (batch_norm, element) = unsafe { describe(&desc, Start::Never)? };
         // SAFETY: the header demands a pointer to room for a size_t; it is not null and is aligned.
-        unsafe { bytes.write(batch_norm.scratch_bytes(calls)) };
+        unsafe { bytes.write(scratch_bytes(&batch_norm, element, calls)) };
         Ok(())
     })
 }
