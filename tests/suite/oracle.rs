@@ -5,9 +5,6 @@ use batchnorm::reference::indices;
 pub(crate) use batchnorm_testing::oracle::{Double, inv_std, statistics};
 use std::fmt::Debug;
 
-/// The largest κ that the bounds are stated for.
-const WORST_KAPPA: f64 = 1e6;
-
 /// The largest gamma·inv_std for which dx is promised.
 pub(crate) fn largest_scale<T: Value>() -> f64 {
     (T::LARGEST * T::LARGEST_FACTOR).min(f64::MAX)

@@ -10,6 +10,9 @@ pub fn kappa(mean: f64, var: f64) -> f64 {
     if var == 0.0 { 1.0 } else { (1.0 + mean * mean / var).sqrt() }
 }
 
+/// The largest κ that the bounds are stated for.
+pub const WORST_KAPPA: f64 = 1e6;
+
 /// The factors of the bounds for a channel.
 #[derive(Clone, Copy, Debug)]
 pub struct Factors {

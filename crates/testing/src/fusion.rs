@@ -3,7 +3,7 @@
 
 use crate::oracle::{self, Double};
 use crate::{Bounds, Buffer, Factors, Ledger, Number, Outputs, Problem, Random, Value, Way};
-use crate::{bits_of, kappa, normal, output, stored, to_f64, z_gradient};
+use crate::{WORST_KAPPA, bits_of, kappa, normal, output, stored, to_f64, z_gradient};
 use batchnorm::Element;
 use batchnorm::{
     Activation, BatchNorm, Extras, GradientSums, Gradients, RunningStatistics, Shape, Source, Statistics, reference,
@@ -40,9 +40,6 @@ pub struct Fusion<T: Number> {
     /// One per position.
     pub weights: Option<Vec<T::Param>>,
 }
-
-/// The largest κ that the bounds are stated for.
-const WORST_KAPPA: f64 = 1e6;
 
 /// All outputs of a step.
 #[derive(Clone, Debug)]

@@ -12,7 +12,7 @@ mod problem;
 mod random;
 mod step;
 
-pub use bounds::{Bounds, Factors, Ledger, kappa, output, rebuilt, reference_error, stored, z_gradient};
+pub use bounds::{Bounds, Factors, Ledger, WORST_KAPPA, kappa, output, rebuilt, reference_error, stored, z_gradient};
 pub use buffer::Buffer;
 pub use compare::{assert_same, assert_same_arrays, bits_of, same};
 pub use fusion::{ACTIVATIONS, Fusion, Given, Step, WEIGHTINGS, Weighting};
