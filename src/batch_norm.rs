@@ -68,9 +68,10 @@ use std::ptr::null;
 ///
 /// Activations are slices of an [`Element`] type in the plan's [`Shape`]; a pass whose name ends in `_in_place`
 /// overwrites its input. A pass takes at most 32 KB of the calling thread's stack, and at most 512 KB if this crate is
-/// compiled without optimization. A plan keeps scratch memory for its next pass, a few dozen to a few hundred values
-/// per channel, or uses the memory given by [`scratch`](Self::scratch). So make it once and reuse it; threads can share
-/// it.
+/// compiled without optimization. A plan keeps scratch memory for its next pass, or uses the memory given by
+/// [`scratch`](Self::scratch): over planes some ten KB a thread, over rows about 140 bytes a channel and, if a tensor has
+/// more than 2^18 elements, 80 KB more. So make it once and reuse it; threads can share it. Clones share its memory, and
+/// so do plans made by [`reshape`](Self::reshape).
 ///
 /// # Errors
 /// All passes return [`Error::Length`] for a slice, [`Affine`], [`Statistics`] or [`GradientSums`] that does not fit
@@ -151,8 +152,8 @@ impl BatchNorm {
     /// # Errors
     /// [`Error::Scratch`] if it is too small for one pass.
     pub fn scratch<E: Element>(mut self, memory: impl Into<Memory>) -> Result<Self, Error> {
-        let (mut memory, sizes) = (memory.into(), E::scratch_sizes(&self.engine));
-        let (expected, actual) = (sizes.bytes_for(1), memory.bytes().len());
+        let (memory, sizes) = (memory.into(), E::scratch_sizes(&self.engine));
+        let (expected, actual) = (sizes.bytes_for(1), memory.len());
         self.engine.scratch = Scratch::given(memory, sizes).ok_or(Error::Scratch { expected, actual })?;
         Ok(self)
     }

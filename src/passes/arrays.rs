@@ -25,7 +25,7 @@ pub(super) const MAPPED: usize = {
 /// memory then take 1.3 to 1.5 times as long. What fits in a cache does without.
 pub(super) fn stride<P>(shape: Shape, columns: usize) -> usize {
     const PAGE: usize = 4096;
-    const LARGE: usize = 1 << 16;
+    const LARGE: usize = 1 << 18;
     padded(columns) + if shape.inner() == 1 && shape.len() > LARGE { PAGE / size_of::<P>() } else { 0 }
 }
 

@@ -54,34 +54,43 @@ impl Sizes {
     }
 }
 
-/// Scratch memory that is given to a plan, of any alignment: `&'static mut` or owned.
+/// Scratch memory that is given to a plan, of any alignment: made from a `Box` or from a `&'static mut`.
 #[derive(Debug)]
-pub struct Memory(Owner);
-
-#[derive(Debug)]
-enum Owner {
-    Static(&'static mut [MaybeUninit<u8>]),
-    Box(Box<[MaybeUninit<u8>]>),
+pub struct Memory {
+    /// Whoever has this has the memory to itself. A raw pointer, since buffers point to it as well.
+    bytes: *mut [MaybeUninit<u8>],
+    boxed: bool,
 }
 
+// SAFETY: it is like a `Box<[MaybeUninit<u8>]>` or a `&'static mut [MaybeUninit<u8>]`.
+unsafe impl Send for Memory {}
+// SAFETY: the same.
+unsafe impl Sync for Memory {}
+
 impl Memory {
-    pub(crate) fn bytes(&mut self) -> &mut [MaybeUninit<u8>] {
-        match &mut self.0 {
-            Owner::Static(bytes) => bytes,
-            Owner::Box(bytes) => bytes,
-        }
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len()
     }
 }
 
 impl From<&'static mut [MaybeUninit<u8>]> for Memory {
     fn from(bytes: &'static mut [MaybeUninit<u8>]) -> Self {
-        Self(Owner::Static(bytes))
+        Self { bytes, boxed: false }
     }
 }
 
 impl From<Box<[MaybeUninit<u8>]>> for Memory {
     fn from(bytes: Box<[MaybeUninit<u8>]>) -> Self {
-        Self(Owner::Box(bytes))
+        Self { bytes: Box::into_raw(bytes), boxed: true }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if self.boxed {
+            // SAFETY: it comes from a box, and whatever used it is gone.
+            drop(unsafe { Box::from_raw(self.bytes) });
+        }
     }
 }
 
@@ -127,8 +136,9 @@ impl Scratch {
     }
 
     /// Cuts memory into buffers for as many calls as it has room for; none if it has room for none.
-    pub(crate) fn given(mut memory: Memory, sizes: Sizes) -> Option<Self> {
-        let bytes = memory.bytes();
+    pub(crate) fn given(memory: Memory, sizes: Sizes) -> Option<Self> {
+        // SAFETY: nothing else uses the memory, and nothing did before.
+        let bytes = unsafe { &mut *memory.bytes };
         let first = bytes.as_mut_ptr().align_offset(ALIGN);
         let bytes = bytes.get_mut(first..).unwrap_or_default();
         let calls = bytes.len().checked_div(sizes.bytes()).unwrap_or(1);

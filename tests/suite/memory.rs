@@ -218,3 +218,34 @@ fn plans_can_be_shared() {
     fn check<T: Send + Sync + std::panic::UnwindSafe + std::panic::RefUnwindSafe>() {}
     check::<BatchNorm>();
 }
+
+/// A plan for a smaller batch gives the results of a new one, whatever the memory that it shares has been used for.
+#[test]
+fn plans_for_another_shape_share_memory() {
+    for (first, second) in [((32, 5, 7), (3, 5, 7)), ((9, 40, 1), (700, 3, 1)), ((2, 3, 5), (4, 90, 49))] {
+        let [first, second] = [first, second].map(shape);
+        let p = Problem::<f32>::random(second, 35);
+        let expected = train(&p.plan(), &p, Way::Fused, 0);
+        let plan = Problem::<f32>::random(first, 36).plan();
+        train(&plan, &Problem::<f32>::random(first, 36), Way::Fused, 0);
+        let memory = Box::new_uninit_slice(plan.scratch_bytes::<f32>(1));
+        for plan in [plan.clone(), plan.scratch::<f32>(memory).unwrap()] {
+            let reshaped = plan.reshape(second).eps(p.eps).unwrap();
+            assert_eq!(reshaped.shape(), second);
+            assert_same_bits(&expected, &train(&reshaped, &p, Way::Fused, 0), &(first, second));
+        }
+    }
+}
+
+/// Scratch memory is a small part of a tensor of planes, and proportional to the channels of rows.
+#[test]
+fn scratch_memory_is_small() {
+    for (outer, channels, inner) in [(1, 2048, 49), (32, 2048, 49), (32, 64, 3136), (1, 64, 3136), (8, 512, 196)] {
+        let plan = BatchNorm::new(shape((outer, channels, inner))).threads(batchnorm::Threads::Sequential);
+        assert!(plan.scratch_bytes::<f32>(1) * 25 < 4 * plan.shape().len(), "{:?}", plan.shape());
+    }
+    for (rows, channels) in [(256, 512), (32, 512), (200, 1000)] {
+        let plan = BatchNorm::new(Shape::nc(rows, channels).unwrap()).threads(batchnorm::Threads::Sequential);
+        assert!(plan.scratch_bytes::<f32>(1) < 150 * channels, "{:?}", plan.shape());
+    }
+}
