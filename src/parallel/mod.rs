@@ -188,3 +188,157 @@ impl<T> Shared<T> {
         unsafe { std::slice::from_raw_parts_mut(self.0.add(range.start), range.len()) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::Barrier;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::thread;
+
+    /// Scoped threads for every step.
+    struct Scoped;
+    impl Executor for Scoped {
+        fn threads(&self) -> usize {
+            2
+        }
+        fn parallel_for(&self, n: usize, task: &(dyn Fn(usize) + Sync)) {
+            thread::scope(|scope| {
+                let threads: Vec<_> = (1..n).map(|i| scope.spawn(move || task(i))).collect();
+                task(0);
+                threads.into_iter().for_each(|thread| thread.join().unwrap_or_else(|p| std::panic::resume_unwind(p)));
+            });
+        }
+    }
+
+    /// Calls `f` on every kind of threads, where a helper is free to come.
+    fn with_a_helper(f: impl Fn(&Threads) + Sync) {
+        f(&Threads::Executor(Arc::new(Scoped)));
+        f(&Threads::Pool(Arc::new(ThreadPool::new(2).unwrap())));
+        #[cfg(feature = "rayon")]
+        rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap().install(|| f(&Threads::Rayon));
+    }
+
+    /// Runs steps of several numbers of tasks in one pass, and checks that each task runs once.
+    fn check_pass(threads: &Threads, workers: usize) {
+        threads.pass(workers, &mut |crew| {
+            for (tasks, order) in
+                [(7, Order::FirstFirst), (1, Order::FirstFirst), (0, Order::LastFirst), (100, Order::LastFirst)]
+            {
+                let seen: Vec<_> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+                crew.run(tasks, order, &|i| {
+                    seen[i].fetch_add(1, Ordering::Relaxed);
+                });
+                assert!(seen.iter().all(|s| s.load(Ordering::Relaxed) == 1), "{threads:?}, {workers} workers, {tasks}");
+            }
+        });
+    }
+
+    #[test]
+    fn every_task_of_every_step_runs_once() {
+        with_a_helper(|threads| (1..70).for_each(|workers| check_pass(threads, workers)));
+    }
+
+    #[test]
+    fn helpers_come() {
+        with_a_helper(|threads| {
+            // Neither of two tasks ends before both have begun, in each of three steps.
+            let both = Barrier::new(2);
+            threads.pass(2, &mut |crew| {
+                (0..3).for_each(|_| crew.run(2, Order::FirstFirst, &|_| drop(both.wait())));
+            });
+        });
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller_and_leaves_the_threads_usable() {
+        with_a_helper(|threads| {
+            let caller = thread::current().id();
+            for caller_panics in [true, false] {
+                let both = Barrier::new(2);
+                let run = || {
+                    threads.pass(2, &mut |crew| {
+                        crew.run(2, Order::FirstFirst, &|i| {
+                            both.wait();
+                            assert!((thread::current().id() == caller) != caller_panics, "task {i}");
+                        });
+                    });
+                };
+                let panic = catch_unwind(AssertUnwindSafe(run)).unwrap_err();
+                let message = panic.downcast_ref::<String>().unwrap();
+                assert!(message.starts_with("task "), "{message}");
+                check_pass(threads, 2);
+            }
+        });
+    }
+
+    /// While one pass keeps the only helper busy, others end; and so do more passes than a pool has teams for.
+    #[test]
+    fn a_busy_pool_is_not_waited_for() {
+        let threads = Threads::Pool(Arc::new(ThreadPool::new(2).unwrap()));
+        let (begun, others_ended) = (Barrier::new(3), Barrier::new(3));
+        let both_wait = || {
+            threads.pass(2, &mut |crew| {
+                crew.run(2, Order::FirstFirst, &|_| {
+                    begun.wait();
+                    others_ended.wait();
+                });
+            });
+        };
+        thread::scope(|scope| {
+            scope.spawn(both_wait);
+            begun.wait();
+            for _ in 0..100 {
+                check_pass(&threads, 2);
+                // A pass within a pass: both of the pool's teams are taken.
+                threads.pass(2, &mut |crew| crew.run(3, Order::FirstFirst, &|_| check_pass(&threads, 2)));
+            }
+            others_ended.wait();
+        });
+    }
+
+    #[cfg(feature = "rayon")]
+    #[test]
+    fn a_busy_rayon_pool_is_not_waited_for_and_comes_too_late() {
+        const THREADS: usize = 4;
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(THREADS).build().unwrap();
+        let (begun, passes_ended) = (Arc::new(Barrier::new(THREADS)), Arc::new(Barrier::new(THREADS)));
+        pool.install(|| {
+            for _ in 1..THREADS {
+                let (begun, passes_ended) = (begun.clone(), passes_ended.clone());
+                rayon::spawn(move || {
+                    begun.wait();
+                    passes_ended.wait();
+                });
+            }
+            begun.wait();
+            let caller = thread::current().id();
+            for _ in 0..100 {
+                check_pass(&Threads::Rayon, THREADS);
+                Threads::Rayon.pass(THREADS, &mut |crew| {
+                    crew.run(100, Order::FirstFirst, &|_| assert_eq!(thread::current().id(), caller));
+                });
+            }
+            passes_ended.wait();
+        });
+        // Runs what is left in the queues: helpers whose passes have ended.
+        drop(pool);
+    }
+
+    #[test]
+    fn a_helper_that_is_late_runs_nothing() {
+        let team = team::Team::new();
+        team.help(1);
+        let count = AtomicUsize::new(0);
+        let task = |_| {
+            count.fetch_add(1, Ordering::Relaxed);
+        };
+        let mut pass = team.begin().unwrap();
+        assert!(team.begin().is_none());
+        pass.run(Job::new(5, 2, Order::FirstFirst, &task));
+        drop(pass);
+        team.help(1);
+        assert_eq!(count.load(Ordering::Relaxed), 5);
+    }
+}

@@ -121,9 +121,13 @@ impl Team {
     pub(super) fn begin(&self) -> Option<Pass<'_>> {
         let state = self.state.load(Ordering::Relaxed);
         // Acquire: what the last pass did comes before this one.
-        let begins = state & END != 0
-            && self.state.compare_exchange(state, state - END, Ordering::Acquire, Ordering::Relaxed).is_ok();
-        begins.then_some(Pass(self))
+        if state & END != 0
+            && self.state.compare_exchange(state, state - END, Ordering::Acquire, Ordering::Relaxed).is_ok()
+        {
+            Some(Pass(self))
+        } else {
+            None
+        }
     }
 
     /// Helps the pass in all of its steps, and returns when it has ended.
