@@ -50,7 +50,7 @@ struct Case {
 }
 
 impl Case {
-    /// A shape that is not much larger than it must be for a pass to be split.
+    /// A shape that is not much larger than it must be for a pass to wake a pool.
     fn new(outer: usize) -> Self {
         let plan = BatchNorm::new(Shape::new(outer, 64, 400).unwrap());
         let x = (0..plan.shape().len()).map(|k| (k * k % 101) as f32).collect();
@@ -92,13 +92,13 @@ fn kinds() -> Vec<Threads> {
 #[test]
 fn passes_under_a_lock_end() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build().unwrap();
-    let case = Case::new(12);
+    let case = Case::new(21);
     let plan = case.plan.clone().threads(Threads::Rayon);
     let lock = Mutex::new(());
     within("passes_under_a_lock_end", || {
         for _ in 0..ROUNDS {
             pool.scope(|scope| {
-                for _ in 0..16 {
+                for _ in 0..8 {
                     scope.spawn(|_| {
                         case.check(&plan);
                         let _guard = lock.lock().unwrap();
@@ -113,7 +113,7 @@ fn passes_under_a_lock_end() {
 #[test]
 fn plans_and_callers_share_a_pool() {
     let threads = pool(3);
-    let cases = [Case::new(12), Case::new(13)];
+    let cases = [Case::new(21), Case::new(22)];
     let plans = cases.each_ref().map(|case| case.plan.clone().threads(threads.clone()));
     within("plans_and_callers_share_a_pool", || {
         thread::scope(|scope| {
@@ -132,7 +132,7 @@ fn plans_and_callers_share_a_pool() {
 
 #[test]
 fn pools_end_after_any_work() {
-    let case = Case::new(12);
+    let case = Case::new(21);
     within("pools_end_after_any_work", || {
         for round in 0..ROUNDS {
             let plan = case.plan.clone().threads(pool(1 + round % 5));
@@ -187,7 +187,7 @@ mod forked {
     /// Forks while other threads are in passes on the same plan, after a pass of the thread that forks.
     #[test]
     fn children_run_passes() {
-        let case = Case::new(12);
+        let case = Case::new(21);
         for threads in kinds() {
             let plan = case.plan.clone().threads(threads);
             case.check(&plan);
@@ -207,21 +207,15 @@ mod forked {
         }
     }
 
-    /// The last reference to a pool may be a child's, which does not have the pool's threads; it can make its own.
+    /// A child can drop its copy of a pool, whose threads it does not have.
     #[test]
-    fn children_drop_pools_and_make_new_ones() {
-        let case = Case::new(12);
+    fn children_drop_pools() {
+        let case = Case::new(21);
+        let mut plan = Some(case.plan.clone().threads(pool(3)));
         for _ in 0..ROUNDS {
-            let mut plan = Some(case.plan.clone().threads(pool(3)));
             plan.iter().for_each(|plan| case.check(plan));
-            let result = in_a_child(|| {
-                drop(plan.take());
-                let plan = case.plan.clone().threads(pool(2));
-                case.check(&plan);
-                drop(plan);
-            });
-            assert_eq!(result, Ok(()));
-            plan.iter().for_each(|plan| case.check(plan));
+            assert_eq!(in_a_child(|| drop(plan.take())), Ok(()));
         }
+        plan.iter().for_each(|plan| case.check(plan));
     }
 }

@@ -1,17 +1,14 @@
 //! A pool of threads that takes no lock.
 
-use super::process;
 use super::team::{Pass, Team};
+use super::{AWAKE, process};
 use std::fmt;
 use std::hint::spin_loop;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
-
-/// How long a thread without work looks for some before it sleeps.
-const SPIN: Duration = Duration::from_micros(50);
+use std::time::Instant;
 
 /// A pool of threads that plans can share, for programs that have no pool of their own: [`Threads::Pool`].
 ///
@@ -121,7 +118,7 @@ impl Common {
             {
                 return Some(&self.teams[team]);
             }
-            if start.elapsed() < SPIN {
+            if start.elapsed() < AWAKE {
                 (0..16).for_each(|_| spin_loop());
             } else {
                 thread::park();

@@ -29,6 +29,7 @@ static int32_t forward(const bn_plan *plan, step s) {
     return bn_forward_training(plan, &args);
 }
 
+// The shapes are large enough for a pass to wake a pool.
 static ran run_first(size_t outer, int32_t threads, const bn_pool *pool) {
     bn_plan_desc desc = describe(BN_ELEMENT_F32, outer, 64, 1024, 1e-5);
     desc.threads = threads;
@@ -54,7 +55,7 @@ static void share_a_pool(size_t threads) {
     bn_pool *pool = NULL;
     CHECK_OK(bn_pool_create(threads, &pool));
     check_threads(BN_THREADS_POOL, 0, NULL, NULL, pool);
-    const ran a = run_first(4, BN_THREADS_POOL, pool), b = run_first(5, BN_THREADS_POOL, pool);
+    const ran a = run_first(9, BN_THREADS_POOL, pool), b = run_first(10, BN_THREADS_POOL, pool);
     CHECK(runs_again(a) && runs_again(b));
     end(a);
     CHECK_OK(bn_pool_destroy(pool));
@@ -76,7 +77,7 @@ static int child(const ran *plans, size_t n, bn_pool *pool) {
         return 2;
     }
     ran r = plans[0];
-    bn_plan_desc desc = describe(BN_ELEMENT_F32, 4, 64, 1024, 1e-5);
+    bn_plan_desc desc = describe(BN_ELEMENT_F32, 9, 64, 1024, 1e-5);
     desc.threads = BN_THREADS_POOL;
     desc.pool = own;
     if (bn_plan_create(&desc, &r.plan) != BN_OK || !runs_again(r)) {
@@ -114,10 +115,10 @@ static void fork_children(int rounds) {
     bn_pool *pool = NULL;
     CHECK_OK(bn_pool_create(3, &pool));
     background b;
-    b.plans[0] = run_first(4, BN_THREADS_POOL, pool);
-    b.plans[1] = run_first(4, BN_THREADS_POOL, NULL);
-    b.plans[2] = run_first(4, BN_THREADS_SEQUENTIAL, NULL);
-    const bn_plan_desc desc = describe(BN_ELEMENT_F32, 4, 64, 1024, 1e-5);
+    b.plans[0] = run_first(9, BN_THREADS_POOL, pool);
+    b.plans[1] = run_first(9, BN_THREADS_POOL, NULL);
+    b.plans[2] = run_first(9, BN_THREADS_SEQUENTIAL, NULL);
+    const bn_plan_desc desc = describe(BN_ELEMENT_F32, 9, 64, 1024, 1e-5);
     for (size_t k = 0; k < 3; k++) {
         b.steps[k] = new_step(&desc);
     }
