@@ -51,18 +51,33 @@ pub trait Executor: Send + Sync {
 }
 
 /// Where a plan's passes run. The choice affects speed only: results are bit-identical.
+///
+/// A pass runs on the thread that calls it. Threads of a pool that are free join it and take over parts. The pass never
+/// waits for one that has not joined, and never runs anything else in the meantime. So
+///
+/// - it ends although all threads of a pool are busy or blocked, and takes no longer than on one thread;
+/// - it may be called while a lock is held for which other tasks of the same pool wait;
+/// - it ends in a child of `fork`, which has none of its parent's threads: with [`Rayon`](Self::Rayon), and with a
+///   [`Pool`](Self::Pool) of the parent's, the passes of a child run on the calling thread alone. A child may make a
+///   pool of its own, unless another thread of its parent was starting or ending a thread at that moment: Rust's
+///   standard library then starts no threads in the child. With `Rayon` a child is recognized if its parent had called
+///   a pass on rayon that is not small, or had asked for the size of its scratch memory.
+///
+/// With an [`Executor`] all of this is up to its `parallel_for`.
+///
+/// Passes that walk less than 1 MB stay on the calling thread. Those that walk less than 6 MB ask a pool for help only
+/// within 50 µs of such a pass by the same thread: threads that sleep take too long to wake.
 #[derive(Clone, Default)]
 #[non_exhaustive]
 pub enum Threads {
     /// The caller's thread.
     #[cfg_attr(not(feature = "rayon"), default)]
     Sequential,
-    /// The rayon pool in which the caller runs (`ThreadPool::install`), or the global one. Passes that are too small to
-    /// gain from it stay on the caller's thread.
+    /// The rayon pool in which the caller runs (`ThreadPool::install`), or the global one.
     #[cfg(feature = "rayon")]
     #[default]
     Rayon,
-    /// A pool of this crate, which plans can share.
+    /// A pool of this crate, which plans can share, for programs that do not use rayon.
     Pool(Arc<ThreadPool>),
     /// The caller's own threads.
     Executor(Arc<dyn Executor>),

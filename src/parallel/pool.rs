@@ -12,8 +12,10 @@ use std::time::Instant;
 
 /// A pool of threads that plans can share, for programs that have no pool of their own: [`Threads::Pool`].
 ///
-/// A thread that is busy with another pass is not waited for. Dropping the pool ends its threads, and returns when they
-/// have ended.
+/// A thread that is busy with another pass is not waited for. A thread goes to sleep 50 µs after its last pass.
+///
+/// Dropping the pool ends its threads, and returns when they have ended; in a forked child, which does not have them,
+/// it does nothing.
 ///
 /// ```
 /// use batchnorm::{BatchNorm, Shape, ThreadPool, Threads};

@@ -1,8 +1,9 @@
 //! Threads that join a pass while it runs, without the pass ever waiting for one that has not joined.
 //!
-//! The caller opens a step, and works on it until no task is left. Helpers that come in the meantime enter, claim tasks,
-//! and leave. Then the caller closes the step, and waits for the helpers that are inside: each runs its last task. It
-//! runs nothing else meanwhile. So a pass ends even if no helper ever comes, and never runs other people's code.
+//! The caller opens a step, and works on it until no task is left. Helpers that come in the meantime enter, claim
+//! tasks, and leave. Then the caller closes the step, and waits for the helpers that are inside: each runs its last
+//! task. It runs nothing else meanwhile. So a pass ends even if no helper ever comes, and never runs other people's
+//! code.
 
 use super::sync::{AtomicPtr, AtomicUsize, Ordering, spin_loop, yield_now};
 use std::any::Any;
