@@ -1,6 +1,7 @@
 //! Work split by index over threads: the only folder that names rayon.
 
 mod pool;
+mod process;
 #[cfg(feature = "rayon")]
 mod rayon_threads;
 mod sync;
@@ -9,10 +10,11 @@ mod team;
 pub use pool::ThreadPool;
 pub(crate) use team::Order;
 
+use pool::AWAKE;
 use std::cell::Cell;
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use team::{Job, Pass};
 
 /// A caller's own threads.
@@ -101,8 +103,6 @@ const SMALL: usize = 1 << 20;
 /// which one core walks about half as much of its cache: after a pause, smaller passes would take up to 1.7 times as
 /// long.
 const WAKES: usize = 6 << 20;
-/// How long helpers stay awake after a pass.
-const AWAKE: Duration = Duration::from_micros(50);
 
 thread_local! {
     /// When the last pass ended that this thread called and that was not small. It has no destructor, which a thread
@@ -143,11 +143,8 @@ impl Threads {
             _ if workers < 2 => pass(&mut Crew::alone()),
             Self::Sequential => pass(&mut Crew::alone()),
             #[cfg(feature = "rayon")]
-            Self::Rayon => rayon_threads::pass(workers, pass),
-            Self::Pool(pool) => match pool.begin(workers) {
-                Some(team) => pass(&mut Crew { workers, hands: Hands::Team(team) }),
-                None => pass(&mut Crew::alone()),
-            },
+            Self::Rayon => rayon_threads::pass(workers, &mut |team| pass(&mut Crew::new(workers, team))),
+            Self::Pool(pool) => pass(&mut Crew::new(workers, pool.begin(workers))),
             Self::Executor(executor) => pass(&mut Crew { workers, hands: Hands::Executor(&**executor) }),
         }
     }
@@ -165,9 +162,13 @@ enum Hands<'a> {
     Executor(&'a dyn Executor),
 }
 
-impl Crew<'_> {
+impl<'a> Crew<'a> {
     fn alone() -> Self {
         Self { workers: 1, hands: Hands::Caller }
+    }
+
+    fn new(workers: usize, team: Option<Pass<'a>>) -> Self {
+        team.map_or_else(Self::alone, |pass| Self { workers, hands: Hands::Team(pass) })
     }
 
     /// Runs `task` for every index below `tasks`, once each, and returns when all have ended.
@@ -187,11 +188,6 @@ impl Crew<'_> {
         }
         job.work(0);
     }
-}
-
-/// The process, by which a forked child is recognized: of the threads of its parent it has only the one that forked.
-fn process() -> u32 {
-    if cfg!(unix) { std::process::id() } else { 1 }
 }
 
 /// A pointer that tasks share, of which each writes a part of its own.
