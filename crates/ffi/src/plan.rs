@@ -63,8 +63,8 @@ unsafe fn describe(desc: &bn_plan_desc, start: Start) -> Result<(BatchNorm, usiz
 
 /// Creates a plan. After an error *plan is unchanged.
 ///
-/// desc and what it points to are not needed after this call has returned, except scratch, parallel_for and its ctx. The
-/// plan has a reference of its own to the pool.
+/// desc and what it points to are not needed after this call has returned, except scratch, parallel_for and its ctx.
+/// The plan has a reference of its own to the pool.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bn_plan_create(desc: *const bn_plan_desc, plan: *mut *mut bn_plan) -> i32 {
     guard(|| {
