@@ -1,6 +1,7 @@
 //! Work split by index over threads: the only folder that names rayon.
 
 mod pool;
+mod process;
 #[cfg(feature = "rayon")]
 mod rayon_threads;
 mod sync;
@@ -9,8 +10,11 @@ mod team;
 pub use pool::ThreadPool;
 pub(crate) use team::Order;
 
+use pool::AWAKE;
+use std::cell::Cell;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 use team::{Job, Pass};
 
 /// A caller's own threads.
@@ -49,18 +53,33 @@ pub trait Executor: Send + Sync {
 }
 
 /// Where a plan's passes run. The choice affects speed only: results are bit-identical.
+///
+/// A pass runs on the thread that calls it. Threads of a pool that are free join it and take over parts. The pass never
+/// waits for one that has not joined, and never runs anything else in the meantime. So
+///
+/// - it ends although all threads of a pool are busy or blocked, and takes no longer than on one thread;
+/// - it may be called while a lock is held for which other tasks of the same pool wait;
+/// - it ends in a child of `fork`, which has none of its parent's threads: with [`Rayon`](Self::Rayon), and with a
+///   [`Pool`](Self::Pool) of the parent's, the passes of a child run on the calling thread alone. A child may make a
+///   pool of its own, unless another thread of its parent was starting or ending a thread at that moment: Rust's
+///   standard library then starts no threads in the child. With `Rayon` a child is recognized if its parent had called
+///   a pass on rayon that is not small, or had asked for the size of its scratch memory.
+///
+/// With an [`Executor`] all of this is up to its `parallel_for`.
+///
+/// Passes that walk less than 1 MB stay on the calling thread. Those that walk less than 6 MB ask a pool for help only
+/// within 50 µs of such a pass by the same thread: threads that sleep take too long to wake.
 #[derive(Clone, Default)]
 #[non_exhaustive]
 pub enum Threads {
     /// The caller's thread.
     #[cfg_attr(not(feature = "rayon"), default)]
     Sequential,
-    /// The rayon pool in which the caller runs (`ThreadPool::install`), or the global one. Passes that are too small to
-    /// gain from it stay on the caller's thread.
+    /// The rayon pool in which the caller runs (`ThreadPool::install`), or the global one.
     #[cfg(feature = "rayon")]
     #[default]
     Rayon,
-    /// A pool of this crate, which plans can share.
+    /// A pool of this crate, which plans can share, for programs that do not use rayon.
     Pool(Arc<ThreadPool>),
     /// The caller's own threads.
     Executor(Arc<dyn Executor>),
@@ -78,9 +97,18 @@ impl fmt::Debug for Threads {
     }
 }
 
-/// A pass that walks fewer bytes stays on the caller's thread: to wake a pool costs 10 to 15 µs, in which one core
-/// walks about this much of its cache.
+/// A pass that walks fewer bytes stays on the caller's thread.
 const SMALL: usize = 1 << 20;
+/// A pass that walks fewer bytes asks a pool for helpers only if they may be awake. To wake them takes 10 to 50 µs, in
+/// which one core walks about half as much of its cache: after a pause, smaller passes would take up to 1.7 times as
+/// long.
+const WAKES: usize = 6 << 20;
+
+thread_local! {
+    /// When the last pass ended that this thread called and that was not small. It has no destructor, which a thread
+    /// might run after a C library has been unloaded.
+    static ENDED: Cell<Option<Instant>> = const { Cell::new(None) };
+}
 
 impl Threads {
     /// The number of threads for a pass that walks `bytes` of memory.
@@ -88,12 +116,23 @@ impl Threads {
         if bytes < SMALL {
             return 1;
         }
-        match self {
+        let threads = match self {
             Self::Sequential => 1,
             #[cfg(feature = "rayon")]
             Self::Rayon => rayon_threads::count(),
             Self::Pool(pool) => pool.available(),
-            Self::Executor(executor) => executor.threads().max(1),
+            Self::Executor(executor) => return executor.threads().max(1),
+        };
+        let wakes = bytes >= WAKES || ENDED.get().is_some_and(|ended| ended.elapsed() < AWAKE);
+        if wakes { threads } else { 1 }
+    }
+
+    /// To be called after a pass that walked `bytes` of memory.
+    pub(crate) fn ended(&self, bytes: usize) {
+        // This target has no clock, which would panic.
+        let has_clock = cfg!(not(all(target_family = "wasm", target_os = "unknown")));
+        if bytes >= SMALL && has_clock && !matches!(self, Self::Sequential | Self::Executor(_)) {
+            ENDED.set(Some(Instant::now()));
         }
     }
 
@@ -104,11 +143,8 @@ impl Threads {
             _ if workers < 2 => pass(&mut Crew::alone()),
             Self::Sequential => pass(&mut Crew::alone()),
             #[cfg(feature = "rayon")]
-            Self::Rayon => rayon_threads::pass(workers, pass),
-            Self::Pool(pool) => match pool.begin(workers) {
-                Some(team) => pass(&mut Crew { workers, hands: Hands::Team(team) }),
-                None => pass(&mut Crew::alone()),
-            },
+            Self::Rayon => rayon_threads::pass(workers, &mut |team| pass(&mut Crew::new(workers, team))),
+            Self::Pool(pool) => pass(&mut Crew::new(workers, pool.begin(workers))),
             Self::Executor(executor) => pass(&mut Crew { workers, hands: Hands::Executor(&**executor) }),
         }
     }
@@ -126,9 +162,13 @@ enum Hands<'a> {
     Executor(&'a dyn Executor),
 }
 
-impl Crew<'_> {
+impl<'a> Crew<'a> {
     fn alone() -> Self {
         Self { workers: 1, hands: Hands::Caller }
+    }
+
+    fn new(workers: usize, team: Option<Pass<'a>>) -> Self {
+        team.map_or_else(Self::alone, |pass| Self { workers, hands: Hands::Team(pass) })
     }
 
     /// Runs `task` for every index below `tasks`, once each, and returns when all have ended.
@@ -148,11 +188,6 @@ impl Crew<'_> {
         }
         job.work(0);
     }
-}
-
-/// The process, by which a forked child is recognized: of the threads of its parent it has only the one that forked.
-fn process() -> u32 {
-    if cfg!(unix) { std::process::id() } else { 1 }
 }
 
 /// A pointer that tasks share, of which each writes a part of its own.
@@ -187,5 +222,177 @@ impl<T> Shared<T> {
         // SAFETY: the caller's promise.
         // Wrapping: the pointer may stand for the start of an array of which only a part exists.
         unsafe { std::slice::from_raw_parts_mut(self.0.wrapping_add(range.start), range.len()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::Barrier;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::thread;
+
+    /// Scoped threads for every step.
+    struct Scoped;
+    impl Executor for Scoped {
+        fn threads(&self) -> usize {
+            2
+        }
+        fn parallel_for(&self, n: usize, task: &(dyn Fn(usize) + Sync)) {
+            thread::scope(|scope| {
+                let threads: Vec<_> = (1..n).map(|i| scope.spawn(move || task(i))).collect();
+                task(0);
+                threads.into_iter().for_each(|thread| thread.join().unwrap_or_else(|p| std::panic::resume_unwind(p)));
+            });
+        }
+    }
+
+    /// Calls `f` on every kind of threads, where a helper is free to come.
+    fn with_a_helper(f: impl Fn(&Threads) + Sync) {
+        f(&Threads::Executor(Arc::new(Scoped)));
+        f(&Threads::Pool(Arc::new(ThreadPool::new(2).unwrap())));
+        #[cfg(feature = "rayon")]
+        rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap().install(|| f(&Threads::Rayon));
+    }
+
+    /// Runs steps of several numbers of tasks in one pass, and checks that each task runs once.
+    fn check_pass(threads: &Threads, workers: usize) {
+        threads.pass(workers, &mut |crew| {
+            for (tasks, order) in
+                [(7, Order::FirstFirst), (1, Order::FirstFirst), (0, Order::LastFirst), (100, Order::LastFirst)]
+            {
+                let seen: Vec<_> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+                crew.run(tasks, order, &|i| {
+                    seen[i].fetch_add(1, Ordering::Relaxed);
+                });
+                assert!(seen.iter().all(|s| s.load(Ordering::Relaxed) == 1), "{threads:?}, {workers} workers, {tasks}");
+            }
+        });
+    }
+
+    /// On a thread that has called no pass yet, after which helpers could be awake.
+    #[test]
+    fn large_passes_wake_helpers() {
+        let pool = Threads::Pool(Arc::new(ThreadPool::new(3).unwrap()));
+        let executor = Threads::Executor(Arc::new(Scoped));
+        let counts = |threads: Threads| {
+            let count = move || [SMALL - 1, SMALL, WAKES - 1, WAKES, usize::MAX].map(|bytes| threads.count(bytes));
+            thread::spawn(count).join().unwrap()
+        };
+        assert_eq!(counts(Threads::Sequential), [1; 5]);
+        assert_eq!(counts(pool), [1, 1, 1, 3, 3]);
+        assert_eq!(counts(executor), [1, 2, 2, 2, 2]);
+    }
+
+    #[test]
+    fn every_task_of_every_step_runs_once() {
+        with_a_helper(|threads| (1..70).for_each(|workers| check_pass(threads, workers)));
+    }
+
+    #[test]
+    fn helpers_come() {
+        with_a_helper(|threads| {
+            // Neither of two tasks ends before both have begun, in each of three steps.
+            let both = Barrier::new(2);
+            threads.pass(2, &mut |crew| {
+                for _ in 0..3 {
+                    crew.run(2, Order::FirstFirst, &|_| {
+                        both.wait();
+                    });
+                }
+            });
+        });
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller_and_leaves_the_threads_usable() {
+        with_a_helper(|threads| {
+            let caller = thread::current().id();
+            for caller_panics in [true, false] {
+                let both = Barrier::new(2);
+                let run = || {
+                    threads.pass(2, &mut |crew| {
+                        crew.run(2, Order::FirstFirst, &|i| {
+                            both.wait();
+                            assert!((thread::current().id() == caller) != caller_panics, "task {i}");
+                        });
+                    });
+                };
+                let panic = catch_unwind(AssertUnwindSafe(run)).unwrap_err();
+                let message = panic.downcast_ref::<String>().unwrap();
+                assert!(message.starts_with("task "), "{message}");
+                check_pass(threads, 2);
+            }
+        });
+    }
+
+    /// While one pass keeps the only helper busy, others end; and so do more passes than a pool has teams for.
+    #[test]
+    fn a_busy_pool_is_not_waited_for() {
+        let threads = Threads::Pool(Arc::new(ThreadPool::new(2).unwrap()));
+        let (begun, others_ended) = (Barrier::new(3), Barrier::new(3));
+        let both_wait = || {
+            threads.pass(2, &mut |crew| {
+                crew.run(2, Order::FirstFirst, &|_| {
+                    begun.wait();
+                    others_ended.wait();
+                });
+            });
+        };
+        thread::scope(|scope| {
+            scope.spawn(both_wait);
+            begun.wait();
+            for _ in 0..100 {
+                check_pass(&threads, 2);
+                // A pass within a pass: both of the pool's teams are taken.
+                threads.pass(2, &mut |crew| crew.run(3, Order::FirstFirst, &|_| check_pass(&threads, 2)));
+            }
+            others_ended.wait();
+        });
+    }
+
+    #[cfg(feature = "rayon")]
+    #[test]
+    fn a_busy_rayon_pool_is_not_waited_for_and_comes_too_late() {
+        const THREADS: usize = 4;
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(THREADS).build().unwrap();
+        let (begun, passes_ended) = (Arc::new(Barrier::new(THREADS)), Arc::new(Barrier::new(THREADS)));
+        pool.install(|| {
+            for _ in 1..THREADS {
+                let (begun, passes_ended) = (begun.clone(), passes_ended.clone());
+                rayon::spawn(move || {
+                    begun.wait();
+                    passes_ended.wait();
+                });
+            }
+            begun.wait();
+            let caller = thread::current().id();
+            for _ in 0..100 {
+                check_pass(&Threads::Rayon, THREADS);
+                Threads::Rayon.pass(THREADS, &mut |crew| {
+                    crew.run(100, Order::FirstFirst, &|_| assert_eq!(thread::current().id(), caller));
+                });
+            }
+            passes_ended.wait();
+        });
+        // Runs what is left in the queues: helpers whose passes have ended.
+        drop(pool);
+    }
+
+    #[test]
+    fn a_helper_that_is_late_runs_nothing() {
+        let team = team::Team::new();
+        team.help(1);
+        let count = AtomicUsize::new(0);
+        let task = |_| {
+            count.fetch_add(1, Ordering::Relaxed);
+        };
+        let mut pass = team.begin().unwrap();
+        assert!(team.begin().is_none());
+        pass.run(Job::new(5, 2, Order::FirstFirst, &task));
+        drop(pass);
+        team.help(1);
+        assert_eq!(count.load(Ordering::Relaxed), 5);
     }
 }

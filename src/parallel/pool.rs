@@ -10,13 +10,15 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// How long a thread without work looks for some before it sleeps.
-const SPIN: Duration = Duration::from_micros(50);
+/// How long threads stay awake after a pass.
+pub(super) const AWAKE: Duration = Duration::from_micros(50);
 
 /// A pool of threads that plans can share, for programs that have no pool of their own: [`Threads::Pool`].
 ///
-/// A thread that is busy with another pass is not waited for. Dropping the pool ends its threads, and returns when they
-/// have ended.
+/// A thread that is busy with another pass is not waited for. A thread goes to sleep 50 µs after its last pass.
+///
+/// Dropping the pool ends its threads, and returns when they have ended; in a forked child, which does not have them,
+/// it does nothing.
 ///
 /// ```
 /// use batchnorm::{BatchNorm, Shape, ThreadPool, Threads};
@@ -67,7 +69,7 @@ impl ThreadPool {
             closed: AtomicBool::new(false),
         });
         // Dropped, and so ended, if one of them can't be started.
-        let mut pool = Self { common, helpers: Vec::with_capacity(threads - 1), process: process() };
+        let mut pool = Self { common, helpers: Vec::with_capacity(threads - 1), process: process::id() };
         for helper in 0..threads - 1 {
             let common = pool.common.clone();
             let thread = thread::Builder::new().name("batchnorm".into());
@@ -83,7 +85,7 @@ impl ThreadPool {
 
     /// The same, or 1 in a forked child, which does not have the threads.
     pub(super) fn available(&self) -> usize {
-        if self.process == process() { self.threads() } else { 1 }
+        if self.process == process::id() { self.threads() } else { 1 }
     }
 
     /// Begins a pass, and asks for helpers. None if as many passes as there are threads run already.
@@ -121,7 +123,7 @@ impl Common {
             {
                 return Some(&self.teams[team]);
             }
-            if start.elapsed() < SPIN {
+            if start.elapsed() < AWAKE {
                 (0..16).for_each(|_| spin_loop());
             } else {
                 thread::park();
@@ -133,7 +135,7 @@ impl Common {
 impl Drop for ThreadPool {
     fn drop(&mut self) {
         let helpers = self.helpers.drain(..);
-        if self.process != process() {
+        if self.process != process::id() {
             // A forked child does not have these threads.
             helpers.for_each(std::mem::forget);
             return;

@@ -1,7 +1,7 @@
 //! Helpers from rayon's current pool.
 
-use super::team::Team;
-use super::{Crew, Hands, process};
+use super::process;
+use super::team::{Pass, Team};
 use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 /// held when the parent forked. It is recognized if the parent has asked before.
 pub(super) fn count() -> usize {
     static FIRST: AtomicU32 = AtomicU32::new(0);
-    let this = process();
+    let this = process::id();
     // Relaxed: the number orders nothing else.
     match FIRST.compare_exchange(0, this, Ordering::Relaxed, Ordering::Relaxed) {
         Err(first) if first != this => 1,
@@ -30,11 +30,12 @@ thread_local! {
     static ASKED: Cell<Option<Arc<Asked>>> = const { Cell::new(None) };
 }
 
-pub(super) fn pass(workers: usize, pass: &mut dyn FnMut(&mut Crew<'_>)) {
+/// Begins a pass of this thread, and asks for helpers.
+pub(super) fn pass(workers: usize, pass: &mut dyn FnMut(Option<Pass<'_>>)) {
     let new = || Arc::new(Asked { team: Team::new(), queued: AtomicUsize::new(0) });
     // A thread that is ending has no such memory any more.
     let asked = ASKED.try_with(Cell::take).ok().flatten().unwrap_or_else(new);
-    let Some(team) = asked.team.begin() else { return pass(&mut Crew::alone()) };
+    let team = asked.team.begin();
     // Relaxed: a number that orders nothing else.
     let queued = asked.queued.load(Ordering::Relaxed);
     for worker in queued + 1..workers {
@@ -45,6 +46,6 @@ pub(super) fn pass(workers: usize, pass: &mut dyn FnMut(&mut Crew<'_>)) {
             asked.team.help(worker);
         });
     }
-    pass(&mut Crew { workers, hands: Hands::Team(team) });
+    pass(team);
     let _ = ASKED.try_with(|cell| cell.set(Some(asked)));
 }

@@ -1,8 +1,9 @@
 //! Threads that join a pass while it runs, without the pass ever waiting for one that has not joined.
 //!
-//! The caller opens a step, and works on it until no task is left. Helpers that come in the meantime enter, claim tasks,
-//! and leave. Then the caller closes the step, and waits for the helpers that are inside: each runs its last task. It
-//! runs nothing else meanwhile. So a pass ends even if no helper ever comes, and never runs other people's code.
+//! The caller opens a step, and works on it until no task is left. Helpers that come in the meantime enter, claim
+//! tasks, and leave. Then the caller closes the step, and waits for the helpers that are inside: each runs its last
+//! task. It runs nothing else meanwhile. So a pass ends even if no helper ever comes, and never runs other people's
+//! code.
 
 use super::sync::{AtomicPtr, AtomicUsize, Ordering, spin_loop, yield_now};
 use std::any::Any;
@@ -121,9 +122,13 @@ impl Team {
     pub(super) fn begin(&self) -> Option<Pass<'_>> {
         let state = self.state.load(Ordering::Relaxed);
         // Acquire: what the last pass did comes before this one.
-        let begins = state & END != 0
-            && self.state.compare_exchange(state, state - END, Ordering::Acquire, Ordering::Relaxed).is_ok();
-        begins.then_some(Pass(self))
+        if state & END != 0
+            && self.state.compare_exchange(state, state - END, Ordering::Acquire, Ordering::Relaxed).is_ok()
+        {
+            Some(Pass(self))
+        } else {
+            None
+        }
     }
 
     /// Helps the pass in all of its steps, and returns when it has ended.

@@ -29,8 +29,9 @@ impl Engine {
 
     /// Runs the steps of a pass that walks `sweeps` times over a buffer of the plan's shape.
     pub(super) fn walk<E>(&self, grid: &Grid, sweeps: usize, steps: &dyn Steps) {
-        let threads = self.threads.count(self.shape.len() * size_of::<E>() * sweeps);
-        grid.walk(&self.threads, &self.scratch, threads, steps);
+        let bytes = self.shape.len() * size_of::<E>() * sweeps;
+        grid.walk(&self.threads, &self.scratch, self.threads.count(bytes), steps);
+        self.threads.ended(bytes);
     }
 
     /// What the coefficients of a range of channels are made from; `mean` and `var` have that range only.

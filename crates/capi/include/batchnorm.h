@@ -627,8 +627,8 @@ int32_t bn_pool_destroy(struct bn_pool *pool);
 
 // Creates a plan. After an error *plan is unchanged.
 //
-// desc and what it points to are not needed after this call has returned, except scratch, parallel_for and its ctx. The
-// plan has a reference of its own to the pool.
+// desc and what it points to are not needed after this call has returned, except scratch, parallel_for and its ctx.
+// The plan has a reference of its own to the pool.
 int32_t bn_plan_create(const struct bn_plan_desc *desc,
                        struct bn_plan **plan);
 

@@ -34,6 +34,8 @@ unsafe impl GlobalAlloc for Counting {
 static ALLOCATOR: Counting = Counting;
 
 const THREADS: usize = 4;
+/// Of a pool's threads only the calling one is counted; they run the same tasks as those of a `parallel_for`.
+const KINDS: [i32; 3] = [BN_THREADS_SEQUENTIAL, BN_THREADS_POOL, BN_THREADS_CALLER];
 
 /// Starts `THREADS` threads for each loop. What starting them allocates does not count.
 unsafe extern "C" fn on_threads(_: *mut c_void, n: usize, task: bn_task, arg: *mut c_void) {
@@ -58,10 +60,10 @@ unsafe extern "C" fn on_threads(_: *mut c_void, n: usize, task: bn_task, arg: *m
 fn desc(element: i32, (outer, channels, inner): (usize, usize, usize), threads: i32) -> bn_plan_desc {
     let (activation, slope) = (BN_ACTIVATION_LEAKY_RELU, 0.5);
     let desc = bn_plan_desc { outer, channels, inner, element, threads, activation, slope, ..sized() };
-    if threads == BN_THREADS_CALLER {
-        bn_plan_desc { thread_count: THREADS, parallel_for: Some(on_threads), ..desc }
-    } else {
-        desc
+    match threads {
+        BN_THREADS_CALLER => bn_plan_desc { thread_count: THREADS, parallel_for: Some(on_threads), ..desc },
+        BN_THREADS_POOL => bn_plan_desc { thread_count: THREADS, ..desc },
+        _ => desc,
     }
 }
 
@@ -147,8 +149,8 @@ unsafe fn count_in_all_calls(plan: *mut bn_plan, (outer, channels, inner): (usiz
 #[test]
 fn calls_do_not_allocate() {
     for shape in SHAPES {
-        for (element, threads) in (BN_ELEMENT_F32..=BN_ELEMENT_F16)
-            .flat_map(|element| [BN_THREADS_SEQUENTIAL, BN_THREADS_CALLER].map(|threads| (element, threads)))
+        for (element, threads) in
+            (BN_ELEMENT_F32..=BN_ELEMENT_F16).flat_map(|element| KINDS.map(|threads| (element, threads)))
         {
             // SAFETY: `on_threads` runs its loop as the header demands; the plan has this shape until it is destroyed.
             unsafe {
@@ -163,7 +165,7 @@ fn calls_do_not_allocate() {
 #[test]
 fn concurrent_calls_with_enough_memory_do_not_allocate() {
     for shape in SHAPES {
-        for threads in [BN_THREADS_SEQUENTIAL, BN_THREADS_CALLER] {
+        for threads in KINDS {
             const CALLS: usize = 3;
             let mut desc = desc(BN_ELEMENT_F32, shape, threads);
             let mut bytes = 0;

@@ -76,8 +76,8 @@ fn scratch_bytes(batch_norm: &BatchNorm, element: usize, calls: usize) -> usize 
 
 /// Creates a plan. After an error *plan is unchanged.
 ///
-/// desc and what it points to are not needed after this call has returned, except scratch, parallel_for and its ctx. The
-/// plan has a reference of its own to the pool.
+/// desc and what it points to are not needed after this call has returned, except scratch, parallel_for and its ctx.
+/// The plan has a reference of its own to the pool.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bn_plan_create(desc: *const bn_plan_desc, plan: *mut *mut bn_plan) -> i32 {
     guard(|| {

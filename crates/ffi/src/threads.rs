@@ -189,6 +189,10 @@ pub unsafe extern "C" fn bn_pool_destroy(pool: *mut bn_pool) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::constants::{BN_THREADS_CALLER, BN_THREADS_POOL, BN_THREADS_SEQUENTIAL};
+    use crate::read::sized;
+    use crate::status::bn_last_error_message;
+    use std::ffi::CStr;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     unsafe extern "C" fn backwards(ctx: *mut c_void, n: usize, task: bn_task, arg: *mut c_void) {
@@ -226,5 +230,37 @@ mod tests {
         let run = || executor.parallel_for(3, &|i| assert_ne!(i, 1, "task"));
         let panic = catch_unwind(AssertUnwindSafe(run)).unwrap_err();
         assert!(panic.downcast_ref::<String>().unwrap().contains("task"));
+    }
+
+    /// The codes and messages of descriptors whose pool does not match the rest.
+    #[test]
+    fn pools_that_do_not_match() {
+        let pool = bn_pool(new_pool(2).unwrap());
+        let desc = bn_plan_desc { threads: BN_THREADS_POOL, pool: &pool, ..sized() };
+        let wrong = [
+            (bn_plan_desc { threads: BN_THREADS_SEQUENTIAL, ..desc }, "desc.threads is not BN_THREADS_POOL"),
+            (
+                bn_plan_desc { threads: BN_THREADS_CALLER, thread_count: 2, parallel_for: Some(backwards), ..desc },
+                "desc.threads is not BN_THREADS_POOL",
+            ),
+            (
+                bn_plan_desc { thread_count: 3, ..desc },
+                "desc.thread_count is out of range: expected 0 with desc.pool, got 3",
+            ),
+            (bn_plan_desc { parallel_for: Some(backwards), ..desc }, "desc.threads is not BN_THREADS_CALLER"),
+            (bn_plan_desc { pool: (&raw const pool).wrapping_byte_add(1), ..desc }, "desc.pool is misaligned"),
+        ];
+        for (desc, message) in wrong {
+            for start in [Start::Now, Start::Never] {
+                // SAFETY: nothing runs on the threads; a pool that is aligned is the one above.
+                assert!(unsafe { threads(&desc, start) }.is_err(), "{message}");
+                // SAFETY: it points to the message of this thread, which ends with a 0.
+                let actual = unsafe { CStr::from_ptr(bn_last_error_message()) }.to_str().unwrap();
+                assert!(actual.contains(message), "{actual}");
+            }
+        }
+        // SAFETY: nothing runs on the threads; the pool is the one above.
+        let made = unsafe { threads(&desc, Start::Now) }.unwrap();
+        assert!(matches!(&made, Threads::Pool(threads) if Arc::ptr_eq(threads, &pool.0)));
     }
 }

@@ -42,12 +42,14 @@ typedef struct world {
     double momentum;
     bn_plan_desc desc;
     bn_plan *made;
+    bn_pool *made_pool;
     int32_t isa[2];
     size_t bytes[2];
 } world;
 
 static world w, before;
 static bn_plan *plan;
+static bn_pool *pool;
 // Enough scratch memory for a plan, and too little for any.
 static char scratch[1 << 16], little[8];
 static int32_t element;
@@ -356,6 +358,14 @@ static void plans(void) {
     WRONG(BN_ERROR_THREADS, (w.desc.threads = BN_THREADS_POOL, w.desc.thread_count = SIZE_MAX), CREATE);
     WRONG(BN_ERROR_THREADS, (w.desc.threads = BN_THREADS_CALLER, w.desc.parallel_for = parallel_for), CREATE);
     WRONG(BN_ERROR_NULL, (w.desc.threads = BN_THREADS_CALLER, w.desc.thread_count = 2), CREATE);
+#define SET_POOL w.desc.threads = BN_THREADS_POOL, w.desc.pool = pool
+    WRONG(BN_ERROR_THREADS, w.desc.pool = pool, CREATE);
+    WRONG(BN_ERROR_THREADS, (SET_POOL, w.desc.thread_count = 1), CREATE);
+    WRONG(BN_ERROR_THREADS, (SET_POOL, w.desc.thread_count = SIZE_MAX), CREATE);
+    WRONG(BN_ERROR_THREADS, (SET_POOL, w.desc.parallel_for = parallel_for), CREATE);
+    WRONG(BN_ERROR_THREADS, (SET_POOL, w.desc.threads = BN_THREADS_CALLER, w.desc.thread_count = 2,
+                             w.desc.parallel_for = parallel_for), CREATE);
+    WRONG(BN_ERROR_ALIGNMENT, (SET_POOL, w.desc.pool = MISALIGNED(bn_pool, pool)), CREATE);
     int32_t best = BN_ISA_BEST;
     CHECK_OK(bn_best_isa(&best));
     // A CPU with AVX-512 has AVX2 too.
@@ -383,6 +393,14 @@ static void plans(void) {
     WRONG(BN_ERROR_SLOPE, w.desc.slope = 0.01, BYTES);
     WRONG(BN_ERROR_SHAPE, w.desc.outer = SIZE_MAX, BYTES);
     WRONG(BN_ERROR_THREADS, w.desc.thread_count = 1, BYTES);
+    WRONG(BN_ERROR_THREADS, w.desc.pool = pool, BYTES);
+    WRONG(BN_ERROR_ALIGNMENT, (SET_POOL, w.desc.pool = MISALIGNED(bn_pool, pool)), BYTES);
+
+    WRONG(BN_ERROR_NULL, (void)0, bn_pool_create(2, NULL));
+    WRONG(BN_ERROR_ALIGNMENT, (void)0, bn_pool_create(2, MISALIGNED(bn_pool *, &w.made_pool)));
+    WRONG(BN_ERROR_THREADS, (void)0, bn_pool_create(BN_MAX_POOL_THREADS + 1, &w.made_pool));
+    WRONG(BN_ERROR_THREADS, (void)0, bn_pool_create(SIZE_MAX, &w.made_pool));
+    WRONG(BN_ERROR_ALIGNMENT, (void)0, bn_pool_destroy(MISALIGNED(bn_pool, pool)));
 
     WRONG(BN_ERROR_ALIGNMENT, (void)0, bn_plan_destroy(MISALIGNED(bn_plan, plan)));
     WRONG(BN_ERROR_NULL, (void)0, bn_best_isa(NULL));
@@ -859,6 +877,7 @@ static void right(void) {
 }
 
 int main(void) {
+    CHECK_OK(bn_pool_create(2, &pool));
     for (element = BN_ELEMENT_F32; element <= BN_ELEMENT_F16; element++) {
         const bn_plan_desc desc = describe(element, OUTER, CHANNELS, INNER, 1e-5);
         plan = make(&desc);
@@ -884,6 +903,8 @@ int main(void) {
         CHECK(misuses >= 100);
         CHECK_OK(bn_plan_destroy(plan));
     }
+    CHECK_OK(bn_pool_destroy(pool));
+    CHECK_OK(bn_pool_destroy(NULL));
     printf("misuse: %ld misuses for each element type\n", misuses);
     return report("misuse");
 }

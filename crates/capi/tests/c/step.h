@@ -151,7 +151,8 @@ static void check_textbook(const bn_plan_desc *d, step s) {
 
 // Checks that a step on other threads has the same bits as a sequential one, which agrees with the textbook, for shapes
 // that are large enough to be split, in both layouts and all element types.
-static void check_threads(int32_t threads, size_t thread_count, bn_parallel_for parallel_for, void *ctx) {
+static void check_threads(int32_t threads, size_t thread_count, bn_parallel_for parallel_for, void *ctx,
+                          const bn_pool *pool) {
     const size_t shapes[][3] = {{4, 64, 1024}, {4096, 64, 1}};
     for (int32_t element = BN_ELEMENT_F32; element <= BN_ELEMENT_F16; element++) {
         for (size_t k = 0; k < 2; k++) {
@@ -162,6 +163,7 @@ static void check_threads(int32_t threads, size_t thread_count, bn_parallel_for 
             desc.thread_count = thread_count;
             desc.parallel_for = parallel_for;
             desc.parallel_for_ctx = ctx;
+            desc.pool = pool;
             bn_plan *parallel = make(&desc);
             step a = new_step(&desc), b = new_step(&desc);
             run_step(sequential, a);

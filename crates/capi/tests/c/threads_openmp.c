@@ -12,6 +12,6 @@ static void parallel_for(void *ctx, size_t n, bn_task task, void *arg) {
 }
 
 int main(void) {
-    check_threads(BN_THREADS_CALLER, 4, parallel_for, NULL);
+    check_threads(BN_THREADS_CALLER, 4, parallel_for, NULL, NULL);
     return report("threads_openmp");
 }

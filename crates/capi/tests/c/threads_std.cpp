@@ -74,7 +74,7 @@ void parallel_for(void *ctx, size_t n, bn_task task, void *arg) { static_cast<Po
 
 int main() {
     Pool pool(3);
-    check_threads(BN_THREADS_CALLER, 4, parallel_for, &pool);
+    check_threads(BN_THREADS_CALLER, 4, parallel_for, &pool, NULL);
 
     // One plan, used by several threads at once.
     const bn_plan_desc desc = describe(BN_ELEMENT_F32, 4, 64, 1024, 1e-5);

@@ -760,12 +760,12 @@ int main(void) {
         scratch_memory(element);
         empty(element);
     }
-    check_threads(BN_THREADS_POOL, 0, NULL, NULL);
-    check_threads(BN_THREADS_POOL, 1, NULL, NULL);
-    check_threads(BN_THREADS_POOL, 5, NULL, NULL);
-    check_threads(BN_THREADS_CALLER, 3, forwards, &calls[0]);
-    check_threads(BN_THREADS_CALLER, 3, careless, &calls[1]);
-    check_threads(BN_THREADS_CALLER, 3, forgetful, &calls[2]);
+    check_threads(BN_THREADS_POOL, 0, NULL, NULL, NULL);
+    check_threads(BN_THREADS_POOL, 1, NULL, NULL, NULL);
+    check_threads(BN_THREADS_POOL, 5, NULL, NULL, NULL);
+    check_threads(BN_THREADS_CALLER, 3, forwards, &calls[0], NULL);
+    check_threads(BN_THREADS_CALLER, 3, careless, &calls[1], NULL);
+    check_threads(BN_THREADS_CALLER, 3, forgetful, &calls[2], NULL);
     CHECK(calls[0] > 0 && calls[1] > 0 && calls[2] > 0);
     return report("values");
 }
