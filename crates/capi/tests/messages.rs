@@ -157,8 +157,9 @@ fn of_descriptors() {
         usize::MAX / 4,
     );
     says(status, BN_ERROR_SHAPE, &message);
-    let status = create(|desc| (desc.outer, desc.channels) = (0, usize::MAX));
-    begins(status, BN_ERROR_OUT_OF_MEMORY, &format!("not enough memory for a plan with {} channels: ", usize::MAX));
+    const CHANNELS: usize = 1 << 59;
+    let status = create(|desc| (desc.outer, desc.channels, desc.inner) = (1, CHANNELS, 1));
+    begins(status, BN_ERROR_OUT_OF_MEMORY, &format!("not enough memory for a plan with {CHANNELS} channels: "));
     let status = create(|desc| desc.thread_count = 1);
     let message = "desc.thread_count is out of range: expected 0 for BN_THREADS_SEQUENTIAL, got 1";
     says(status, BN_ERROR_THREADS, message);
