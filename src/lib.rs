@@ -56,8 +56,7 @@
 //! - [`Isa`] and [`Threads`], or an [`Executor`], affect speed only: results are bit-identical.
 //! - [`mod@reference`] is the specification, short and slow.
 //!
-//! Engines have a `Shape` and an `Error` of their own. In such code, import the crate as `use batchnorm as bn`, and write
-//! `bn::Shape`.
+//! Engines have a `Shape` and an `Error` of their own: there, `use batchnorm as bn` and write `bn::Shape`.
 //!
 //! Nothing panics: a wrong argument is an [`Error`], raised before anything is written.
 //!

@@ -76,9 +76,12 @@ impl Pointwise {
         epilogue: impl Fn(&[f32], &mut bn::Statistics) -> Result<()> + Sync,
     ) -> Result<Vec<bn::Statistics>> {
         let &Self { images, pixels, inputs, outputs } = self;
-        let lengths = [(pixels, inputs, x.len() / images.max(1)), (pixels, outputs, y.len() / images.max(1))];
-        let fits = lengths.iter().all(|&(a, b, len)| a.checked_mul(b) == Some(len) && len > 0);
-        if !fits || x.len() % images != 0 || y.len() % images != 0 || inputs.checked_mul(outputs) != Some(weight.len())
+        let fits = |len: usize, extents: &[usize]| {
+            len > 0 && extents.iter().try_fold(1usize, |product, &extent| product.checked_mul(extent)) == Some(len)
+        };
+        if !fits(x.len(), &[images, pixels, inputs])
+            || !fits(weight.len(), &[outputs, inputs])
+            || !fits(y.len(), &[images, pixels, outputs])
         {
             return Err(Error::Dims {
                 expected: "slices of these extents",

@@ -79,7 +79,7 @@ impl<P: bn::Element> BatchNorm<P> {
         Ok((y, Saved { plan, x, batch: Some(batch) }))
     }
 
-    /// The same for a producer of x that has taken its statistics while it wrote it: one read and one write of a tensor.
+    /// The same if the producer of x has taken its statistics while it wrote it: one read and one write of a tensor.
     ///
     /// # Errors
     /// As [`forward_training`](Self::forward_training), and if the statistics are not those of as many values.

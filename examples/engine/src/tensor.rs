@@ -92,8 +92,8 @@ impl<T: Copy> Tensor<T> {
         offsets(&self.dims, &self.strides).map(|at| memory[at]).collect()
     }
 
-    /// The same elements in the layout of another tensor of the same dimensions, which is dense: a copy, unless they are
-    /// in that layout.
+    /// The same elements in the layout of another tensor of the same dimensions, which is dense: a copy, unless they
+    /// are in that layout.
     ///
     /// # Errors
     /// [`Error::Dims`] if the dimensions differ.

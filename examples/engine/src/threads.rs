@@ -55,8 +55,8 @@ impl ThreadPool {
             return (0..n).for_each(task);
         }
         let (panics, ended) = channel();
-        // SAFETY: only jobs have this reference. When the last one has run, its sender is dropped, and only then `ended`
-        // has no more items, for which this function waits; nothing before that can unwind, as panics are caught.
+        // SAFETY: only jobs have this reference. `ended` has no more items once the last job has run and dropped its
+        // sender. This function waits for that, and nothing before it can unwind, as panics are caught.
         let task = unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(task) };
         let job = |first| Job { task, indices: (first..n).step_by(self.threads()), panics: panics.clone() };
         let own = job(0);
@@ -65,7 +65,9 @@ impl ThreadPool {
         }
         own.run();
         drop(panics);
-        if let Some(panic) = ended.into_iter().last() {
+        // All of them before any is dropped, which may panic, too.
+        let mut panics: Vec<_> = ended.into_iter().collect();
+        if let Some(panic) = panics.pop() {
             resume_unwind(panic);
         }
     }

@@ -154,6 +154,14 @@ fn training_agrees_with_the_reference_in_every_layout() {
 }
 
 #[test]
+fn a_large_mean_costs_no_accuracy() {
+    // The mean is 3500 times the standard deviation. Statistics that were saved in f32 would exceed the bounds.
+    let ([x, _], [dy, _]) = (layouts([3, 5, 4, 6], 1), layouts([3, 5, 4, 6], 2));
+    let far = x.to_vec().into_iter().map(|v| v + 4096.0).collect();
+    check(&mut layer(5, 2), &Tensor::new(x.dims(), far).unwrap(), &dy, Forward::Training);
+}
+
+#[test]
 fn a_layer_follows_batches_of_other_shapes() {
     let mut layer = layer(5, 2);
     for dims in [[3, 5, 4, 6], [2, 5, 3, 3], [3, 5, 4, 6]] {
