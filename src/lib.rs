@@ -56,6 +56,8 @@
 //! - [`Isa`] and [`Threads`], or an [`Executor`], affect speed only: results are bit-identical.
 //! - [`mod@reference`] is the specification, short and slow.
 //!
+//! Engines have a `Shape` and an `Error` of their own: there, `use batchnorm as bn` and write `bn::Shape`.
+//!
 //! Nothing panics: a wrong argument is an [`Error`], raised before anything is written.
 //!
 //! Passes expect the default floating-point environment. On a thread that flushes subnormals to zero (FTZ, DAZ), as
