@@ -65,6 +65,8 @@
 
 mod activation;
 mod arguments;
+#[cfg(feature = "ndarray")]
+mod array_views;
 mod batch_norm;
 mod element;
 mod error;
@@ -82,6 +84,8 @@ mod with;
 
 pub use activation::Activation;
 pub use arguments::{Affine, Cotangents, Extras, Gradients, SecondGradients};
+#[cfg(feature = "ndarray")]
+pub use array_views::{ArrayExtras, ArrayGradients, Arrays};
 pub use batch_norm::BatchNorm;
 pub use element::Element;
 pub use error::Error;
