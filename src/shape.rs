@@ -140,6 +140,7 @@ impl Shape {
         if in_order.is_empty() {
             return Ok(in_order);
         }
+        // The product of the extents inside each axis, which fits, as that of all does.
         let mut expected = 1;
         for axis in innermost_first(dims, strides) {
             if strides[axis] != expected {

@@ -213,6 +213,18 @@ fn arrays_that_are_not_dense() {
     assert_eq!(error, Error::ChannelAxis { axes: 0, actual: 0 });
 }
 
+/// The gradient of a sum is often a broadcast 1.
+#[test]
+fn a_broadcast_dy() {
+    let (x, mut dx, one) = (SEVENS(), SEVENS(), Array1::from_elem(1, 1.0));
+    let plan = BatchNorm::for_array(&x, Axis(1)).unwrap();
+    let gradients = ArrayGradients { dx: Some(&mut dx), ..ArrayGradients::default() };
+    let dy = one.broadcast((2, 3, 4, 5)).unwrap();
+    let error = plan.arrays(Axis(1)).backward(&x, &dy, &GIVEN(), Affine::default(), gradients).unwrap_err();
+    let message = "dy has the wrong strides: expected those of x, [60, 20, 5, 1], got [0, 0, 0, 0]";
+    assert_eq!((error.to_string().as_str(), dx), (message, SEVENS()));
+}
+
 /// x of another shape than the plan's.
 #[test]
 fn a_plan_for_other_arrays() {
@@ -335,7 +347,7 @@ fn every_argument_of_another_layout() {
             // In another order, although its shape may be the same: with height and width exchanged, and channels last.
             let exchanged = Array4::from_elem((2, 3, 5, 4), 7.0).permuted_axes([0, 1, 3, 2]);
             let channels_last = Array4::from_elem((2, 4, 5, 3), 7.0).permuted_axes([0, 3, 1, 2]);
-            // With gaps, reversed, and broadcast, which only views of owned arrays can be.
+            // With gaps and reversed.
             let gaps = Array4::from_elem((2, 3, 8, 5), 7.0).slice_move(s![.., .., ..;2, ..]);
             let reversed = Array4::from_elem((2, 3, 4, 5), 7.0).slice_move(s![.., .., .., ..;-1]);
             for (wrong, actual) in [
