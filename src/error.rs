@@ -1,6 +1,7 @@
 //! What can be wrong with a call: one enum for the whole crate.
 
 use crate::activation::Activation;
+use crate::shape::Shape;
 use crate::simd::Isa;
 use std::fmt;
 
@@ -41,6 +42,56 @@ pub enum Error {
     ShapeOverflow {
         /// The actual extents.
         dims: Vec<usize>,
+    },
+    /// The axis of the channels must be one of the axes.
+    ChannelAxis {
+        /// Number of axes.
+        axes: usize,
+        /// The actual axis.
+        actual: usize,
+    },
+    /// The elements of a tensor do not follow each other in memory in any order of axes: some are missing in between,
+    /// belong to several indices, or go backwards. A copy in standard layout can be used.
+    NotDense {
+        /// The tensor.
+        argument: &'static str,
+        /// The innermost axis whose stride is wrong.
+        axis: usize,
+        /// The stride with which this axis would follow those inside it, in elements.
+        expected: isize,
+        /// Actual stride.
+        actual: isize,
+        /// The axes with more than one element in the order of their strides, the largest first.
+        order: Vec<usize>,
+        /// The strides of a copy in standard layout.
+        standard: Vec<isize>,
+    },
+    /// An array does not have the dims of x.
+    Dims {
+        /// The array.
+        argument: &'static str,
+        /// Those of x.
+        expected: Vec<usize>,
+        /// The actual ones.
+        actual: Vec<usize>,
+    },
+    /// An array does not have the strides of x.
+    Strides {
+        /// The array.
+        argument: &'static str,
+        /// Those of x.
+        expected: Vec<isize>,
+        /// The actual ones.
+        actual: Vec<isize>,
+    },
+    /// The dims and strides of an array do not map onto the shape of the plan.
+    Layout {
+        /// The array.
+        argument: &'static str,
+        /// The shape of the plan.
+        expected: Shape,
+        /// That of the array.
+        actual: Shape,
     },
     /// eps must be finite and not negative.
     Eps(f64),
@@ -129,6 +180,35 @@ impl fmt::Display for Error {
             }
             Self::ShapeOverflow { dims } => {
                 write!(f, "shape {dims:?} is too large: expected at most isize::MAX bytes at 8 bytes per element")
+            }
+            Self::ChannelAxis { axes, actual } => {
+                write!(f, "the channel axis is out of range: expected one of {axes} axes, got axis {actual}")
+            }
+            Self::NotDense { argument, axis, expected, actual, order, standard } => {
+                let effect = match actual {
+                    ..0 => "which goes backwards",
+                    0 => "which repeats elements",
+                    _ if actual < expected => "which makes elements overlap",
+                    _ => "which leaves gaps",
+                };
+                write!(
+                    f,
+                    "{argument} is not dense in memory: expected stride {expected} for axis {axis}, got {actual}, \
+                     {effect}; by their strides its axes are in the order {order:?}, and a copy in standard layout has \
+                     strides {standard:?}"
+                )
+            }
+            Self::Dims { argument, expected, actual } => {
+                write!(f, "{argument} has the wrong dims: expected those of x, {expected:?}, got {actual:?}")
+            }
+            Self::Strides { argument, expected, actual } => {
+                write!(f, "{argument} has the wrong strides: expected those of x, {expected:?}, got {actual:?}")
+            }
+            Self::Layout { argument, expected, actual } => {
+                let [expected, actual] = [expected, actual].map(|shape| {
+                    format!("outer {}, channels {} and inner {}", shape.outer(), shape.channels(), shape.inner())
+                });
+                write!(f, "{argument} does not have the plan's shape: expected {expected}, got {actual}")
             }
             Self::Eps(eps) => write!(f, "eps is out of range: expected a finite number >= 0, got {eps}"),
             Self::Slope(slope) => write!(f, "slope is out of range: expected a finite number >= 0, got {slope}"),

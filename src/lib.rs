@@ -42,7 +42,8 @@
 //! # Ok::<(), batchnorm::Error>(())
 //! ```
 //!
-//! - [`Shape`] maps every usual layout onto three integers; an [`Element`] is f32, f64, bf16 or f16.
+//! - [`Shape`] maps every usual layout, and dims with strides, onto three integers; an [`Element`] is f32, f64, bf16 or
+//!   f16.
 //! - [`BatchNorm`] is the plan; its methods are the passes, fused or split in two halves. [`Affine`] is gamma and beta,
 //!   [`Gradients`] are the outputs of the backward pass.
 //! - The [`Activation`] is set on the plan; [`Extras`] are a residual, the output, or weights, with which [`With`] runs
@@ -54,6 +55,10 @@
 //!   adjacent layer's weights.
 //! - [`Cotangents`] and [`SecondGradients`] are the inputs and outputs of second derivatives.
 //! - [`Isa`] and [`Threads`], or an [`Executor`], affect speed only: results are bit-identical.
+#![cfg_attr(
+    feature = "ndarray",
+    doc = "- [`Arrays`] are the passes over arrays of the crate `ndarray`, with [`ArrayExtras`] and [`ArrayGradients`]."
+)]
 //! - [`mod@reference`] is the specification, short and slow.
 //!
 //! Engines have a `Shape` and an `Error` of their own: there, `use batchnorm as bn` and write `bn::Shape`.
@@ -67,6 +72,8 @@
 
 mod activation;
 mod arguments;
+#[cfg(feature = "ndarray")]
+mod array_views;
 mod batch_norm;
 mod element;
 mod error;
@@ -84,6 +91,8 @@ mod with;
 
 pub use activation::Activation;
 pub use arguments::{Affine, Cotangents, Extras, Gradients, SecondGradients};
+#[cfg(feature = "ndarray")]
+pub use array_views::{ArrayExtras, ArrayGradients, Arrays};
 pub use batch_norm::BatchNorm;
 pub use element::Element;
 pub use error::Error;

@@ -17,7 +17,10 @@ mod hard_cases;
 mod invertible;
 mod memory;
 mod misuse;
+#[cfg(feature = "ndarray")]
+mod ndarray;
 mod oracle;
 mod same_bits;
+mod strides;
 mod weights;
 mod worst_cases;

@@ -364,6 +364,38 @@ fn shapes_too_large_to_address() {
 }
 
 #[test]
+fn strides_of_no_dense_tensor() {
+    let dims = [2, 3, 4, 5];
+    let strides = |strides: [isize; 4]| Shape::from_strides(&dims, &strides, 1).unwrap_err().to_string();
+    let order = "by their strides its axes are in the order";
+    let copy = "and a copy in standard layout has strides [60, 20, 5, 1]";
+    for (wrong, expected, sorted) in [
+        ([120, 1, 30, 6], "expected stride 3 for axis 3, got 6, which leaves gaps", "[0, 2, 3, 1]"),
+        ([60, 20, -5, 1], "expected stride 5 for axis 2, got -5, which goes backwards", "[0, 1, 2, 3]"),
+        ([60, 0, 5, 1], "expected stride 1 for axis 1, got 0, which repeats elements", "[0, 2, 3, 1]"),
+        ([40, 20, 5, 1], "expected stride 60 for axis 0, got 40, which makes elements overlap", "[0, 1, 2, 3]"),
+        ([1, 1, 1, 1], "expected stride 5 for axis 2, got 1, which makes elements overlap", "[0, 1, 2, 3]"),
+    ] {
+        let message = format!("the tensor is not dense in memory: {expected}; {order} {sorted}, {copy}");
+        assert_eq!(strides(wrong), message);
+    }
+    for actual in [0, 3, 5] {
+        let error = Shape::from_strides(&dims, &vec![1; actual], 1).unwrap_err();
+        assert_eq!(error, Error::Length { argument: "strides", expected: 4, actual });
+    }
+    for (dims, strides, actual) in [(&dims[..], &[60, 20, 5, 1][..], 4), (&dims, &[0; 4], usize::MAX), (&[], &[], 0)] {
+        let error = Shape::from_strides(dims, strides, actual).unwrap_err();
+        assert_eq!(error, Error::ChannelAxis { axes: dims.len(), actual });
+        let axes = dims.len();
+        let message = format!("the channel axis is out of range: expected one of {axes} axes, got axis {actual}");
+        assert_eq!(error.to_string(), message);
+    }
+    let large = [1 << 20, 1 << 20, 1 << 20];
+    let error = Shape::from_strides(&large, &[0; 3], 1).unwrap_err();
+    assert_eq!(error, Error::ShapeOverflow { dims: large.into() });
+}
+
+#[test]
 fn an_instruction_set_that_the_cpu_lacks() {
     let best = Isa::best();
     for isa in [Isa::Portable, Isa::Avx2, Isa::Avx512] {
