@@ -191,26 +191,14 @@ fn elements<T: Copy>(x: &Tensor<T>) -> &[T] {
     &x.memory()[..x.len()]
 }
 
-/// The shape of `[n, c, ..]` in memory, whatever the order of its axes there: all that counts is what lies outside and
-/// inside of the channels. None if the tensor has gaps.
+/// The shape of `[n, c, ..]` in memory, whatever the order of its axes there. None if the tensor has gaps.
 fn shape_of<T: Copy>(x: &Tensor<T>) -> Result<Option<bn::Shape>> {
-    let (dims, strides) = (x.dims(), x.strides());
-    if dims.len() < 2 {
-        return Err(Error::Dims { expected: "x to be [n, c, ..]", actual: dims.to_vec() });
+    if x.dims().len() < 2 {
+        return Err(Error::Dims { expected: "x to be [n, c, ..]", actual: x.dims().to_vec() });
     }
-    // The stride of an axis of length 1 means nothing.
-    let mut axes: Vec<_> = (0..dims.len()).filter(|&axis| dims[axis] != 1).collect();
-    axes.sort_by_key(|&axis| strides[axis]);
-    let (mut extents, mut len) = ([1, 1], 1);
-    for axis in axes {
-        if strides[axis] != len && !x.is_empty() {
-            return Ok(None);
-        }
-        len *= dims[axis];
-        if axis != 1 {
-            extents[usize::from(strides[axis] > strides[1])] *= dims[axis];
-        }
+    let strides: Vec<_> = x.strides().iter().map(|&stride| stride as isize).collect();
+    match bn::Shape::from_strides(x.dims(), &strides, 1) {
+        Err(bn::Error::NotDense { .. }) => Ok(None),
+        shape => Ok(Some(shape?)),
     }
-    let [inner, outer] = extents;
-    Ok(Some(bn::Shape::new(outer, dims[1], inner)?))
 }
