@@ -5,9 +5,9 @@
 #![cfg(not(miri))]
 
 use batchnorm::{Affine, BatchNorm, Executor, Shape, Statistics, ThreadPool, Threads};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -90,7 +90,7 @@ fn passes_under_a_lock_end() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build().unwrap();
     let case = Case::new(21);
     let plan = case.plan.clone().threads(Threads::Rayon);
-    let lock = Mutex::new(());
+    let lock = std::sync::Mutex::new(());
     within("passes_under_a_lock_end", || {
         for _ in 0..ROUNDS {
             pool.scope(|scope| {
