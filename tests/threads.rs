@@ -5,9 +5,9 @@
 #![cfg(not(miri))]
 
 use batchnorm::{Affine, BatchNorm, Executor, Shape, Statistics, ThreadPool, Threads};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -52,13 +52,18 @@ struct Case {
 impl Case {
     /// A shape that is not much larger than it must be for a pass to wake a pool.
     fn new(outer: usize) -> Self {
-        let plan = BatchNorm::new(Shape::new(outer, 64, 400).unwrap());
-        let x = (0..plan.shape().len()).map(|k| (k * k % 101) as f32).collect();
-        let mut case = Self { plan, x, expected: vec![] };
-        case.expected = case.run(&case.plan.clone().threads(Threads::Sequential));
+        let case = Self::of(Shape::new(outer, 64, 400).unwrap());
         let asked = Arc::new(Asked(AtomicBool::new(false)));
         case.check(&case.plan.clone().threads(Threads::Executor(asked.clone())));
         assert!(asked.0.load(Ordering::Relaxed), "a pass of this size is not split");
+        case
+    }
+
+    fn of(shape: Shape) -> Self {
+        let plan = BatchNorm::new(shape);
+        let x = (0..shape.len()).map(|k| (k * k % 101) as f32).collect();
+        let mut case = Self { plan, x, expected: vec![] };
+        case.expected = case.run(&case.plan.clone().threads(Threads::Sequential));
         case
     }
 
@@ -79,22 +84,13 @@ fn pool(threads: usize) -> Threads {
     Threads::Pool(Arc::new(ThreadPool::new(threads).unwrap()))
 }
 
-/// Every kind of threads of this crate.
-fn kinds() -> Vec<Threads> {
-    #[allow(unused_mut)]
-    let mut kinds = vec![Threads::Sequential, pool(3)];
-    #[cfg(feature = "rayon")]
-    kinds.push(Threads::Rayon);
-    kinds
-}
-
 #[cfg(feature = "rayon")]
 #[test]
 fn passes_under_a_lock_end() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build().unwrap();
     let case = Case::new(21);
     let plan = case.plan.clone().threads(Threads::Rayon);
-    let lock = Mutex::new(());
+    let lock = std::sync::Mutex::new(());
     within("passes_under_a_lock_end", || {
         for _ in 0..ROUNDS {
             pool.scope(|scope| {
@@ -184,27 +180,39 @@ mod forked {
         }
     }
 
-    /// Forks while other threads are in passes on the same plan, after a pass of the thread that forks.
-    #[test]
-    fn children_run_passes() {
-        let case = Case::new(21);
-        for threads in kinds() {
-            let plan = case.plan.clone().threads(threads);
-            case.check(&plan);
-            let done = AtomicBool::new(false);
-            thread::scope(|scope| {
+    /// Forks while other threads are in passes of the same plan, after a pass of the thread that forks.
+    fn check_children(case: &Case, threads: Threads) {
+        let plan = case.plan.clone().threads(threads);
+        case.check(&plan);
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for _ in 0..3 {
                 scope.spawn(|| {
                     while !done.load(Ordering::Relaxed) {
                         case.check(&plan);
                     }
                 });
-                let results: Vec<_> = (0..ROUNDS).map(|_| in_a_child(|| case.check(&plan))).collect();
-                done.store(true, Ordering::Relaxed);
-                let failed = results.iter().filter(|result| result.is_err()).count();
-                assert_eq!(failed, 0, "{plan:?}: {:?}", results.iter().find(|result| result.is_err()));
-            });
-            case.check(&plan);
-        }
+            }
+            let results: Vec<_> = (0..ROUNDS).map(|_| in_a_child(|| case.check(&plan))).collect();
+            done.store(true, Ordering::Relaxed);
+            let failed = results.iter().filter(|result| result.is_err()).count();
+            assert_eq!(failed, 0, "{plan:?}: {:?}", results.iter().find(|result| result.is_err()));
+        });
+        case.check(&plan);
+    }
+
+    #[test]
+    fn children_run_passes() {
+        let case = Case::new(21);
+        check_children(&case, pool(3));
+        #[cfg(feature = "rayon")]
+        check_children(&case, Threads::Rayon);
+    }
+
+    /// Short passes take and return their memory most often.
+    #[test]
+    fn children_run_passes_on_one_thread() {
+        check_children(&Case::of(Shape::nc(2, 3).unwrap()), Threads::Sequential);
     }
 
     /// A child can drop its copy of a pool, whose threads it does not have.
