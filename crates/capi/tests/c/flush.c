@@ -179,7 +179,7 @@ int main(void) {
     }
     // Ordinary data on several threads, which flush as the one that starts them.
     set_flush(1);
-    check_threads(BN_THREADS_POOL, 3, NULL, NULL);
+    check_threads(BN_THREADS_POOL, 3, NULL, NULL, NULL);
     set_flush(0);
     return report("flush");
 }
