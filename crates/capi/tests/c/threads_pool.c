@@ -155,8 +155,7 @@ static void fork_children(int rounds) {
 int main(int argc, char **argv) {
     share_a_pool(0);
     share_a_pool(3);
-    // Under a sanitizer fewer are enough, and under valgrind none: it reports that a child can't free what belongs to
-    // its parent's threads.
+    // Under sanitizers and valgrind none: see .ci/capi.
     fork_children(argc > 1 ? atoi(argv[1]) : 300);
     return report("threads_pool");
 }
