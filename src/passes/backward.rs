@@ -116,6 +116,13 @@ impl<P> Arrays<P> {
     }
 }
 
+/// The memory of a plan without elements, whose gradients are those of given sums.
+pub(super) fn sizes_without_elements<E: Storage>(walked: &Walked) -> Sizes {
+    let window = Window::of_columns(walked.shape.channels());
+    let (_, window) = Arrays::<E::Scalar>::new(&window, walked, 0, false, true);
+    Sizes { window, windows: 1, ..Sizes::default() }
+}
+
 /// The memory that backward passes need at most.
 pub(super) fn sizes<E: Storage>(walked: &Walked, count: usize) -> Sizes {
     let mut sizes = Sizes::default();

@@ -39,15 +39,16 @@ pub(crate) unsafe fn run<E: Storage>(engine: &Engine, pass: Pass<'_, E, E::Scala
 
 /// The memory that a pass over elements of a type needs at most, on the threads of the plan or fewer.
 pub(crate) fn scratch_sizes<E: Storage>(engine: &Engine) -> Sizes {
+    if engine.shape.is_empty() {
+        return backward::sizes_without_elements::<E>(&Walked::as_it_is(engine.shape));
+    }
     let mut sizes = Sizes::default();
     for weighted in [false, true] {
         let walked = Walked::new(engine.shape, weighted);
         for count in [1, engine.threads.count(usize::MAX)] {
-            if !engine.shape.is_empty() {
-                sizes = sizes.max(forward::sizes::<E>(engine, &walked, count));
-                sizes = sizes.max(normalize::sizes::<E>(&walked, count));
-                sizes = sizes.max(backward::sizes::<E>(&walked, count));
-            }
+            sizes = sizes.max(forward::sizes::<E>(engine, &walked, count));
+            sizes = sizes.max(normalize::sizes::<E>(&walked, count));
+            sizes = sizes.max(backward::sizes::<E>(&walked, count));
         }
     }
     sizes

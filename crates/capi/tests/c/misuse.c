@@ -349,6 +349,7 @@ static void plans(void) {
     WRONG(BN_ERROR_SHAPE, w.desc.inner = SIZE_MAX, CREATE);
     WRONG(BN_ERROR_SHAPE, (w.desc.outer = SIZE_MAX / 2, w.desc.channels = 0), CREATE);
     WRONG(BN_ERROR_SHAPE, (w.desc.outer = SIZE_MAX / 16 + 1, w.desc.channels = w.desc.inner = 1), CREATE);
+    WRONG(BN_ERROR_OUT_OF_MEMORY, (w.desc.outer = 0, w.desc.channels = SIZE_MAX), CREATE);
     WRONG(BN_ERROR_OUT_OF_MEMORY, (w.desc.outer = w.desc.inner = 1, w.desc.channels = SIZE_MAX / 64), CREATE);
     WRONG(BN_ERROR_THREADS, w.desc.thread_count = 1, CREATE);
     WRONG(BN_ERROR_THREADS, w.desc.parallel_for = parallel_for, CREATE);
