@@ -62,7 +62,9 @@ impl Moments {
         let [var, var_rest] = two_sum(square, -correction);
         let var = corrected(var, var_rest + (square_rest - correction_rest - 2.0 * m * m_rest));
         let var = if var < 0.0 { 0.0 } else { var };
-        [corrected(mean, mean_rest + m_rest), if self.q < f64::INFINITY { var } else { self.q }]
+        // Infinite if only the squares have left the range, but not a number if a value is not finite.
+        let not_finite = self.q + 0.0 * self.s;
+        [corrected(mean, mean_rest + m_rest), if self.q < f64::INFINITY { var } else { not_finite }]
     }
 }
 

@@ -124,3 +124,21 @@ fn f64_squares_that_overflow_are_not_finite() {
         assert_eq!(out.statistics.var()[2], f64::INFINITY);
     }
 }
+
+/// The variance of a channel with a value that is not finite is not a number, in both walks and on every tier.
+#[test]
+fn variances_of_infinite_values_are_not_numbers() {
+    fn check<T: Float>(shape: Shape, value: f64) {
+        let p = with_channel::<T>(shape, &|i| if i == 3 { value } else { 1.0 });
+        every_isa(|isa| {
+            let out = train(&p.plan().isa(isa).unwrap(), &p, Way::Fused, 0);
+            assert!(out.statistics.var()[2].is_nan() && !out.statistics.mean()[2].is_finite(), "{shape:?} {isa:?}");
+        });
+    }
+    for shape in walks() {
+        for value in [f64::INFINITY, f64::NEG_INFINITY, f64::NAN] {
+            check::<f32>(shape, value);
+            check::<f64>(shape, value);
+        }
+    }
+}
