@@ -29,11 +29,14 @@ use std::mem::MaybeUninit;
 #[derive(Clone, Copy, Debug)]
 pub struct Uninit<'a, E: Element, P = <E as Element>::Param>(With<'a, E, P>);
 
-impl<'a, E: Element, P: Element<Param = E::Param>> Uninit<'a, E, P> {
-    pub(crate) fn new(with: With<'a, E, P>) -> Self {
-        Self(with)
+impl<'a, E: Element, P: Element<Param = E::Param>> With<'a, E, P> {
+    /// The same passes, with outputs that need not be initialized.
+    pub fn uninit(self) -> Uninit<'a, E, P> {
+        Uninit(self)
     }
+}
 
+impl<E: Element, P: Element<Param = E::Param>> Uninit<'_, E, P> {
     fn check(&self, argument: &'static str, len: usize) -> Result<(), Error> {
         check_len(argument, self.0.engine.shape.len(), len)
     }

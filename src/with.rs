@@ -9,7 +9,6 @@ use crate::passes::request::{Backward, BackwardOutputs, Forward, Normalize, Para
 use crate::passes::scratch::Buffer;
 use crate::simd::Real;
 use crate::statistics::{GradientSums, Precision, Source, Statistics, Values, ValuesMut, WideSource, store};
-use crate::uninit::Uninit;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::slice;
@@ -61,12 +60,7 @@ impl<'a, E: Element> With<'a, E> {
     }
 }
 
-impl<'a, E: Element, P: Element<Param = E::Param>> With<'a, E, P> {
-    /// The same passes, with outputs that need not be initialized.
-    pub fn uninit(self) -> Uninit<'a, E, P> {
-        Uninit::new(self)
-    }
-
+impl<E: Element, P: Element<Param = E::Param>> With<'_, E, P> {
     /// Same as [`BatchNorm::statistics`](crate::BatchNorm::statistics); with weights, the count is their sum.
     ///
     /// # Errors
@@ -458,9 +452,11 @@ impl<'e> Room<'e> {
             return (P::as_params_mut(to), None);
         }
         // SAFETY: the caller's promise.
-        let wide = unsafe { self.array::<P::Param>() };
-        let from = wide.as_ptr();
-        (Some(as_uninit(wide)), Some(Narrowing { from, to }))
+        let wide = as_uninit(unsafe { self.array::<P::Param>() });
+        // The slice is made from the pointer, which is read after the pass has written through the slice.
+        let (from, len) = (wide.as_mut_ptr(), wide.len());
+        // SAFETY: pointer and length are those of a slice that is not used any more.
+        (Some(unsafe { slice::from_raw_parts_mut(from, len) }), Some(Narrowing { from: from.cast(), to }))
     }
 }
 

@@ -21,8 +21,8 @@ pub(super) const MAPPED: usize = {
 };
 
 /// Elements from one array of coefficients to the next, for so many columns of a shape: in rows, which are walked with
-/// all arrays at once, a page more than an array. Several streams in a page mislead the hardware prefetcher, and maps from
-/// memory then take 1.3 to 1.5 times as long. What fits in a cache does without.
+/// all arrays at once, a page more than an array. Several streams in a page mislead the hardware prefetcher, and maps
+/// from memory then take 1.3 to 1.5 times as long. What fits in a cache does without.
 pub(super) fn stride<P>(shape: Shape, columns: usize) -> usize {
     const PAGE: usize = 4096;
     const LARGE: usize = 1 << 18;
@@ -56,7 +56,7 @@ impl Window {
 }
 
 /// The length of so many arrays in a window, in values of f64: whole cache lines, and room to move them by a vector.
-pub(super) fn arrays_len<P>(arrays: usize, stride: usize) -> usize {
+fn arrays_len<P>(arrays: usize, stride: usize) -> usize {
     let bytes = arrays.saturating_mul(stride).saturating_add(MAX_LANES).saturating_mul(size_of::<P>());
     bytes.div_ceil(size_of::<f64>()).checked_next_multiple_of(8).unwrap_or(usize::MAX)
 }

@@ -309,7 +309,7 @@ impl<E: Storage> Steps for BackwardPass<'_, E> {
 
     fn reduce(&self, segment: usize, tile: Tile, window: &Window) {
         let inputs = &self.reduce_inputs;
-        let rest = inputs.rest().filter(|_| tile.positions.end == inputs.walked.shape.values_per_channel());
+        let rest = inputs.rest_after(&tile);
         // SAFETY: whoever ran the request promised the pointers; coefficients were computed before, a task has its
         // tile's part of the slot for itself, and the last one that of what is left over.
         unsafe {

@@ -177,7 +177,7 @@ impl<E: Storage> Steps for ForwardPass<'_, E> {
     }
 
     fn reduce(&self, segment: usize, tile: Tile, window: &Window) {
-        let rest = self.inputs.rest().filter(|_| tile.positions.end == self.inputs.walked.shape.values_per_channel());
+        let rest = self.inputs.rest_after(&tile);
         // SAFETY: whoever ran the request promised the pointers; a task has its tile's part of the slot for itself, and
         // the last one that of what is left over.
         unsafe {

@@ -84,9 +84,10 @@ impl<E: Storage> PassInputs<E> {
         Sources { inputs, weights: self.weights.ptr().cast_const() }
     }
 
-    /// The inputs of rows that are left over.
-    pub(super) fn rest(&self) -> Option<Self> {
-        let shape = self.walked.rest?;
+    /// The inputs of rows that are left over, if there are any and the tile has the last of the others: whatever is done
+    /// with the tile is then done with them.
+    pub(super) fn rest_after(&self, tile: &Tile) -> Option<Self> {
+        let shape = self.walked.rest.filter(|_| tile.positions.end == self.walked.shape.values_per_channel())?;
         let mut inputs = [const { Shared::new(null_mut()) }; INPUTS];
         for (rest, input) in inputs.iter_mut().zip(&self.inputs) {
             *rest = Shared::new(input.ptr().wrapping_add(self.walked.shape.len()));
@@ -106,7 +107,7 @@ impl<E: Storage> PassInputs<E> {
         coefs: &ChannelArrays<E::Scalar>,
         out: [*mut E; 2],
     ) {
-        let rest = self.rest().filter(|_| map.tile.positions.end == self.walked.shape.values_per_channel());
+        let rest = self.rest_after(&map.tile);
         // SAFETY: the caller's promise.
         dispatch(engine.isa, unsafe { self.map_kernel::<M>(map, coefs, out) });
         if let Some(rest) = rest {

@@ -11,8 +11,8 @@ const NARROW: usize = MAX_LANES;
 pub(super) const MAX_COLUMNS: usize = (NARROW - 1) * MAX_LANES;
 
 /// How passes walk a shape: usually as it is. Rows of a single channel are one plane. Rows of few channels would each be
-/// a part of a vector, so that as many as make whole vectors are walked as one row. Each of its columns is a part of a channel,
-/// and the parts are merged in the end; rows that are left over are walked as they are.
+/// a part of a vector, so that as many as make whole vectors are walked as one row. Each of its columns is a part of a
+/// channel, and the parts are merged in the end; rows that are left over are walked as they are.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Walked {
     /// The shape that is walked.
