@@ -46,6 +46,15 @@ pub fn inv_std(var: f64, eps: f64) -> f64 {
     if var + eps == 0.0 { 0.0 } else { 1.0 / (var + eps).sqrt() }
 }
 
+/// `a·b·c`, with no step beyond the range of f64 if the result is within it.
+pub fn product(a: f64, b: f64, c: f64) -> f64 {
+    let mut factors = [a, b, c];
+    factors.sort_by(|a, b| a.abs().total_cmp(&b.abs()));
+    let [small, middle, large] = factors;
+    let first = middle * large;
+    if first.is_finite() { small * first } else { middle * (small * large) }
+}
+
 /// `y = gamma·x̂ + beta` with the given statistics: the batch's in training, running ones in inference.
 pub fn normalize(
     shape: Shape,
@@ -98,7 +107,7 @@ pub fn weighted_backward(
         }
         for (k, w) in live {
             let through = dbeta[c] + (x[k] - mean[c]) * s * dgamma[c];
-            dx[k] = gamma[c] * (s * (dy[k] - w / total * through));
+            dx[k] = product(gamma[c], s, dy[k] - w / total * through);
         }
     }
     (dx, dgamma, dbeta)
@@ -120,7 +129,7 @@ pub fn backward_frozen(
         for k in indices(shape, c) {
             dbeta[c] += dy[k];
             dgamma[c] += dy[k] * ((x[k] - mean[c]) * s);
-            dx[k] = gamma[c] * (s * dy[k]);
+            dx[k] = product(gamma[c], s, dy[k]);
         }
     }
     (dx, dgamma, dbeta)

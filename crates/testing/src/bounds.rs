@@ -141,9 +141,7 @@ impl Bounds {
         let of_scale = if self.scale_is_tiny::<T>() { size / T::LARGEST_FACTOR } else { 0.0 };
         let in_lanes = [size, through, gx_mean * self.inv_std];
         let fits = in_lanes.iter().all(|v| *v <= T::Param::LARGEST) && self.scale_fits::<T>();
-        // The last part is that of a product that the reference computes before its last.
-        let of_result = (1.0 + of_scale) * s + self.gamma * f64::from_bits(1);
-        let bound = self.scaled(self.factors.dx * size + of_means) + of_result;
+        let bound = self.scaled(self.factors.dx * size + of_means) + (1.0 + of_scale) * s;
         (fits && bound.is_finite()).then_some(bound)
     }
 }

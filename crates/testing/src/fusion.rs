@@ -316,12 +316,9 @@ impl<T: Number> Fusion<T> {
         let means = (!given.frozen).then_some(means);
         for ((k, &w), &(_, g, error)) in existing().zip(&g) {
             let through = means.map_or(0.0, |[g_mean, gx_mean]| w * (g_mean + x_hat(k) * gx_mean));
-            let exact = gamma * (inv_std * (g - through));
-            // inv_std·g may leave the range although gamma·inv_std·g does not.
-            if let Some(bound) = bounds.dx::<T>(g, deviation(k), w, means)
-                && !exact.is_nan()
-            {
-                let bound = bound + (gamma * (inv_std * error)).abs();
+            let exact = reference::product(gamma, inv_std, g - through);
+            if let Some(bound) = bounds.dx::<T>(g, deviation(k), w, means) {
+                let bound = bound + reference::product(gamma, inv_std, error).abs();
                 ledger.compare::<T>("dx", exact, out.dx[k].to_f64(), stored::<T>(exact, bound), &(context, k));
             }
         }
