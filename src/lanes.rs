@@ -15,10 +15,10 @@ pub trait Storage: Copy + Send + Sync + 'static {
     type Scalar: Real + Storage<Scalar = Self::Scalar>;
     /// The lanes that passes compute in.
     type Native<S: Simd>: Store<Element = Self, V: Vector<Scalar = Self::Scalar>>;
-    /// Lanes of f64, for weighted reductions and to repeat one that overflowed.
+    /// Lanes of f64, for weighted reductions and to repeat one whose squares have left the range.
     type Wide<S: Simd>: Load<Element = Self, V = S::F64>;
-    /// Whether differences of values can overflow in `Native` lanes but not in `Wide` ones.
-    const OVERFLOWS: bool;
+    /// Whether squares of differences of values can leave the range of `Native` lanes but not that of `Wide` ones.
+    const LEAVES_RANGE: bool;
     /// Whether a forward pass is so close to the memory's limit that it gains from reducing one group of planes while
     /// it maps the one before. Conversions of 16-bit types take more time than memory does.
     const INTERLEAVES: bool;
@@ -30,7 +30,7 @@ impl Storage for f32 {
     type Scalar = f32;
     type Native<S: Simd> = Same<S::F32>;
     type Wide<S: Simd> = Widened<S, Same<S::F32>>;
-    const OVERFLOWS: bool = true;
+    const LEAVES_RANGE: bool = true;
     const INTERLEAVES: bool = true;
 }
 
@@ -38,7 +38,7 @@ impl Storage for f64 {
     type Scalar = f64;
     type Native<S: Simd> = Same<S::F64>;
     type Wide<S: Simd> = Same<S::F64>;
-    const OVERFLOWS: bool = false;
+    const LEAVES_RANGE: bool = false;
     const INTERLEAVES: bool = true;
     // 256-bit code takes 1.00 to 1.08 of the time in cache, and as long from memory.
     const AVX2_SERVES: bool = true;

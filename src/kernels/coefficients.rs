@@ -126,10 +126,18 @@ fn put<P: Copy, const K: usize>(out: &mut [&mut [P]; K], c: usize, n: usize, val
     }
 }
 
-/// Coefficients of [`Normalize`](super::normalize::Normalize): prescale, mean_hi, mean_lo, scale, shift.
+/// The value nearest to `v`, finite if `if_finite` is.
+#[inline(always)]
+fn limited<P: Real>(v: f64, if_finite: f64) -> f64 {
+    let largest = if if_finite.is_finite() { P::MAX } else { f64::INFINITY };
+    let v = if v > largest { largest } else { v };
+    if v < -largest { -largest } else { v }
+}
+
+/// Coefficients of [`Normalize`](super::normalize::Normalize): mean_hi, scale, shift, prescale.
 pub(crate) struct NormalizeCoefs<'a, P> {
     pub(crate) channels: Channels<'a, P>,
-    pub(crate) out: [&'a mut [P]; 5],
+    pub(crate) out: [&'a mut [P]; 4],
 }
 
 impl<P: Real> Kernel for NormalizeCoefs<'_, P> {
@@ -138,39 +146,40 @@ impl<P: Real> Kernel for NormalizeCoefs<'_, P> {
         let mut out = self.out;
         for c in self.channels.groups() {
             let of = self.channels.group(c);
-            let [mut prescales, mut hi, mut lo, mut scale, mut shift] = [[P::from_wide(0.0); GROUP]; 5];
+            let [mut hi, mut scale, mut shift, mut prescales] = [[P::from_wide(0.0); GROUP]; 4];
             for i in 0..of.n {
                 let inv_std = of.inv_std(i);
                 let a = prescale::<P>(of.mean[i], of.var[i], inv_std, size_of_scale::<P>(of.gamma[i], inv_std));
                 prescales[i] = P::from_wide(a);
-                (hi[i], lo[i]) = split(of.mean[i] * a);
+                let lo;
+                (hi[i], lo) = split(of.mean[i] * a);
                 // Finite if gamma is, so that x = mean gives beta even if eps lets inv_std leave the range of lanes.
-                let largest = if of.gamma[i].is_finite() { P::MAX } else { f64::INFINITY };
-                let rest = rest_of_scale::<P>(a, of.gamma[i], inv_std);
-                let rest = if rest > largest { largest } else { rest };
-                scale[i] = P::from_wide(if rest < -largest { -largest } else { rest });
-                shift[i] = P::from_wide(of.beta[i]);
+                let rest = limited::<P>(rest_of_scale::<P>(a, of.gamma[i], inv_std), of.gamma[i]);
+                scale[i] = P::from_wide(rest);
+                // An infinite scale decides y alone, unless x is equal to the mean.
+                let lost = if rest.is_infinite() { 0.0 } else { lo * rest };
+                shift[i] = P::from_wide(limited::<P>(of.beta[i] - lost, of.beta[i]));
             }
-            put(&mut out, c, of.n, &[prescales, hi, lo, scale, shift]);
+            put(&mut out, c, of.n, &[hi, scale, shift, prescales]);
         }
     }
 }
 
-/// Coefficients of the [gradient sums](super::gradient_sums): prescale, mean_hi, mean_lo.
+/// Coefficients of the [gradient sums](super::gradient_sums): mean_hi, prescale.
 pub(crate) struct CenterCoefs<'a, P> {
     pub(crate) channels: Channels<'a, P>,
-    pub(crate) out: [&'a mut [P]; 3],
+    pub(crate) out: [&'a mut [P]; 2],
 }
 
 impl<P: Real> Kernel for CenterCoefs<'_, P> {
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let [prescale, hi, lo] = self.out;
+        let [hi, prescale] = self.out;
         for c in 0..self.channels.mean.len() {
             let seen = self.channels.seen(c);
             let a = gradient_prescale::<P>(seen.mean, seen.var, seen.var_with_eps);
             prescale[c] = P::from_wide(a);
-            (hi[c], lo[c]) = split(seen.mean * a);
+            (hi[c], _) = split(seen.mean * a);
         }
     }
 }
@@ -190,26 +199,29 @@ impl<P: Real> Kernel for SumsOfAll<'_, P> {
         let [g, gx] = self.partials.fold::<Sums>();
         self.g.copy_from_slice(g);
         for (c, ((out, sum), prescale)) in self.gx.iter_mut().zip(gx).zip(self.prescale).enumerate() {
-            let mut unit = 1.0 / prescale.to_wide();
+            let (seen, mut unit) = (self.channels.seen(c), 1.0 / prescale.to_wide());
             if self.channels.rebuild {
                 // To the unit of x. A channel without variance and eps has x̂ = 0.
                 let inv_std = self.channels.inv_std(c);
-                unit = if inv_std == 0.0 { 0.0 } else { self.channels.seen(c).factor * unit / inv_std };
+                unit = if inv_std == 0.0 { 0.0 } else { seen.factor * unit / inv_std };
             }
-            *out = *sum * unit;
+            // The sum is about mean_hi. An infinite Σg leaves a mean that is a lane value as it is.
+            let (_, lo) = split::<P>(seen.mean * prescale.to_wide());
+            let lost = if lo == 0.0 { 0.0 } else { lo * g[c] };
+            *out = (*sum - lost) * unit;
         }
     }
 }
 
-/// Coefficients of [`InputGradient`](super::input_gradient::InputGradient): prescale, mean_hi, mean_lo, scale, mean of
-/// g, slope, boost.
+/// Coefficients of [`InputGradient`](super::input_gradient::InputGradient): mean_hi, scale, slope, constant, prescale,
+/// boost.
 pub(crate) struct InputGradientCoefs<'a, P> {
     pub(crate) channels: Channels<'a, P>,
     /// Values per channel in the statistics and the sums; `None` if the statistics are constants.
     pub(crate) count: Option<f64>,
     pub(crate) g: &'a [f64],
     pub(crate) gx: &'a [f64],
-    pub(crate) out: [&'a mut [P]; 7],
+    pub(crate) out: [&'a mut [P]; 6],
 }
 
 impl<P: Real> Kernel for InputGradientCoefs<'_, P> {
@@ -222,8 +234,8 @@ impl<P: Real> Kernel for InputGradientCoefs<'_, P> {
         for c in self.channels.groups() {
             let of = self.channels.group(c);
             let (g, gx) = (values(&self.g[c..], of.n), values(&self.gx[c..], of.n));
-            let [mut prescales, mut hi, mut lo, mut scale, mut mean_g, mut slope, mut boost] =
-                [[P::from_wide(0.0); GROUP]; 7];
+            let [mut hi, mut scale, mut slopes, mut constant, mut prescales, mut boost] =
+                [[P::from_wide(0.0); GROUP]; 6];
             for i in 0..of.n {
                 let inv_std = of.inv_std(i);
                 // One factor may be beyond the range of lanes although the product is not.
@@ -236,13 +248,15 @@ impl<P: Real> Kernel for InputGradientCoefs<'_, P> {
                 };
                 let a = gradient_prescale::<P>(seen.mean, seen.var, seen.var_with_eps);
                 prescales[i] = P::from_wide(a);
-                (hi[i], lo[i]) = split(seen.mean * a);
-                mean_g[i] = P::from_wide(g[i] / count);
+                let lo;
+                (hi[i], lo) = split(seen.mean * a);
                 // inv_std in two places rather than squared: its square leaves the range of f64 for the smallest
                 // variances.
-                slope[i] = P::from_wide(-(inv_std * (gx[i] / count)) * (seen.factor / a));
+                let slope = -(inv_std * (gx[i] / count)) * (seen.factor / a);
+                slopes[i] = P::from_wide(slope);
+                constant[i] = P::from_wide(-(g[i] / count) - lo * slope);
             }
-            put(&mut out, c, of.n, &[prescales, hi, lo, scale, mean_g, slope, boost]);
+            put(&mut out, c, of.n, &[hi, scale, slopes, constant, prescales, boost]);
         }
     }
 }
@@ -251,7 +265,7 @@ impl<P: Real> Kernel for InputGradientCoefs<'_, P> {
 /// statistics are constants, which does not even read x.
 pub(crate) struct ConstantCoefs<'a, P> {
     pub(crate) channels: Channels<'a, P>,
-    pub(crate) out: [&'a mut [P]; 5],
+    pub(crate) out: [&'a mut [P]; 4],
 }
 
 impl<P: Real> Kernel for ConstantCoefs<'_, P> {
@@ -267,7 +281,7 @@ impl<P: Real> Kernel for ConstantCoefs<'_, P> {
                 let a = prescale::<P>(0.0, 0.0, 0.0, size_of_scale::<P>(of.gamma[i], inv_std));
                 (prescales[i], scale[i]) = (P::from_wide(a), P::from_wide(rest_of_scale::<P>(a, of.gamma[i], inv_std)));
             }
-            put(&mut out, c, of.n, &[prescales, zeros, zeros, scale, zeros]);
+            put(&mut out, c, of.n, &[zeros, scale, zeros, prescales]);
         }
     }
 }

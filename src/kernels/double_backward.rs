@@ -7,14 +7,14 @@ use super::normalize::center;
 use super::operands::{COTANGENT, Operands};
 use crate::simd::Vector;
 
-/// How many coefficients this needs: prescale, mean_hi, mean_lo, k_x, mean of v, k_v, 1, 1, mean of g, k_g, k. The two
-/// 1 stand where the input gradient has factors.
-pub(crate) const COEFS: usize = 11;
+/// How many coefficients this needs: mean_hi, k_x, mean of v, k_v, prescale, 1, mean of g, k_g, k, 1. The two 1 stand
+/// where the input gradient has factors.
+pub(crate) const COEFS: usize = 10;
 
 #[inline(always)]
 pub(super) fn double_backward<V: Vector>(coefs: &[V; MAX_COEFS], operands: &Operands<V>) -> V {
-    let [prescale, mean_hi, mean_lo, k_x, mean_v, k_v, _, _, mean_g, k_g, k, ..] = *coefs;
+    let [mean_hi, k_x, mean_v, k_v, prescale, _, mean_g, k_g, k, _] = *coefs;
     let [g, x, ..] = operands.inputs;
-    let through = center(x, prescale, mean_hi, mean_lo).mul(k_x);
+    let through = center(x, prescale, mean_hi).mul(k_x);
     operands.inputs[COTANGENT].sub(mean_v).mul(k_v).add(g.sub(mean_g).mul(k_g)).add(through).add(k)
 }

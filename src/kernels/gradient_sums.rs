@@ -4,35 +4,36 @@ use super::input_gradient::upstream;
 use super::normalize::{self, center};
 use super::operands::{Lanes, Native, Operands, Sources, Variant, masked};
 use super::reduce::{self, MAX_COEFS, Reduce, Rows};
+use super::scale::all_ones;
 use super::tile::{MAX_GROUP, PlaneRuns, Tile, padded, start};
 use crate::lanes::Storage;
 use crate::shape::Shape;
 use crate::simd::{Kernel, MAX_LANES, Real, Simd, Vector, with_rest};
 use std::mem::MaybeUninit;
 use std::ops::Range;
+use std::slice;
 
-/// How many coefficients this needs: prescale, mean_hi, mean_lo.
-pub(crate) const COEFS: usize = 3;
+/// How many coefficients this needs: mean_hi, prescale. The plain pass does without the second.
+pub(crate) const COEFS: usize = 2;
 
-/// The terms g and g·(x − mean), the second times the prescale of the channel. If anything is fused, the coefficients
+/// The terms g and g·(x − mean_hi), the second times the prescale of the channel. If anything is fused, the coefficients
 /// of the forward pass come after its own.
 struct Terms<const FUSED: bool>;
 
 impl<const FUSED: bool> Reduce for Terms<FUSED> {
     const INPUTS: usize = 2;
-    const COEFS: usize = if FUSED { COEFS + normalize::COEFS } else { COEFS };
+    const COEFS: usize = if FUSED { COEFS + normalize::COEFS } else { COEFS - 1 };
     const RECOMPUTE_COEFS: usize = if FUSED { normalize::COEFS } else { 0 };
     const FUSED: bool = FUSED;
-    const SQUARES: bool = false;
     #[inline(always)]
     fn terms<V: Vector>(coefs: &[V; MAX_COEFS], operands: &Operands<V>, variant: &Variant) -> [V; 2] {
-        let [prescale, mean_hi, mean_lo, forward @ ..] = *coefs;
+        let [mean_hi, prescale, forward @ ..] = *coefs;
         if !FUSED {
             let [g, x, ..] = operands.inputs;
-            return [g, g.mul(center(x, prescale, mean_hi, mean_lo))];
+            return [g, g.mul(x.sub(mean_hi))];
         }
         let (g, x) = upstream(&forward, operands, variant);
-        [g, masked(variant, operands.weight, g.mul(center(x, prescale, mean_hi, mean_lo)))]
+        [g, masked(variant, operands.weight, g.mul(center(x, prescale, mean_hi)))]
     }
 }
 
@@ -46,7 +47,7 @@ pub(crate) struct GradientSumsTask<E: Storage> {
     /// Arrays of coefficients per channel, a stride apart.
     pub(crate) coefs: *const E::Scalar,
     pub(crate) coefs_stride: usize,
-    /// Σg and Σg·(x − mean)·prescale by channel, each `padded(channels)` long.
+    /// Σg and Σg·(x − mean_hi)·prescale by channel, each `padded(channels)` long.
     pub(crate) out: [*mut f64; 2],
     /// As many values as [`GradientSumsTask::scratch`] says, for rows.
     pub(crate) scratch: *mut f64,
@@ -72,7 +73,7 @@ impl<E: Storage, const FUSED: bool> Kernel for GradientSumsKernel<E, FUSED> {
     fn run<S: Simd>(self) {
         // SAFETY: whoever made the kernel promised that its pointers cover the shape, and this code runs in the tier.
         unsafe {
-            if !(FUSED || S::PLAIN_PASSES) {
+            if !FUSED && !(S::PLAIN_PASSES && self.0.is_ordinary()) {
                 S::enter(GradientSumsKernel::<E, true>(self.0));
             } else if self.0.shape.inner() == 1 {
                 self.0.rows::<Native<E, S>, FUSED>();
@@ -87,6 +88,17 @@ impl<E: Storage> GradientSumsTask<E> {
     /// Values of scratch memory that a tile needs.
     pub(crate) fn scratch(shape: Shape) -> usize {
         if shape.inner() == 1 { 2 * padded(shape.channels()) } else { 0 }
+    }
+
+    /// Whether no channel has a prescale.
+    ///
+    /// # Safety
+    /// The coefficients are computed.
+    #[inline(always)]
+    unsafe fn is_ordinary(&self) -> bool {
+        let prescales = self.coefs.wrapping_add(self.coefs_stride + self.tile.channels.start);
+        // SAFETY: the caller's promise.
+        all_ones(unsafe { slice::from_raw_parts(prescales, self.tile.channels.len()) })
     }
 
     /// # Safety

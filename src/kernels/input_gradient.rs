@@ -1,4 +1,5 @@
-//! `dx = (g − mean(g) + (x − mean)·slope)·scale`, with `slope = −inv_std²·mean(g·(x − mean))` and `g = dy·act'`.
+//! `dx = (g − mean(g) + (x − mean)·slope)·scale`, with `slope = −inv_std²·mean(g·(x − mean))` and `g = dy·act'`. In lanes
+//! it is `(g + ((x − mean_hi)·slope + constant))·scale`: all that does not depend on the element is one constant.
 //!
 //! The scale comes last and in two factors, the first a power of two, which rounds nothing that matters: a subnormal
 //! channel with eps = 0 has scales beyond the range of lanes although dx is within it. A weight multiplies what flows
@@ -12,25 +13,26 @@ use super::operands::{OUTPUT, Operands, Variant, masked, scaled_weight};
 use crate::activation::Activation;
 use crate::simd::Vector;
 
-/// How many coefficients this needs: prescale, mean_hi, mean_lo, scale, mean of g, slope, boost.
-pub(crate) const COEFS: usize = 7;
+/// How many coefficients this needs: mean_hi, scale, slope, constant, prescale, boost. The plain pass does without the
+/// last two.
+pub(crate) const COEFS: usize = 6;
 
 /// Two inputs, dy and x. If anything is fused: dx and g, and the coefficients of the forward pass after its own.
 pub(crate) struct InputGradient<const FUSED: bool>;
 
 impl<const FUSED: bool> Map for InputGradient<FUSED> {
     const INPUTS: usize = 2;
-    const COEFS: usize = if FUSED { COEFS + normalize::COEFS } else { COEFS };
+    const COEFS: usize = if FUSED { COEFS + normalize::COEFS } else { COEFS - 2 };
     const RECOMPUTE_COEFS: usize = if FUSED { normalize::COEFS } else { 0 };
-    const FACTORS: &'static [usize] = if FUSED { &[0, 6, 7] } else { &[0, 6] };
+    const FACTORS: &'static [usize] = &[4, 5, 9];
     const FUSED: bool = FUSED;
     type Fused = InputGradient<true>;
     #[inline(always)]
     fn apply<V: Vector>(coefs: &[V; MAX_COEFS], operands: &Operands<V>, variant: &Variant) -> [V; 2] {
-        let [prescale, mean_hi, mean_lo, scale, mean_g, slope, boost, forward @ ..] = *coefs;
+        let [mean_hi, scale, slope, constant, prescale, boost, forward @ ..] = *coefs;
         let [dy, x, ..] = operands.inputs;
         if !FUSED {
-            return [dy.sub(mean_g).add(center(x, prescale, mean_hi, mean_lo).mul(slope)).mul(boost).mul(scale); 2];
+            return [dy.add(x.sub(mean_hi).mul(slope).add(constant)).mul(scale); 2];
         }
         if variant.double_backward {
             return [double_backward(coefs, operands); 2];
@@ -40,9 +42,8 @@ impl<const FUSED: bool> Map for InputGradient<FUSED> {
         let inner = if variant.constant {
             g
         } else {
-            let share = scaled_weight(variant, w);
-            let through = center(x, prescale, mean_hi, mean_lo).mul(slope).mul(share);
-            g.sub(mean_g.mul(share)).add(through)
+            let through = center(x, prescale, mean_hi).mul(slope).add(constant);
+            g.add(through.mul(scaled_weight(variant, w)))
         };
         [masked(variant, w, inner.mul(boost).mul(scale)), g]
     }

@@ -28,7 +28,8 @@ impl<M: Map, E: Storage> Kernel for InterleavedKernel<M, E> {
 
     #[inline(always)]
     fn run<S: Simd>(self) {
-        if !(S::STREAMS && E::INTERLEAVES) {
+        // SAFETY: whoever made the two kernels promised that the coefficients are computed.
+        if !(S::STREAMS && E::INTERLEAVES && (M::FUSED || unsafe { self.map.is_ordinary() })) {
             // SAFETY: this code runs in the tier.
             unsafe {
                 S::enter(self.map);

@@ -2,15 +2,17 @@
 //! of the channel.
 
 use super::operands::{INPUTS, Lanes, Native, Operands, Sources, Variant, load};
+use super::scale::all_ones;
 use super::sink::{Cached, Line, Sink, Streamed, Streaming};
 use super::tile::{PlaneRun, PlaneRuns, Tile};
 use crate::lanes::{Storage, Store};
 use crate::shape::Shape;
 use crate::simd::{Kernel, Real, Simd, Vector};
 use std::marker::PhantomData;
+use std::slice;
 
 /// The most coefficients of a channel.
-pub(crate) const MAX_COEFS: usize = 12;
+pub(crate) const MAX_COEFS: usize = 10;
 
 /// The body of an elementwise pass.
 pub(crate) trait Map {
@@ -20,7 +22,8 @@ pub(crate) trait Map {
     /// activation.
     const COEFS: usize;
     const RECOMPUTE_COEFS: usize = 0;
-    /// Those of them that are 1 except in channels of huge or tiny values.
+    /// Which coefficients of the fused body are 1 except in channels of huge or tiny values. The plain body does without
+    /// them: tiles with such channels take the fused one.
     const FACTORS: &'static [usize];
     /// Whether anything is fused; without, there is one output.
     const FUSED: bool;
@@ -46,6 +49,14 @@ pub(crate) struct MapTask<E: Storage> {
     pub(crate) out: [*mut E; 2],
     /// Whether to bypass the caches: for outputs too large to be read from them later.
     pub(crate) stream: bool,
+}
+
+impl<E: Storage> MapTask<E> {
+    /// Whether the body needs the `k`-th array of coefficients.
+    #[inline(always)]
+    pub(super) fn needs_coefs<M: Map>(&self, k: usize) -> bool {
+        k < M::COEFS - M::RECOMPUTE_COEFS || self.variant.recomputes() || self.variant.double_backward
+    }
 }
 
 /// The kernel of a map.
@@ -77,7 +88,8 @@ impl<M: Map, E: Storage> Kernel for MapKernel<M, E> {
     #[inline(always)]
     fn run<S: Simd>(self) {
         let stream = S::STREAMS && self.task.stream;
-        if !(M::FUSED || S::PLAIN_PASSES) {
+        // SAFETY: whoever made the kernel promised that the coefficients are computed.
+        if !M::FUSED && !(S::PLAIN_PASSES && unsafe { self.is_ordinary() }) {
             // SAFETY: this code runs in the tier.
             unsafe { S::enter(self.fused()) };
         } else if M::FUSED || !S::STREAMS || self.task.shape.inner() > 1 {
@@ -123,6 +135,24 @@ impl<M: Map, E: Storage> MapKernel<M, E> {
         if streaming.on() {
             S::fence();
         }
+    }
+
+    /// Whether all factors of the tile are 1.
+    ///
+    /// # Safety
+    /// The arrays have the channels of the tile.
+    #[inline(always)]
+    pub(super) unsafe fn is_ordinary(&self) -> bool {
+        let channels = &self.task.tile.channels;
+        let mut ordinary = true;
+        for &k in M::FACTORS {
+            if self.task.needs_coefs::<M::Fused>(k) {
+                let factors = self.task.coefs.wrapping_add(k * self.task.coefs_stride + channels.start);
+                // SAFETY: the caller's promise.
+                ordinary &= all_ones(unsafe { slice::from_raw_parts(factors, channels.len()) });
+            }
+        }
+        ordinary
     }
 
     /// Prefetches a vector of every input.

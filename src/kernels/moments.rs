@@ -18,11 +18,11 @@
 //! With weights, a block may be much heavier than all before it. If one of its values is, the pivot is the heaviest
 //! value: it lies within sqrt(n_b/w)·std of the mean, w being its weight, at most the root of the number of values.
 //!
-//! If x − p leaves the range of f32, the channel's segment is summed again in lanes of f64: [`WideMomentsKernel`].
+//! If squares leave the range of f32, the channel's segment is summed again in lanes of f64: [`WideMomentsKernel`].
 
 use super::merge::Moments;
 use super::operands::{INPUTS, Lanes, Native, Operands, Sources, Variant, Wide, masked, scaled_weight};
-use super::reduce::{self, Accumulators, Interleave, MAX_COEFS, Reduce};
+use super::reduce::{self, Accumulators, Interleave, MAX_COEFS, Reduce, Rows};
 use super::tile::{MAX_GROUP, PlaneRuns, Tile, padded, start};
 use super::weights::{Block, Weights};
 use crate::lanes::{Load, Storage};
@@ -30,6 +30,7 @@ use crate::shape::Shape;
 use crate::simd::{Kernel, MAX_LANES, Real, Simd, Vector};
 use std::mem::MaybeUninit;
 use std::ops::Range;
+use std::ptr::null;
 
 /// The terms d and d², times the weight if `FUSED` and there are weights.
 pub(super) struct Deviations<const FUSED: bool>;
@@ -38,7 +39,6 @@ impl<const FUSED: bool> Reduce for Deviations<FUSED> {
     const INPUTS: usize = 1;
     const COEFS: usize = 1;
     const FUSED: bool = FUSED;
-    const SQUARES: bool = !FUSED;
     #[inline(always)]
     fn terms<V: Vector>(coefs: &[V; MAX_COEFS], operands: &Operands<V>, variant: &Variant) -> [V; 2] {
         let d = operands.inputs[0].sub(coefs[0]);
@@ -173,6 +173,26 @@ unsafe fn first<L: Lanes>(x: *const L::E) -> f64 {
     lanes[0].to_wide()
 }
 
+/// Whether values differ from 0: how many are positive, and how many negative.
+struct Signs;
+
+impl Reduce for Signs {
+    const INPUTS: usize = 1;
+    const COEFS: usize = 0;
+    const FUSED: bool = true;
+    #[inline(always)]
+    fn terms<V: Vector>(_: &[V; MAX_COEFS], operands: &Operands<V>, _: &Variant) -> [V; 2] {
+        let [x, ..] = operands.inputs;
+        let [zero, one] = [0.0, 1.0].map(|v| V::splat(Real::from_wide(v)));
+        [x.if_positive(one, zero), zero.sub(x).if_positive(one, zero)]
+    }
+}
+
+/// Squares of deviations in f32 that are smaller on average may have lost bits, as they may if they are below 2⁻¹²⁶.
+const SMALL_SQUARE: f64 = f64::from_bits((1023 - 120) << 52);
+/// Values near a larger pivot differ from it by more than 2⁻⁶⁰, or not at all.
+const SMALL_PIVOT: f64 = f64::from_bits((1023 - 35) << 52);
+
 /// The pass over one tile: the moments of each of its channels at the positions of the tile.
 #[derive(Clone)]
 pub(crate) struct MomentsTask<E: Storage> {
@@ -193,6 +213,54 @@ impl<E: Storage> MomentsTask<E> {
         if shape.inner() == 1 { 3 * padded(shape.channels()) } else { 0 }
     }
 
+    /// Whether squares of deviations of a channel have left the range of lanes.
+    ///
+    /// # Safety
+    /// [`MomentsKernel`] has written the channel's moments.
+    #[inline(always)]
+    pub(crate) unsafe fn is_lost(&self, c: usize) -> bool {
+        // SAFETY: the caller's promise.
+        let [pivot, _, q] = self.out.map(|p| unsafe { *p.wrapping_add(c) });
+        let least = SMALL_SQUARE * self.tile.positions.len() as f64;
+        !q.is_finite() || (q < least && pivot.abs() < SMALL_PIVOT)
+    }
+
+    /// Whether all values of a channel of planes are 0.
+    ///
+    /// # Safety
+    /// The pointers cover the shape.
+    #[inline(always)]
+    unsafe fn is_zero<L: Lanes<E = E>>(&self, c: usize) -> bool {
+        let coefs = [L::V::splat(Real::from_wide(0.0)); MAX_COEFS];
+        let mut acc = [L::V::wide_zero(); 2];
+        for run in PlaneRuns::new(self.shape, c..c + 1, self.tile.positions.clone()) {
+            let x = self.sources(run.element, run.position);
+            // SAFETY: runs lie within the buffer, by the definition of the shape.
+            acc = unsafe { reduce::run::<Signs, L, _>(&coefs, &x, &Variant::PLAIN, run.len, acc, &mut ()) };
+        }
+        L::V::wide_sum(acc[0]) + L::V::wide_sum(acc[1]) == 0.0
+    }
+
+    /// Writes how many values of each column of rows are positive to the first array, and how many are negative to the
+    /// second.
+    ///
+    /// # Safety
+    /// The pointers cover the shape, and each array has room for the columns of the tile, up to a whole vector.
+    #[inline(always)]
+    unsafe fn signs_of_rows<L: Lanes<E = E>>(&self, sums: [*mut f64; 2], rests: *mut f64) {
+        let (row_stride, Range { start, end }) = (self.shape.channels(), self.tile.channels.clone());
+        let (columns, first) = (end - start, self.tile.positions.start);
+        let x = self.sources(first * row_stride + start, first);
+        let r = Rows { coefs: null(), coefs_stride: 0, sums, rests: [rests; 2], columns, row_stride };
+        // SAFETY: the caller's promise; the rows lie within the buffer.
+        unsafe {
+            for sums in sums {
+                sums.write_bytes(0, columns.next_multiple_of(MAX_LANES));
+            }
+            reduce::rows::<Signs, L>(&r, &x, &Variant { rows: true, ..Variant::PLAIN }, self.tile.positions.len());
+        }
+    }
+
     /// The weights of the tile's positions.
     #[inline(always)]
     pub(super) fn tile_weights(&self) -> Weights<E::Scalar> {
@@ -202,7 +270,7 @@ impl<E: Storage> MomentsTask<E> {
     /// x and its weights from an element and its position on.
     #[inline(always)]
     pub(super) fn sources(&self, element: usize, position: usize) -> Sources<E> {
-        let mut inputs = [std::ptr::null(); INPUTS];
+        let mut inputs = [null(); INPUTS];
         inputs[0] = self.x.wrapping_add(element);
         Sources { inputs, weights: self.weights.values.wrapping_add(position) }
     }
@@ -312,7 +380,7 @@ impl<E: Storage> Kernel for MomentsKernel<E> {
 }
 
 /// The moments of a tile in lanes of f64: with weights, as blocks that double in length need not double in weight,
-/// which lanes of f32 rely on; or, of what [`MomentsKernel`] has summed, of the channels that overflowed.
+/// which lanes of f32 rely on; or, of what [`MomentsKernel`] has summed, of the channels whose squares have left the range of lanes.
 pub(crate) struct WideMomentsKernel<E: Storage>(MomentsTask<E>);
 
 impl<E: Storage> WideMomentsKernel<E> {
@@ -339,13 +407,25 @@ impl<E: Storage> Kernel for WideMomentsKernel<E> {
             (true, true) => 1,
             (true, false) => S::F64::LANES,
         };
+        let signs = [task.scratch, task.scratch.wrapping_add(padded(end - start))];
+        if redoes && !planes {
+            // The moments of a channel of zeros, of which some networks have many, are right. Of rows all channels are
+            // read at once.
+            // SAFETY: whoever made the kernel promised that its pointers cover the shape and have so much room.
+            unsafe { task.signs_of_rows::<Native<E, S>>(signs, signs[1].wrapping_add(padded(end - start))) };
+        }
         let mut c = start;
         while c < end {
             let channels = c..(c + step).min(end);
             c = channels.end;
             // SAFETY: whoever made the kernel promised that its pointers cover the shape.
             unsafe {
-                if redoes && (channels.clone()).all(|c| (*task.out[2].wrapping_add(c)).is_finite()) {
+                let mut lost = !redoes;
+                for c in channels.clone().filter(|_| redoes) {
+                    let zero = || *signs[0].wrapping_add(c - start) + *signs[1].wrapping_add(c - start) == 0.0;
+                    lost |= task.is_lost(c) && !(if planes { task.is_zero::<Native<E, S>>(c) } else { zero() });
+                }
+                if !lost {
                     continue;
                 }
                 if planes {
@@ -363,7 +443,7 @@ impl<E: Storage> Kernel for WideMomentsKernel<E> {
                 }
                 task.rows_of::<Wide<E, S>, true>(channels.clone(), out, room);
                 for c in channels.filter(|_| redoes) {
-                    if !(*task.out[2].wrapping_add(c)).is_finite() {
+                    if task.is_lost(c) {
                         for (to, from) in task.out.iter().zip(out) {
                             *to.wrapping_add(c) = *from.wrapping_add(c);
                         }

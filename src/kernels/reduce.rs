@@ -1,9 +1,9 @@
 //! The walks of passes that sum: two sums per channel, in lanes, then in f64.
 //!
 //! A chunk of [`CHUNK`] vectors is summed pairwise in lanes of the scalar type (three roundings), then added to f64
-//! accumulators; squares of f32, which fit in f64 exactly, are added to these at once. In planes the vectors of a chunk
-//! follow each other; in rows they are a stride apart, one per row, and each lane is a channel. Chunks are counted from
-//! the start of the run or block of rows, so the order of all additions follows from the shape alone.
+//! accumulators. In planes the vectors of a chunk follow each other; in rows they are a stride apart, one per row, and
+//! each lane is a channel. Chunks are counted from the start of the run or block of rows, so the order of all additions
+//! follows from the shape alone.
 
 use super::operands::{INPUTS, Lanes, Operands, Sources, Variant, load};
 use super::tile::PlaneRun;
@@ -13,8 +13,17 @@ use crate::simd::{Real, Vector};
 /// the arithmetic; 16 would cost a fourth rounding.
 pub(crate) const CHUNK: usize = 8;
 
+/// Fewer vectors than a chunk are summed in turn, no more at once than three roundings allow.
+const FEW: usize = 4;
+
+/// How many of `n` vectors are summed before they are added to the accumulators.
+#[inline(always)]
+fn summed_at_once(n: usize) -> usize {
+    if n >= CHUNK { CHUNK } else { n.min(FEW) }
+}
+
 /// The most coefficients of a channel.
-pub(crate) const MAX_COEFS: usize = 8;
+pub(crate) const MAX_COEFS: usize = 6;
 
 /// The body of a summing pass: two terms per element, from the inputs and the coefficients of the channel.
 pub(crate) trait Reduce {
@@ -26,8 +35,6 @@ pub(crate) trait Reduce {
     const RECOMPUTE_COEFS: usize = 0;
     /// Whether anything is fused.
     const FUSED: bool;
-    /// Whether the second term is the square of the first.
-    const SQUARES: bool;
     fn terms<V: Vector>(coefs: &[V; MAX_COEFS], x: &Operands<V>, variant: &Variant) -> [V; 2];
 }
 
@@ -117,8 +124,7 @@ fn pairwise<V: Vector>(t: &[[V; 2]; CHUNK]) -> [V; 2] {
     add(add(add(t[0], t[1]), add(t[2], t[3])), add(add(t[4], t[5]), add(t[6], t[7])))
 }
 
-/// Adds the terms of a chunk to the accumulators, or of its first `n` lanes unless `WHOLE`. Squares are added without a
-/// rounding in lanes, which costs 25 % when x is in L2, nothing when it comes from memory.
+/// Adds the terms of a chunk to the accumulators, or of its first `n` lanes unless `WHOLE`.
 ///
 /// # Safety
 /// As [`terms`].
@@ -133,16 +139,13 @@ unsafe fn add_chunk<R: Reduce, L: Lanes, const WHOLE: bool>(
 ) -> Accumulators<L::V> {
     // SAFETY: the caller's promise.
     unsafe {
-        if R::SQUARES && L::V::EXACT_SQUARES {
-            return add_squares::<R, L, WHOLE>(coefs, x, variant, step, CHUNK, n, acc);
-        }
         let [a, b] = pairwise(&terms_of::<R, L, WHOLE>(coefs, x, variant, step, CHUNK, n));
         [a.accumulate(acc[0]), b.accumulate(acc[1])]
     }
 }
 
-/// Adds the terms of `count` vectors, 1 to [`CHUNK`], to the accumulators; those of their first `n` lanes unless they
-/// are `WHOLE`. A loop, in which fused terms, much code, exist once.
+/// Adds the terms of `count` vectors, as many as are summed at once, to the accumulators; those of their first `n`
+/// lanes unless they are `WHOLE`. A loop, in which fused terms, much code, exist once.
 ///
 /// # Safety
 /// As [`terms`].
@@ -158,9 +161,6 @@ unsafe fn add_few<R: Reduce, L: Lanes, const WHOLE: bool>(
 ) -> Accumulators<L::V> {
     // SAFETY: the caller's promise.
     unsafe {
-        if R::SQUARES && L::V::EXACT_SQUARES {
-            return add_squares::<R, L, WHOLE>(coefs, x, variant, step, count, n, acc);
-        }
         let mut sums;
         if R::FUSED {
             let t = terms_of::<R, L, WHOLE>(coefs, x, variant, step, count, n);
@@ -187,30 +187,6 @@ unsafe fn add_few<R: Reduce, L: Lanes, const WHOLE: bool>(
     }
 }
 
-/// Adds the first terms of `count` vectors and their squares to the accumulators.
-///
-/// # Safety
-/// As [`terms`].
-#[inline(always)]
-unsafe fn add_squares<R: Reduce, L: Lanes, const WHOLE: bool>(
-    coefs: &[L::V; MAX_COEFS],
-    x: &Sources<L::E>,
-    variant: &Variant,
-    step: Step,
-    count: usize,
-    n: usize,
-    mut acc: Accumulators<L::V>,
-) -> Accumulators<L::V> {
-    let mut j = 0;
-    while j < count {
-        let x = x.advance(j * step.elements, j * step.positions);
-        // SAFETY: the caller's promise.
-        acc = unsafe { terms::<R, L, WHOLE>(coefs, &x, variant, n)[0].accumulate_squares(acc) };
-        j += 1;
-    }
-    acc
-}
-
 /// Adds the terms of `len` contiguous elements of one channel to its accumulators.
 ///
 /// # Safety
@@ -235,13 +211,8 @@ pub(crate) unsafe fn run<R: Reduce, L: Lanes, I: Interleave>(
             at += CHUNK * lanes;
         }
         // What is fused, much code, is there once, in a loop over all chunks.
-        while R::FUSED && len - at >= lanes {
-            let count = ((len - at) / lanes).min(CHUNK);
-            acc = add_few::<R, L, true>(coefs, &x.advance(at, at), variant, step, count, lanes, acc);
-            at += count * lanes;
-        }
-        let count = (len - at) / lanes;
-        if !R::FUSED && count > 0 {
+        while len - at >= lanes {
+            let count = summed_at_once((len - at) / lanes);
             acc = add_few::<R, L, true>(coefs, &x.advance(at, at), variant, step, count, lanes, acc);
             at += count * lanes;
         }
@@ -358,7 +329,7 @@ unsafe fn column_panel<R: Reduce, L: Lanes>(
         let mut acc = [L::V::wide_load(sums[0], rests[0]), L::V::wide_load(sums[1], rests[1])];
         let mut row = 0;
         while row < rows {
-            let count = CHUNK.min(rows - row);
+            let count = summed_at_once(rows - row);
             let mut k = 0;
             while k < INPUTS {
                 if variant.reads(R::FUSED, k, R::INPUTS) {

@@ -85,9 +85,20 @@ pub(crate) fn gradient_prescale<P: Real>(mean: f64, var: f64, var_with_eps: f64)
     if unit { 1.0 } else { wanted }
 }
 
-/// An f64 as the sum of two lane values.
+/// An f64 as a lane value, and what its rounding has lost, exactly.
 #[inline(always)]
-pub(crate) fn split<P: Real>(v: f64) -> (P, P) {
+pub(crate) fn split<P: Real>(v: f64) -> (P, f64) {
     let hi = P::from_wide(v);
-    (hi, P::from_wide(v - hi.to_wide()))
+    (hi, v - hi.to_wide())
+}
+
+/// Whether all values are 1.
+#[inline(always)]
+pub(super) fn all_ones<P: Real>(values: &[P]) -> bool {
+    let mut ones = true;
+    // To the end, as loops that may end early are not vectorized.
+    for v in values {
+        ones &= *v == P::from_wide(1.0);
+    }
+    ones
 }

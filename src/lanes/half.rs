@@ -9,7 +9,7 @@ impl Storage for bf16 {
     type Scalar = f32;
     type Native<S: Simd> = Bf16<S>;
     type Wide<S: Simd> = Widened<S, Bf16<S>>;
-    const OVERFLOWS: bool = true;
+    const LEAVES_RANGE: bool = true;
     const INTERLEAVES: bool = false;
 }
 
@@ -17,7 +17,7 @@ impl Storage for f16 {
     type Scalar = f32;
     type Native<S: Simd> = F16<S>;
     type Wide<S: Simd> = Widened<S, F16<S>>;
-    const OVERFLOWS: bool = false;
+    const LEAVES_RANGE: bool = false;
     const INTERLEAVES: bool = false;
 }
 

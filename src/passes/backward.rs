@@ -332,8 +332,8 @@ impl<E: Storage> Steps for BackwardPass<'_, E> {
             let partials = unsafe {
                 Partials::new(slots.shared(), slots.stride, columns, self.counts, walked.rows, walked.rest_count())
             };
-            // SAFETY: tasks have disjoint channels; the window has this array.
-            let [prescale] = unsafe { center.slices(&range) };
+            // SAFETY: tasks have disjoint channels; the window has these arrays.
+            let [_, prescale] = unsafe { center.slices(&range) };
             dispatch(isa, SumsOfAll { channels, partials, prescale, g: &mut *g, gx: &mut *gx });
         } else if let Some(sums) = self.sums {
             g.copy_from_slice(&sums.g[range.clone()]);

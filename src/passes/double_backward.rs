@@ -136,7 +136,8 @@ impl Channel {
         let prescale = gradient_prescale::<P>(self.mean, self.var, self.var + self.eps);
         let (hi, lo) = split::<P>(self.mean * prescale);
         let coefs = |k_x: f64, k_v: f64, k_g: f64, k: f64| {
-            [prescale, hi.to_wide(), lo.to_wide(), k_x / prescale, mean_v, k_v, 1.0, 1.0, mean_g, k_g, k]
+            let k_x = k_x / prescale;
+            [hi.to_wide(), k_x, mean_v, k_v, prescale, 1.0, mean_g, k_g, k - lo * k_x, 1.0]
         };
         let scale = gamma * s;
         let through = scale * a + self.dgamma * h - 2.0 * scale * h * p;

@@ -145,16 +145,15 @@ impl<E: Storage> ForwardPass<'_, E> {
                 dispatch(isa, WideMomentsKernel::new(task));
             } else {
                 dispatch(isa, MomentsKernel::new(task.clone()));
-                self.redo_overflows(task);
+                self.redo_lost(task);
             }
         }
     }
 
-    /// Sums the channels again that have overflowed.
-    fn redo_overflows(&self, task: MomentsTask<E>) {
+    /// Sums the channels again whose squares have left the range of lanes.
+    fn redo_lost(&self, task: MomentsTask<E>) {
         // SAFETY: the slot has the channels of the tile, which were just written.
-        let overflows = |c: usize| unsafe { !(*task.out[2].wrapping_add(c)).is_finite() };
-        if E::OVERFLOWS && task.tile.channels.clone().any(overflows) {
+        if E::LEAVES_RANGE && task.tile.channels.clone().any(|c| unsafe { task.is_lost(c) }) {
             // SAFETY: as in `reduce`.
             dispatch(self.engine.isa, unsafe { WideMomentsKernel::new(task) });
         }
@@ -233,6 +232,6 @@ impl<E: Storage> Steps for ForwardPass<'_, E> {
                 dispatch(engine.isa, InterleavedKernel::new(sums, map));
             }
         }
-        self.redo_overflows(task);
+        self.redo_lost(task);
     }
 }

@@ -33,8 +33,8 @@ impl Simd for Avx2 {
         unsafe { _mm_sfence() }
     }
     /// # Safety
-    /// The CPU has AVX2, F16C and FMA.
-    #[target_feature(enable = "avx2,f16c,fma")]
+    /// The CPU has AVX2 and F16C.
+    #[target_feature(enable = "avx2,f16c")]
     #[inline(never)]
     unsafe fn enter<K: Kernel>(kernel: K) {
         kernel.run::<Self>();
@@ -85,11 +85,6 @@ impl F64 {
     fn sum(self) -> f64 {
         // SAFETY: AVX2.
         sum(unsafe { _mm256_add_pd(self.0, self.1) })
-    }
-    #[inline(always)]
-    fn square_add(self, acc: F64) -> F64 {
-        // SAFETY: FMA, detected with AVX2.
-        unsafe { F64(_mm256_fmadd_pd(self.0, self.0, acc.0), _mm256_fmadd_pd(self.1, self.1, acc.1)) }
     }
 }
 
@@ -146,7 +141,7 @@ impl Vector for F32 {
     #[inline(always)]
     fn exp(self) -> Self {
         /// Outlined: too much code to inline at every use.
-        #[target_feature(enable = "avx2,f16c,fma")]
+        #[target_feature(enable = "avx2,f16c")]
         #[inline(never)]
         fn outlined(v: F32) -> F32 {
             exp(v)
@@ -208,12 +203,6 @@ impl Vector for F32 {
     #[inline(always)]
     fn accumulate(self, acc: [F64; 2]) -> [F64; 2] {
         [acc[0].add(widen(self.0)), acc[1].add(widen(self.1))]
-    }
-    const EXACT_SQUARES: bool = true;
-    #[inline(always)]
-    fn accumulate_squares(self, [sum, squares]: [[F64; 2]; 2]) -> [[F64; 2]; 2] {
-        let (low, high) = (widen(self.0), widen(self.1));
-        [[sum[0].add(low), sum[1].add(high)], [low.square_add(squares[0]), high.square_add(squares[1])]]
     }
     #[inline(always)]
     unsafe fn wide_load(p: *const f64, _: *const f64) -> [F64; 2] {
@@ -287,7 +276,7 @@ impl Vector for F64 {
     #[inline(always)]
     fn exp(self) -> Self {
         /// Outlined: too much code to inline at every use.
-        #[target_feature(enable = "avx2,f16c,fma")]
+        #[target_feature(enable = "avx2,f16c")]
         #[inline(never)]
         fn outlined(v: F64) -> F64 {
             exp(v)

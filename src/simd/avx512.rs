@@ -77,11 +77,6 @@ impl F64 {
             sum(_mm256_add_pd(low, _mm512_extractf64x4_pd::<1>(self.0)))
         }
     }
-    #[inline(always)]
-    fn square_add(self, acc: F64) -> F64 {
-        // SAFETY: AVX-512F.
-        unsafe { F64(_mm512_fmadd_pd(self.0, self.0, acc.0)) }
-    }
 }
 
 impl Vector for F32 {
@@ -185,12 +180,6 @@ impl Vector for F32 {
     fn accumulate(self, acc: [F64; 2]) -> [F64; 2] {
         let [low, high] = self.widen();
         [acc[0].add(low), acc[1].add(high)]
-    }
-    const EXACT_SQUARES: bool = true;
-    #[inline(always)]
-    fn accumulate_squares(self, [sum, squares]: [[F64; 2]; 2]) -> [[F64; 2]; 2] {
-        let [low, high] = self.widen();
-        [[sum[0].add(low), sum[1].add(high)], [low.square_add(squares[0]), high.square_add(squares[1])]]
     }
     #[inline(always)]
     unsafe fn wide_load(p: *const f64, _: *const f64) -> [F64; 2] {

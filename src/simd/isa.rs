@@ -43,9 +43,7 @@ impl Isa {
         let runs = match self {
             Isa::Portable => true,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => {
-                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") && is_x86_feature_detected!("fma")
-            }
+            Isa::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c"),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => Isa::Avx2.detect().is_some() && is_x86_feature_detected!("avx512f"),
             #[cfg(not(target_arch = "x86_64"))]

@@ -131,12 +131,6 @@ impl Vector for f32x16 {
         let [low, high] = widen(self);
         [acc[0] + low, acc[1] + high]
     }
-    const EXACT_SQUARES: bool = true;
-    #[inline(always)]
-    fn accumulate_squares(self, [sum, squares]: [[f64x8; 2]; 2]) -> [[f64x8; 2]; 2] {
-        let [low, high] = widen(self);
-        [[sum[0] + low, sum[1] + high], [squares[0] + low * low, squares[1] + high * high]]
-    }
     #[inline(always)]
     unsafe fn wide_load(p: *const f64, _: *const f64) -> [f64x8; 2] {
         // SAFETY: the caller's promise.

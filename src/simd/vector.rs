@@ -42,14 +42,6 @@ pub trait Vector: Copy {
     fn wide_zero() -> Self::Wide;
     /// `acc + self`, lane by lane, in f64.
     fn accumulate(self, acc: Self::Wide) -> Self::Wide;
-    /// Whether the square of a lane fits in an f64 exactly.
-    const EXACT_SQUARES: bool = false;
-    /// Adds `self` to the first accumulators and its square to the second, lane by lane, in f64. The square is rounded
-    /// first unless [`EXACT_SQUARES`](Self::EXACT_SQUARES).
-    #[inline(always)]
-    fn accumulate_squares(self, acc: [Self::Wide; 2]) -> [Self::Wide; 2] {
-        [self.accumulate(acc[0]), self.mul(self).accumulate(acc[1])]
-    }
     /// The accumulators at `p`, and what was lost at `rests`; only lanes of f64 use the latter.
     unsafe fn wide_load(p: *const f64, rests: *const f64) -> Self::Wide;
     unsafe fn wide_store(acc: Self::Wide, p: *mut f64, rests: *mut f64);

@@ -26,6 +26,8 @@ pub struct Factors {
     pub sums: f64,
     /// Times |gamma|·inv_std and the three parts of dx.
     pub dx: f64,
+    /// What the mean in lanes has lost, at most, in standard deviations.
+    pub lost: f64,
 }
 
 impl Factors {
@@ -33,10 +35,10 @@ impl Factors {
     pub fn new<T: Number>(kappa: f64) -> Self {
         let u = T::Param::U;
         if size_of::<T::Param>() == 4 {
-            Self { mean: 2.0 * u, var: 4.0 * u, y: 8.0 * u, sums: 8.0 * u, dx: 16.0 * u }
+            Self { mean: 6.0 * u, var: 12.0 * u, y: 12.0 * u, sums: 8.0 * u, dx: 16.0 * u, lost: u * kappa }
         } else {
             let f = 1e-13 * kappa;
-            Self { mean: f, var: f, y: f, sums: f, dx: f }
+            Self { mean: f, var: f, y: f, sums: f, dx: f, lost: 0.0 }
         }
     }
 
@@ -122,7 +124,8 @@ impl Bounds {
             subnormals += (2.0 + self.inv_std) * (1.0 + g) * s;
             in_lanes += g.max(g * d).max((d * self.prescale).max(g * d * self.prescale));
         }
-        let bounds = [self.factors.sums * g_sum + s, self.factors.sums * gx_sum + subnormals + s];
+        let Factors { sums, lost, .. } = self.factors;
+        let bounds = [sums * g_sum + s, sums * (gx_sum + lost * g_sum) + subnormals + s];
         [g_sum, gx_sum, in_lanes].iter().all(|v| *v <= T::Param::LARGEST).then_some(bounds)
     }
 
@@ -133,7 +136,7 @@ impl Bounds {
         let [g_mean, gx_mean] = means.unwrap_or_default().map(f64::abs);
         let x_hat = d * self.inv_std;
         let through = g_mean + x_hat * gx_mean;
-        let size = g + weight * through;
+        let size = g + weight * (through + self.factors.lost * gx_mean);
         let subnormals = 1.0 + d * (1.0 + self.prescale) + 2.0 * x_hat + (1.0 + self.inv_std) * gx_mean;
         // A weight of 1 needs no products of its own.
         let of_weight = if weight == 1.0 { 0.0 } else { s };
