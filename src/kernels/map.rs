@@ -167,6 +167,22 @@ impl<M: Map, E: Storage> MapKernel<M, E> {
         }
     }
 
+    /// The outputs of the first `n` lanes of a vector, of all of them if `WHOLE`.
+    ///
+    /// # Safety
+    /// The lanes can be read in every input used.
+    #[inline(always)]
+    unsafe fn mapped<S: Simd, const WHOLE: bool>(
+        variant: &Variant,
+        coefs: &[<Native<E, S> as Lanes>::V; MAX_COEFS],
+        x: &Sources<E>,
+        n: usize,
+    ) -> [<Native<E, S> as Lanes>::V; 2] {
+        // SAFETY: the caller's promise.
+        let operands = unsafe { load::<Native<E, S>, WHOLE>(x, M::INPUTS, M::FUSED, variant, n) };
+        M::apply(coefs, &operands, variant)
+    }
+
     /// Maps the first `n` lanes of a vector, all of them if `WHOLE`.
     ///
     /// # Safety
@@ -181,8 +197,7 @@ impl<M: Map, E: Storage> MapKernel<M, E> {
     ) {
         // SAFETY: the caller's promise.
         unsafe {
-            let operands = load::<Native<E, S>, WHOLE>(x, M::INPUTS, M::FUSED, variant, n);
-            let v = M::apply(coefs, &operands, variant);
+            let v = Self::mapped::<S, WHOLE>(variant, coefs, x, n);
             if WHOLE {
                 sinks.put(v);
             } else {
@@ -293,6 +308,8 @@ pub(super) struct Plane<'a, 'b, M, E: Storage, S: Simd, T> {
 
 impl<'a, 'b, M: Map, E: Storage, S: Simd, T: Streaming> Plane<'a, 'b, M, E, S, T> {
     pub(super) const LANES: usize = <Native<E, S> as Lanes>::V::LANES;
+    /// Elements of runs so short that to align their vectors takes more time than it saves.
+    const SHORT: usize = 16 * Self::LANES;
 
     #[inline(always)]
     pub(super) fn new(task: &'a MapTask<E>, sinks: &'a mut Sinks<'b, M, E, E::Native<S>, T>) -> Self {
@@ -319,6 +336,47 @@ impl<'a, 'b, M: Map, E: Storage, S: Simd, T: Streaming> Plane<'a, 'b, M, E, S, T
             self.sinks.seek(run.element);
         }
         self.sinks.room().min(run.len)
+    }
+
+    /// Whether the run can be mapped by whole vectors alone.
+    #[inline(always)]
+    fn overlaps(&self) -> bool {
+        !self.sinks.first.streams() && self.len >= Self::LANES
+    }
+
+    /// Maps what is left of the run, by whole vectors: the first `part` elements, which lie before the place of a
+    /// vector, and those after the last vector, are mapped with others next to them, which are mapped again. All of
+    /// these are loaded before anything is stored, as the output may be the input.
+    ///
+    /// # Safety
+    /// The run has at least a vector. Nothing is fused.
+    #[inline(always)]
+    unsafe fn overlapping(&mut self, part: usize) {
+        let (x, out, len) = (self.x, self.sinks.first.position(), self.len);
+        // SAFETY: the caller's promise: all vectors lie within the run.
+        unsafe {
+            let [first, _] = MapKernel::<M, E>::mapped::<S, true>(&self.variant, &self.coefs, &x, Self::LANES);
+            let end = x.advance(len - Self::LANES, 0);
+            let [last, _] = MapKernel::<M, E>::mapped::<S, true>(&self.variant, &self.coefs, &end, Self::LANES);
+            let mut at = if len > Self::SHORT { part } else { 0 };
+            let head = at > 0;
+            while at + Self::LANES <= len {
+                let x = x.advance(at, 0);
+                if self.prefetch_distance > 0 {
+                    MapKernel::<M, E>::prefetch::<S, false>(self.task, &x, self.prefetch_distance);
+                }
+                let [v, _] = MapKernel::<M, E>::mapped::<S, true>(&self.variant, &self.coefs, &x, Self::LANES);
+                <E::Native<S> as Store>::store(v, out.wrapping_add(at));
+                at += Self::LANES;
+            }
+            if head {
+                <E::Native<S> as Store>::store(first, out);
+            }
+            if at < len {
+                <E::Native<S> as Store>::store(last, out.wrapping_add(len - Self::LANES));
+            }
+        }
+        self.len = 0;
     }
 
     /// Maps `n` elements, a vector if `WHOLE`.
@@ -362,6 +420,10 @@ unsafe fn walk_planes<M: Map, E: Storage, S: Simd, T: Streaming>(plane: &mut Pla
                         break;
                     }
                 }
+                continue;
+            }
+            if plane.overlaps() {
+                plane.overlapping(part);
                 continue;
             }
             if part > 0 {

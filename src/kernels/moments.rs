@@ -54,6 +54,12 @@ impl<const FUSED: bool> Reduce for Deviations<FUSED> {
 /// Values in a plane whose mean is the first pivot.
 const FIRST_RUN: usize = 128;
 
+/// How many of the first run's values are the first block: all if it is short, so that blocks end where planes do.
+#[inline(always)]
+fn first_block(len: usize) -> usize {
+    if len < 2 * FIRST_RUN { len } else { FIRST_RUN }
+}
+
 /// One channel on its way through its runs.
 #[derive(Clone, Copy)]
 struct Channel<V: Vector> {
@@ -97,7 +103,7 @@ impl<V: Vector> Channel<V> {
         // far from that value, and for a constant it is that value.
         let mut finds_pivot = false;
         if self.block == 0 {
-            self.block = len.min(FIRST_RUN);
+            self.block = first_block(len);
             if blocks.is_empty() {
                 finds_pivot = true;
                 // SAFETY: a run has at least one value.
@@ -326,7 +332,7 @@ impl<E: Storage> MomentsTask<E> {
     unsafe fn blocks(&self, room: &mut [Block; Block::MOST]) -> usize {
         let (weights, inner) = (self.tile_weights(), self.shape.inner());
         let Range { start, end } = self.tile.positions;
-        let (mut blocks, mut at, mut len, mut count) = (0, 0, (inner - start % inner).min(FIRST_RUN), 0.0);
+        let (mut blocks, mut at, mut len, mut count) = (0, 0, first_block((inner - start % inner).min(end - start)), 0.0);
         while at < end - start && !weights.values.is_null() {
             let positions = at..(at + len).min(end - start);
             at = positions.end;

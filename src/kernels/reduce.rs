@@ -16,12 +16,6 @@ pub(crate) const CHUNK: usize = 8;
 /// Fewer vectors than a chunk are summed in turn, no more at once than three roundings allow.
 const FEW: usize = 4;
 
-/// How many of `n` vectors are summed before they are added to the accumulators.
-#[inline(always)]
-fn summed_at_once(n: usize) -> usize {
-    if n >= CHUNK { CHUNK } else { n.min(FEW) }
-}
-
 /// The most coefficients of a channel.
 pub(crate) const MAX_COEFS: usize = 6;
 
@@ -94,30 +88,6 @@ unsafe fn terms<R: Reduce, L: Lanes, const WHOLE: bool>(
     if WHOLE { [a, b] } else { [a.first(n), b.first(n)] }
 }
 
-/// The terms of `count` vectors, at most [`CHUNK`].
-///
-/// # Safety
-/// As [`terms`].
-#[inline(always)]
-unsafe fn terms_of<R: Reduce, L: Lanes, const WHOLE: bool>(
-    coefs: &[L::V; MAX_COEFS],
-    x: &Sources<L::E>,
-    variant: &Variant,
-    step: Step,
-    count: usize,
-    n: usize,
-) -> [[L::V; 2]; CHUNK] {
-    let mut t = [[L::V::splat(Real::from_wide(0.0)); 2]; CHUNK];
-    let mut j = 0;
-    while j < count {
-        let x = x.advance(j * step.elements, j * step.positions);
-        // SAFETY: the caller's promise.
-        t[j] = unsafe { terms::<R, L, WHOLE>(coefs, &x, variant, n) };
-        j += 1;
-    }
-    t
-}
-
 /// The sum of a chunk's terms, pairwise.
 #[inline(always)]
 fn pairwise<V: Vector>(t: &[[V; 2]; CHUNK]) -> [V; 2] {
@@ -137,15 +107,20 @@ unsafe fn add_chunk<R: Reduce, L: Lanes, const WHOLE: bool>(
     n: usize,
     acc: Accumulators<L::V>,
 ) -> Accumulators<L::V> {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let [a, b] = pairwise(&terms_of::<R, L, WHOLE>(coefs, x, variant, step, CHUNK, n));
-        [a.accumulate(acc[0]), b.accumulate(acc[1])]
+    let mut t = [[L::V::splat(Real::from_wide(0.0)); 2]; CHUNK];
+    let mut j = 0;
+    while j < CHUNK {
+        let x = x.advance(j * step.elements, j * step.positions);
+        // SAFETY: the caller's promise.
+        t[j] = unsafe { terms::<R, L, WHOLE>(coefs, &x, variant, n) };
+        j += 1;
     }
+    let [a, b] = pairwise(&t);
+    [a.accumulate(acc[0]), b.accumulate(acc[1])]
 }
 
-/// Adds the terms of `count` vectors, as many as are summed at once, to the accumulators; those of their first `n`
-/// lanes unless they are `WHOLE`. A loop, in which fused terms, much code, exist once.
+/// Adds the terms of `count` vectors, as many as are summed at once, to the accumulators: those of the first `n` lanes
+/// of the last, and of the others too unless they are `WHOLE`. A loop, in which fused terms, much code, exist once.
 ///
 /// # Safety
 /// As [`terms`].
@@ -159,32 +134,31 @@ unsafe fn add_few<R: Reduce, L: Lanes, const WHOLE: bool>(
     n: usize,
     acc: Accumulators<L::V>,
 ) -> Accumulators<L::V> {
+    let vector = |j: usize| x.advance(j * step.elements, j * step.positions);
+    let mut t = [[L::V::splat(Real::from_wide(0.0)); 2]; CHUNK];
+    let mut sums = t[0];
     // SAFETY: the caller's promise.
     unsafe {
-        let mut sums;
-        if R::FUSED {
-            let t = terms_of::<R, L, WHOLE>(coefs, x, variant, step, count, n);
-            if count == CHUNK {
-                sums = pairwise(&t);
+        let mut j = 0;
+        while j < count {
+            let whole = WHOLE && (j + 1 < count || n == L::V::LANES);
+            let v = if whole {
+                terms::<R, L, true>(coefs, &vector(j), variant, n)
             } else {
-                sums = t[0];
-                let mut j = 1;
-                while j < count {
-                    sums = add(sums, t[j]);
-                    j += 1;
-                }
+                terms::<R, L, false>(coefs, &vector(j), variant, n)
+            };
+            if R::FUSED && count == CHUNK {
+                t[j] = v;
+            } else {
+                sums = add(sums, v);
             }
-        } else {
-            sums = terms::<R, L, WHOLE>(coefs, x, variant, n);
-            let mut j = 1;
-            while j < count {
-                let x = x.advance(j * step.elements, j * step.positions);
-                sums = add(sums, terms::<R, L, WHOLE>(coefs, &x, variant, n));
-                j += 1;
-            }
+            j += 1;
         }
-        [sums[0].accumulate(acc[0]), sums[1].accumulate(acc[1])]
     }
+    if R::FUSED && count == CHUNK {
+        sums = pairwise(&t);
+    }
+    [sums[0].accumulate(acc[0]), sums[1].accumulate(acc[1])]
 }
 
 /// Adds the terms of `len` contiguous elements of one channel to its accumulators.
@@ -210,14 +184,13 @@ pub(crate) unsafe fn run<R: Reduce, L: Lanes, I: Interleave>(
             interleaved.chunk();
             at += CHUNK * lanes;
         }
-        // What is fused, much code, is there once, in a loop over all chunks.
-        while len - at >= lanes {
-            let count = summed_at_once((len - at) / lanes);
-            acc = add_few::<R, L, true>(coefs, &x.advance(at, at), variant, step, count, lanes, acc);
-            at += count * lanes;
-        }
-        if at < len {
-            acc = add_few::<R, L, false>(coefs, &x.advance(at, at), variant, step, 1, len - at, acc);
+        // What is fused, much code, is there once, in a loop over all chunks. The last vector may have fewer lanes.
+        while at < len {
+            let (left, vectors) = (len - at, (len - at).div_ceil(lanes));
+            let count = if left >= CHUNK * lanes { CHUNK } else { vectors.min(FEW) };
+            let n = lanes.min(left - (count - 1) * lanes);
+            acc = add_few::<R, L, true>(coefs, &x.advance(at, at), variant, step, count, n, acc);
+            at += (count - 1) * lanes + n;
         }
     }
     acc
@@ -329,7 +302,7 @@ unsafe fn column_panel<R: Reduce, L: Lanes>(
         let mut acc = [L::V::wide_load(sums[0], rests[0]), L::V::wide_load(sums[1], rests[1])];
         let mut row = 0;
         while row < rows {
-            let count = summed_at_once(rows - row);
+            let count = if rows - row >= CHUNK { CHUNK } else { FEW.min(rows - row) };
             let mut k = 0;
             while k < INPUTS {
                 if variant.reads(R::FUSED, k, R::INPUTS) {

@@ -100,6 +100,18 @@ impl<'a, L: Store, T: Streaming> Sink<'a, L, T> {
         }
     }
 
+    /// Whether outputs bypass the caches.
+    #[inline(always)]
+    pub(super) fn streams(&self) -> bool {
+        self.streaming.on()
+    }
+
+    /// Where the next element goes.
+    #[inline(always)]
+    pub(super) fn position(&self) -> *mut L::Element {
+        self.place.wrapping_add(self.end)
+    }
+
     /// Elements to the next place of a vector, 0 at one.
     #[inline(always)]
     pub(super) fn room(&self) -> usize {
