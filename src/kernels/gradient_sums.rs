@@ -73,7 +73,7 @@ impl<E: Storage, const FUSED: bool> Kernel for GradientSumsKernel<E, FUSED> {
     fn run<S: Simd>(self) {
         // SAFETY: whoever made the kernel promised that its pointers cover the shape, and this code runs in the tier.
         unsafe {
-            if !FUSED && !(S::PLAIN_PASSES && self.0.is_ordinary()) {
+            if !(FUSED || S::PLAIN_PASSES && self.0.is_ordinary()) {
                 S::enter(GradientSumsKernel::<E, true>(self.0));
             } else if self.0.shape.inner() == 1 {
                 self.0.rows::<Native<E, S>, FUSED>();

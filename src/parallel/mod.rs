@@ -67,8 +67,9 @@ pub trait Executor: Send + Sync {
 ///
 /// With an [`Executor`] all of this is up to its `parallel_for`.
 ///
-/// Passes that walk less than 1 MB stay on the calling thread. Those that walk less than 6 MB ask a pool for help only
-/// within 50 µs of such a pass by the same thread: threads that sleep take too long to wake.
+/// Passes that walk less than 1 MB stay on the calling thread, or less than 512 KB with an [`Executor`]. Those that walk
+/// less than 6 MB ask a pool for help only within 50 µs of such a pass by the same thread: threads that sleep take too
+/// long to wake.
 #[derive(Clone, Default)]
 #[non_exhaustive]
 pub enum Threads {
@@ -99,6 +100,8 @@ impl fmt::Debug for Threads {
 
 /// A pass that walks fewer bytes stays on the caller's thread.
 const SMALL: usize = 1 << 20;
+/// The same on a caller's own threads, which may spin and answer within a few microseconds.
+const SMALL_FOR_EXECUTORS: usize = SMALL / 2;
 /// A pass that walks fewer bytes asks a pool for helpers only if they may be awake. To wake them takes 10 to 50 µs, in
 /// which one core walks about half as much of its cache: after a pause, smaller passes would take up to 1.7 times as
 /// long.
@@ -111,9 +114,14 @@ thread_local! {
 }
 
 impl Threads {
+    /// A pass that walks fewer bytes stays on the caller's thread.
+    fn small(&self) -> usize {
+        if matches!(self, Self::Executor(_)) { SMALL_FOR_EXECUTORS } else { SMALL }
+    }
+
     /// The number of threads for a pass that walks `bytes` of memory.
     pub(crate) fn count(&self, bytes: usize) -> usize {
-        if bytes < SMALL {
+        if bytes < self.small() {
             return 1;
         }
         let threads = match self {
@@ -277,12 +285,13 @@ mod tests {
         let pool = Threads::Pool(Arc::new(ThreadPool::new(3).unwrap()));
         let executor = Threads::Executor(Arc::new(Scoped));
         let counts = |threads: Threads| {
-            let count = move || [SMALL - 1, SMALL, WAKES - 1, WAKES, usize::MAX].map(|bytes| threads.count(bytes));
+            let bytes = [SMALL_FOR_EXECUTORS - 1, SMALL_FOR_EXECUTORS, SMALL, WAKES - 1, WAKES, usize::MAX];
+            let count = move || bytes.map(|bytes| threads.count(bytes));
             thread::spawn(count).join().unwrap()
         };
-        assert_eq!(counts(Threads::Sequential), [1; 5]);
-        assert_eq!(counts(pool), [1, 1, 1, 3, 3]);
-        assert_eq!(counts(executor), [1, 2, 2, 2, 2]);
+        assert_eq!(counts(Threads::Sequential), [1; 6]);
+        assert_eq!(counts(pool), [1, 1, 1, 1, 3, 3]);
+        assert_eq!(counts(executor), [1, 2, 2, 2, 2, 2]);
     }
 
     #[test]

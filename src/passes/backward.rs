@@ -127,7 +127,7 @@ pub(super) fn sizes_without_elements<E: Storage>(walked: &Walked) -> Sizes {
 pub(super) fn sizes<E: Storage>(walked: &Walked, count: usize) -> Sizes {
     let mut sizes = Sizes::default();
     for (sums, reads_again) in [(true, true), (true, false), (false, false)] {
-        let grid = grid::<E>(walked.shape, reads_again);
+        let grid = grid::<E>(walked.shape, reads_again).for_threads(count);
         let [columns, windows] = grid.windows(count, false);
         let (_, window) = Arrays::<E::Scalar>::new(&Window::of_columns(columns), walked, grid.segments(), sums, true);
         let task = GradientSumsTask::<E>::scratch(walked.shape);

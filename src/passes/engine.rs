@@ -30,7 +30,8 @@ impl Engine {
     /// Runs the steps of a pass that walks `sweeps` times over a buffer of the plan's shape.
     pub(super) fn walk<E>(&self, grid: &Grid, sweeps: usize, steps: &dyn Steps) {
         let bytes = self.shape.len() * size_of::<E>() * sweeps;
-        grid.walk(&self.threads, &self.scratch, self.threads.count(bytes), steps);
+        let count = self.threads.count(bytes);
+        grid.for_threads(count).walk(&self.threads, &self.scratch, count, steps);
         self.threads.ended(bytes);
     }
 

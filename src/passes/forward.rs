@@ -88,7 +88,7 @@ impl<P> Arrays<P> {
 pub(super) fn sizes<E: Storage>(engine: &Engine, walked: &Walked, count: usize) -> Sizes {
     let mut sizes = Sizes::default();
     for interleaves in [false, interleaves::<E>(engine, walked.shape)] {
-        let grid = grid::<E>(walked.shape, true, interleaves);
+        let grid = grid::<E>(walked.shape, true, interleaves).for_threads(count);
         let [columns, windows] = grid.windows(count, interleaves);
         let (_, window) = Arrays::<E::Scalar>::new(&Window::of_columns(columns), walked, grid.segments());
         let task = MomentsTask::<E>::scratch(walked.shape);

@@ -37,7 +37,7 @@ fn coefs<P>(window: &Window, shape: Shape) -> (ChannelArrays<P>, usize) {
 
 /// The memory that the pass needs.
 pub(super) fn sizes<E: Storage>(walked: &Walked, count: usize) -> Sizes {
-    let [columns, windows] = Grid::for_map(walked.shape).windows(count, false);
+    let [columns, windows] = Grid::for_map(walked.shape).for_threads(count).windows(count, false);
     let (_, window) = coefs::<E::Scalar>(&Window::of_columns(columns), walked.shape);
     Sizes { window, windows, ..Sizes::default() }
 }

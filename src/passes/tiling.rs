@@ -79,6 +79,8 @@ pub(super) struct Grid {
     segment: usize,
     /// Channels in a group; the last may have fewer.
     group: usize,
+    /// Whether the pass only maps, so that no cut decides bits.
+    only_maps: bool,
 }
 
 impl Grid {
@@ -89,6 +91,8 @@ impl Grid {
         let (channels, inner, values) = (shape.channels(), shape.inner(), shape.values_per_channel());
         let (segment, group) = if inner == 1 {
             let segments = values.div_ceil((TILE_ELEMENTS / channels).max(SMALLEST_ROW_SEGMENT)).min(TASKS);
+            let halves = values >= SMALLEST_ROW_SEGMENT && values * channels >= TILE_ELEMENTS / 2;
+            let segments = segments.max(if halves { 2 } else { 1 });
             let segment = values.div_ceil(segments).next_multiple_of(8);
             // Whole rows, unless there are few and they are long, which those of narrow rows that are walked together
             // are not.
@@ -103,7 +107,7 @@ impl Grid {
             let group = group.min((channels / GROUPS).max(TILE_ELEMENTS / values));
             (segment, group.clamp(1, MAX_GROUP))
         };
-        Self { channels, inner, values, segment, group }
+        Self { channels, inner, values, segment, group, only_maps: false }
     }
 
     /// The cuts for passes that only map: no sums are kept, so a tile may have any number of channels. It is
@@ -116,7 +120,23 @@ impl Grid {
             blocks => (blocks * inner, channels),
         };
         let group = if inner > 1 && values < FEW_VALUES { group.min(FEW_VALUES_GROUP) } else { group };
-        Self { channels, inner, values, segment, group }
+        Self { channels, inner, values, segment, group, only_maps: true }
+    }
+
+    /// With enough tiles for so many threads, if that can be done without changing bits.
+    pub(super) fn for_threads(mut self, count: usize) -> Self {
+        let tasks = count.saturating_mul(2);
+        if count == 1 || self.tiles() >= tasks {
+            return self;
+        }
+        if self.only_maps && self.group == self.channels {
+            let blocks = self.values / self.inner;
+            self.segment = blocks.div_ceil(tasks) * self.inner;
+        } else if self.inner > 1 {
+            let groups = tasks.div_ceil(self.segments());
+            self.group = self.channels.div_ceil(groups).min(self.group);
+        }
+        self
     }
 
     pub(super) fn segments(&self) -> usize {
