@@ -19,7 +19,7 @@ fn main() {
     let test = !std::env::args().any(|a| a == "--bench");
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     let pool = Arc::new(ThreadPool::new(threads).expect("threads"));
-    println!("{threads} threads, medians of {ROUNDS} interleaved rounds, milliseconds");
+    println!("{threads} threads of the engine, medians of {ROUNDS} interleaved rounds, milliseconds");
     // Layers of MobileNet and ResNet that expand, whose convolution is short, and one that does not.
     for (inputs, outputs, side) in [(16, 96, 112), (64, 64, 112), (64, 256, 56), (128, 512, 28)] {
         let side = if test { 7 } else { side };

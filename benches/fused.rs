@@ -15,7 +15,7 @@ fn main() {
     let filter: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
     // `cargo test --benches` does not pass this argument; it only checks, on small shapes, that the bench works.
     let test = !std::env::args().any(|a| a == "--bench");
-    println!("{} threads, medians of {ROUNDS} interleaved rounds, milliseconds", rayon::current_num_threads());
+    println!("{} threads of rayon, medians of {ROUNDS} interleaved rounds, milliseconds", rayon::current_num_threads());
     let (c, side) = if test { (8, 7) } else { (256, 56) };
     let shapes = [("NCHW", Shape::nchw(32, c, side, side)), ("NHWC", Shape::nhwc(32, side, side, c))];
     for (layout, shape) in shapes {

@@ -8,7 +8,8 @@ struct Case {
     int64_t n, c, h, w; // h = w = 1 for NC
     int32_t channels_last;
     int32_t threads;
-    int32_t own_threads; // this crate: 1 for the plan's own pool, 0 for OpenMP's threads
+    int32_t own_threads; // this crate through C: 1 for the plan's own pool, 0 for OpenMP's threads
+    int32_t isa; // this crate: BN_ISA_
     double eps;
     const float *x, *dy;
     float *out; // y or dx

@@ -44,6 +44,7 @@ class Ours : public Contestant {
         desc.inner = c.channels_last ? 1 : plane;
         desc.eps = c.eps;
         desc.element = BN_ELEMENT_F32;
+        desc.isa = c.isa;
         desc.thread_count = c.threads;
         if (c.threads == 1) {
             desc.threads = BN_THREADS_SEQUENTIAL;
