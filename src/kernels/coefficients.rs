@@ -45,9 +45,15 @@ struct Group {
 fn values<P: Real>(from: &[P], n: usize) -> OfGroup<f64> {
     let mut values = [0.0; GROUP];
     for (to, from) in values.iter_mut().zip(&from[..n]) {
-        *to = from.to_wide();
+        *to = plain_nan(from.to_wide());
     }
     values
+}
+
+/// The value, without the bits that a NaN may carry: rounded to bf16 in lanes, they might make it a number.
+#[inline(always)]
+pub(crate) fn plain_nan(v: f64) -> f64 {
+    if v.is_nan() { f64::NAN } else { v }
 }
 
 /// A channel as the gradients see it: `x̂ = (v − mean)·factor`, in which v is x or, if x is rebuilt, `gamma·x̂ + beta`.

@@ -8,6 +8,7 @@ use super::inputs::PassInputs;
 use super::request::{Backward, BackwardOutputs, DoubleBackward, Fusions, Parameters};
 use super::tiling::{Grid, MapTile, Steps};
 use super::walked::Walked;
+use crate::kernels::coefficients::plain_nan;
 use crate::kernels::double_backward::COEFS;
 use crate::kernels::input_gradient::InputGradient;
 use crate::kernels::scale::{gradient_prescale, inv_std, split};
@@ -74,8 +75,8 @@ pub(super) unsafe fn double_backward<E: Storage>(engine: &Engine, request: Doubl
         };
         let gradients = channel.gradients::<E::Scalar>();
         for k in 0..COEFS {
-            x_arrays[k][c] = E::Scalar::from_wide(gradients.of_x[k]);
-            dy_arrays[k][c] = E::Scalar::from_wide(gradients.of_dy[k]);
+            x_arrays[k][c] = E::Scalar::from_wide(plain_nan(gradients.of_x[k]));
+            dy_arrays[k][c] = E::Scalar::from_wide(plain_nan(gradients.of_dy[k]));
         }
         if let Some(out) = &mut of_gamma {
             out[c].write(E::Scalar::from_wide(gradients.of_gamma));

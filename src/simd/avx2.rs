@@ -382,13 +382,9 @@ impl HalfLanes for F32 {
             // SAFETY: AVX2.
             unsafe {
                 let bits = _mm256_castps_si256(v);
-                let high = _mm256_srli_epi32::<16>(bits);
-                let odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
-                let half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
-                let rounded = _mm256_srli_epi32::<16>(_mm256_add_epi32(bits, half));
-                let quiet = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
-                let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(v, v));
-                _mm256_blendv_epi8(rounded, quiet, nan)
+                let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+                let half = _mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff));
+                _mm256_srli_epi32::<16>(_mm256_add_epi32(half, odd))
             }
         }
         // SAFETY: AVX2; the caller's promise.

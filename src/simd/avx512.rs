@@ -332,12 +332,9 @@ impl HalfLanes for F32 {
         unsafe {
             let bits = _mm512_castps_si512(self.0);
             let odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(1 << 16));
-            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(self.0, self.0);
             let half = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
             let rounded = _mm512_mask_add_epi32(half, odd, half, _mm512_set1_epi32(1));
-            let quiet = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(1 << 22));
-            let bits = _mm512_srli_epi32::<16>(quiet);
-            store256::<STREAM>(p.cast(), _mm512_cvtepi32_epi16(bits));
+            store256::<STREAM>(p.cast(), _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(rounded)));
         }
     }
     #[inline(always)]

@@ -11,7 +11,8 @@ use half::{bf16, f16};
 pub trait HalfLanes: Sized {
     #[cfg(feature = "half")]
     unsafe fn load_bf16(p: *const bf16) -> Self;
-    /// Rounds to nearest, ties to even.
+    /// Rounds to nearest, ties to even. A NaN stays one if its lower 16 bits are 0, as they are in what was loaded, or if
+    /// it is the one that operations make of numbers; a carry could turn others into 0.
     #[cfg(feature = "half")]
     unsafe fn store_bf16<const STREAM: bool>(self, p: *mut bf16);
     #[cfg(feature = "half")]

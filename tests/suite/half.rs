@@ -78,6 +78,8 @@ fn every_boundary<T: Half>() {
     });
     let mut values: Vec<f32> = boundaries.collect();
     values.extend([f32::MAX, f32::MIN, f32::INFINITY, f32::NEG_INFINITY, f32::NAN]);
+    // Added to the bits of these, half of a unit carries into the sign.
+    values.extend([0x7f80_0001, 0x7fff_ffff, 0xffff_8000].map(f32::from_bits));
     for (channels, inner) in [(4099, 1), (997, 21)] {
         let shape = Shape::ncl(1, channels, inner).unwrap();
         let (statistics, x) = (neutral(channels), vec![T::of(0.0); shape.len()]);
