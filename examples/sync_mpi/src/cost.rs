@@ -22,17 +22,34 @@ struct Link {
 }
 
 impl Link {
-    /// Seconds to exchange messages of `len` values of f64, of which each takes `merge` seconds to be merged.
+    /// Seconds to exchange messages of `len` values of f64.
     ///
     /// An all-gather has ⌈log₂ R⌉ steps; each rank receives R − 1 messages and merges as many. The tree has twice as
     /// many steps, up and down, with one message each, of which it merges those on the way up.
-    fn seconds(self, exchange: Exchange, ranks: usize, len: f64, merge: f64) -> f64 {
+    fn seconds(self, exchange: Exchange, ranks: usize, len: f64, work: Work) -> f64 {
         let (levels, others) = ((ranks as f64).log2().ceil(), (ranks - 1) as f64);
-        let transfer = 8.0 * len * self.byte;
-        match exchange {
-            Exchange::AllGather => levels * self.latency + others * (transfer + len * merge),
-            Exchange::Tree => levels * (2.0 * (self.latency + transfer) + len * merge),
+        let [transfer, merge, own] = [8.0 * self.byte, work.merge, work.own].map(|seconds| len * seconds);
+        own + match exchange {
+            Exchange::AllGather => levels * self.latency + others * (transfer + merge),
+            Exchange::Tree => levels * (2.0 * (self.latency + transfer) + merge),
         }
+    }
+}
+
+/// Seconds of a rank per value of a message.
+#[derive(Clone, Copy)]
+struct Work {
+    /// To merge it with another.
+    merge: f64,
+    /// To pack the own message and to unpack the merged one.
+    own: f64,
+}
+
+impl Work {
+    fn measure<P: Part>(own: &P) -> Result<Self, Error> {
+        let group = Group::new(SimpleCommunicator::self_comm(), Exchange::AllGather);
+        let alone = median(&group.world, || group.merge(own).map(drop))?;
+        Ok(Self { merge: merge_seconds(own)?, own: alone / own.pack().len() as f64 })
     }
 }
 
@@ -41,14 +58,15 @@ pub(crate) fn run(world: &SimpleCommunicator) -> Result<(), Error> {
     let groups = [Exchange::AllGather, Exchange::Tree].map(|e| Group::new(SimpleCommunicator::world(), e));
     let (first, ranks) = (world.rank() == 0, groups[0].ranks());
     // The cost per value hardly depends on the number of parts, from 2 to 1000.
-    let merges = [merge_seconds::<bn::Statistics>(&statistics(256)?)?, merge_seconds(&bn::GradientSums::new(256))?];
+    let works = [Work::measure(&statistics(512)?)?, Work::measure(&bn::GradientSums::new(512))?];
     if first {
-        let [forward, backward] = merges.map(|seconds| 2e9 * seconds);
+        let [forward, backward] = works.map(|work| 2e9 * work.merge);
         println!("merging takes {forward:.1} ns per channel and message forward, {backward:.1} ns backward");
     }
     if ranks > 1 {
         let (small, large) = (message_seconds(world, 1)?, message_seconds(world, 1 << 17)?);
         let link = Link { latency: small, byte: (large - small) / f64::from(1 << 20) };
+        // Unless mpirun binds each rank to a core.
         let cores = std::thread::available_parallelism()?.get();
         let turns = (ranks as f64 / cores as f64).max(1.0);
         if first {
@@ -69,7 +87,7 @@ pub(crate) fn run(world: &SimpleCommunicator) -> Result<(), Error> {
                 let seconds = median(world, || group.merge(&own).map(drop))?;
                 let [sent, received] = group.traffic.get().map(|bytes| (bytes / REPEATS) as f64);
                 let [sent, received, seconds] = max_of_all(world, [sent, received, seconds]);
-                let model = turns * link.seconds(group.exchange, ranks, own.pack().len() as f64, merges[0]);
+                let model = turns * link.seconds(group.exchange, ranks, own.pack().len() as f64, works[0]);
                 if first {
                     let way = format!("{:?}", group.exchange);
                     println!(
@@ -83,13 +101,13 @@ pub(crate) fn run(world: &SimpleCommunicator) -> Result<(), Error> {
     }
     if first {
         println!();
-        predict(merges);
+        predict(works);
     }
     Ok(())
 }
 
 /// Prints what the model says about ResNet-50 on other machines than this one, one core per rank.
-fn predict(merges: [f64; 2]) {
+fn predict(works: [Work; 2]) {
     let (layers, channels) = RESNET_50;
     println!("model: the {layers} layers of ResNet-50, {channels} channels, forward and backward, ms per step");
     println!("                          10 Gb/s, 20 µs         100 Gb/s, 2 µs");
@@ -99,8 +117,8 @@ fn predict(merges: [f64; 2]) {
     let lens = [2 * channels + layers, 2 * channels].map(|values| values as f64 / layers as f64);
     for ranks in [2, 4, 8, 16, 32, 64, 128, 256, 512, 1000] {
         let step = |link: Link, exchange| -> f64 {
-            let passes = lens.iter().zip(merges);
-            1e3 * layers as f64 * passes.map(|(&len, merge)| link.seconds(exchange, ranks, len, merge)).sum::<f64>()
+            let passes = lens.iter().zip(works);
+            1e3 * layers as f64 * passes.map(|(&len, work)| link.seconds(exchange, ranks, len, work)).sum::<f64>()
         };
         let received = (ranks - 1) as f64 * 8e-6 * layers as f64 * lens.iter().sum::<f64>();
         let [slow, fast] = links.map(|link| [Exchange::AllGather, Exchange::Tree].map(|e| step(link, e)));
