@@ -159,26 +159,29 @@ pub(crate) fn run(world: &SimpleCommunicator) -> Result<(), Error> {
         ensure(worst.iter().all(|multiple| *multiple <= 1.0), "an error is over its bound")?;
     }
 
-    // As many ranks as a power of two have blocks, the others have none.
-    let sharing = 1 << ranks.ilog2();
-    let shares: Vec<usize> = (0..ranks).map(|r| if r < sharing { 4 } else { 0 }).collect();
     let alone = Group::new(SimpleCommunicator::self_comm(), Exchange::AllGather);
+    let lined_up: Vec<usize> = (0..ranks).map(|r| if r + 1 < ranks { 4 } else { 3 }).collect();
     for block in blocks {
-        let problem = Problem::random(block, &shares, rank)?;
+        let problem = Problem::random(block, &lined_up, rank)?;
         let (step, joined) = (problem.step(&groups[0], &problem.own)?, problem.step(&alone, &(0..problem.x.len()))?);
         ensure(step.shared_bits() == joined.shared_bits(), "statistics have other bits than those of one rank")?;
         same_part("y", &problem, &step.y, &joined.y)?;
         same_part("dx", &problem, &step.gradients.dx, &joined.gradients.dx)?;
     }
+
+    // Divisions by the number of values are exact if it is a power of two: as many ranks have blocks, the others none.
+    let sharing = 1 << ranks.ilog2();
+    let exact: Vec<usize> = (0..ranks).map(|r| if r < sharing { 4 } else { 0 }).collect();
     for block in [bn::Shape::nchw(1, CHANNELS, 4, 8)?, bn::Shape::nhwc(1, 4, 8, CHANNELS)?] {
-        let problem = Problem::integers(block, &shares, rank)?;
+        let problem = Problem::integers(block, &exact, rank)?;
         let (step, (y, dx, batch)) = (problem.step(&groups[0], &problem.own)?, problem.one_process()?);
         ensure(step.batch == batch, "statistics of integers differ from those of one pass")?;
         same_part("y", &problem, &step.y, &y)?;
         same_part("dx", &problem, &step.gradients.dx, &dx)?;
     }
     if rank == 0 {
-        println!("blocks per rank {shares:?}: bits as with all blocks on one rank, and, of integers, as in one pass\n");
+        println!("blocks per rank {lined_up:?}: the bits that one rank with all blocks gives");
+        println!("blocks per rank {exact:?}: of integers, the bits of forward_training and backward\n");
     }
     Ok(())
 }

@@ -1,7 +1,8 @@
 //! A layer whose batch is spread over the processes of a group.
 //!
 //! A rank may have any number of blocks, also none. It merges the statistics of its blocks in the tree that then goes on
-//! over the ranks. So where every rank has the same power of two of blocks, the number of ranks does not change a bit.
+//! over the ranks. So if blocks line up, the number of ranks does not change a bit: every rank has the same power of two
+//! of blocks, but the last one that has any may have fewer.
 
 use crate::group::{Group, Part, merge_tree};
 use batchnorm as bn;
