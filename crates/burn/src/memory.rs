@@ -6,6 +6,7 @@ use burn::tensor::{Bytes, Element, Shape};
 use bytemuck::Pod;
 use std::cmp::Reverse;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 /// An element type of both crates.
 pub(crate) trait Float: batchnorm::Element + Element + Pod {}
@@ -26,45 +27,51 @@ impl Order {
     /// The tensor with its axes in this order. It is copied if it is not contiguous then.
     pub(crate) fn sort(&self, x: FlexTensor) -> FlexTensor {
         let layout = x.layout().permute(&self.0);
-        let x = x.with_layout(layout);
-        if x.is_contiguous() { x } else { x.to_contiguous() }
+        contiguous(x.with_layout(layout))
     }
 
     /// The shape of a sorted tensor whose second axis, before it was sorted, is that of the channels.
     pub(crate) fn shape(&self, sorted: &FlexTensor) -> Result<batchnorm::Shape, batchnorm::Error> {
         let dims = sorted.shape();
         let channels = self.0.iter().position(|&axis| axis == 1).unwrap_or_default();
-        batchnorm::Shape::new(
-            dims[..channels].iter().product(),
-            dims[channels],
-            dims[channels + 1..].iter().product(),
-        )
+        batchnorm::Shape::new(dims[..channels].iter().product(), dims[channels], dims[channels + 1..].iter().product())
     }
 
-    /// A tensor like the sorted one, with other elements, and its axes in the order that they had before.
-    pub(crate) fn unsorted<E: Float>(&self, sorted: &FlexTensor, elements: Vec<E>) -> FlexTensor {
+    /// A sorted tensor with its axes in the order that they had before.
+    pub(crate) fn restore(&self, sorted: FlexTensor) -> FlexTensor {
         let mut places = vec![0; self.0.len()];
         for (place, &axis) in self.0.iter().enumerate() {
             places[axis] = place;
         }
-        tensor(elements, Layout::contiguous(sorted.shape()).permute(&places))
+        let layout = sorted.layout().permute(&places);
+        sorted.with_layout(layout)
     }
+}
+
+/// The tensor, or a contiguous copy.
+pub(crate) fn contiguous(x: FlexTensor) -> FlexTensor {
+    if x.is_contiguous() { x } else { x.to_contiguous() }
 }
 
 /// The elements of a contiguous tensor. Its storage may be that of a larger one, of which it is a part.
 pub(crate) fn elements<E: Float>(x: &FlexTensor) -> &[E] {
+    &x.storage()[range(x)]
+}
+
+/// The same, to be overwritten. None if another tensor shares the storage.
+pub(crate) fn elements_mut<E: Float>(x: &mut FlexTensor) -> Option<&mut [E]> {
+    let range = range(x);
+    x.try_storage_mut().map(|storage| &mut storage[range])
+}
+
+fn range(x: &FlexTensor) -> Range<usize> {
     let start = x.layout().start_offset();
-    &x.storage()[start..start + x.layout().num_elements()]
+    start..start + x.layout().num_elements()
 }
 
-/// One value per channel.
-pub(crate) fn per_channel<E: Float>(values: Vec<E>) -> FlexTensor {
-    let shape = Shape::new([values.len()]);
-    tensor(values, Layout::contiguous(shape))
-}
-
-fn tensor<E: Float>(elements: Vec<E>, layout: Layout) -> FlexTensor {
-    FlexTensor::new(Bytes::from_elems(elements), layout, <E as Element>::dtype())
+/// A contiguous tensor.
+pub(crate) fn tensor<E: Float>(shape: Shape, elements: Vec<E>) -> FlexTensor {
+    FlexTensor::new(Bytes::from_elems(elements), Layout::contiguous(shape), <E as Element>::dtype())
 }
 
 /// Memory for an output. It is not filled, which would be a sweep more.

@@ -128,7 +128,10 @@ impl BatchNorm {
             });
         }
         let training = device.is_autodiff() && self.training.is_enabled();
-        let running = (!training).then(|| self.running(self.running_mean.value(), self.running_var.value()));
+        let normalizer = match training {
+            true => Normalizer::Batch(bn::Statistics::new(channels)),
+            false => Normalizer::Running(self.running(self.running_mean.value(), self.running_var.value())),
+        };
         let plan = PLAN.clone().eps(self.epsilon).and_then(|plan| plan.activation(activation));
         let (output, normalizer) = Dispatch::normalize(
             input.into_dispatch(),
@@ -136,7 +139,7 @@ impl BatchNorm {
             beta.into_dispatch(),
             residual.map_or(Residual::Absent, |residual| Residual::Present(residual.into_dispatch())),
             plan.unwrap_or_else(|error| fail(error)),
-            running,
+            normalizer,
         );
         if let Normalizer::Batch(batch) = normalizer {
             self.update(&batch);

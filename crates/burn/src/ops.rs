@@ -20,14 +20,14 @@ pub(crate) enum Residual<B: Backend> {
 
 #[backend_extension(Flex, Autodiff)]
 pub(crate) trait BatchNormOps: Backend {
-    /// Normalizes x with its own statistics, or with running ones if they are given. Returns y and the statistics.
+    /// Normalizes x with its own statistics, which are also returned, or with running ones.
     fn normalize(
         x: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
         beta: FloatTensor<Self>,
         #[extension_type] residual: Residual<Self>,
         plan: bn::BatchNorm,
-        running: Option<bn::RunningStatistics>,
+        normalizer: Normalizer,
     ) -> (FloatTensor<Self>, Normalizer);
 }
 
@@ -38,13 +38,14 @@ impl BatchNormOps for Flex {
         beta: FlexTensor,
         residual: Residual<Self>,
         plan: bn::BatchNorm,
-        running: Option<bn::RunningStatistics>,
+        mut normalizer: Normalizer,
     ) -> (FlexTensor, Normalizer) {
         let residual = match residual {
             Residual::Absent => None,
             Residual::Present(residual) => Some(residual),
         };
-        forward(&Layer { plan, gamma, beta }, x, residual, running)
+        let y = forward(&Layer::new(plan, gamma, beta), x, residual, &mut normalizer);
+        (y, normalizer)
     }
 }
 
@@ -55,15 +56,15 @@ impl<C: CheckpointStrategy> BatchNormOps for Autodiff<Flex, C> {
         beta: FloatTensor<Self>,
         residual: Residual<Self>,
         plan: bn::BatchNorm,
-        running: Option<bn::RunningStatistics>,
+        normalizer: Normalizer,
     ) -> (FloatTensor<Self>, Normalizer) {
         let ((gamma, gamma_node), (beta, beta_node)) = (gamma.into_parts(), beta.into_parts());
-        let (layer, x_node) = (Layer { plan, gamma, beta }, x.node());
+        let (layer, x_node) = (Layer::new(plan, gamma, beta), x.node());
         match residual {
-            Residual::Absent => tracked::<C, 3>([x_node, gamma_node, beta_node], layer, x, None, running),
+            Residual::Absent => tracked::<C, 3>([x_node, gamma_node, beta_node], layer, x, None, normalizer),
             Residual::Present(residual) => {
                 let (residual, node) = residual.into_parts();
-                tracked::<C, 4>([x_node, gamma_node, beta_node, node], layer, x, Some(residual), running)
+                tracked::<C, 4>([x_node, gamma_node, beta_node, node], layer, x, Some(residual), normalizer)
             }
         }
     }
@@ -75,17 +76,17 @@ fn tracked<C: CheckpointStrategy, const N: usize>(
     layer: Layer,
     x: FloatTensor<Autodiff<Flex>>,
     residual: Option<FlexTensor>,
-    running: Option<bn::RunningStatistics>,
+    mut normalizer: Normalizer,
 ) -> (FloatTensor<Autodiff<Flex>>, Normalizer) {
     match BatchNormBackward.prepare::<C>(nodes).compute_bound().stateful() {
         OpsKind::Tracked(mut prep) => {
             let (checkpoint, fused) = (prep.checkpoint(&x), residual.is_some());
-            let (y, normalizer) = forward(&layer, x.into_primitive(), residual, running);
+            let y = forward(&layer, x.into_primitive(), residual, &mut normalizer);
             let saved = Saved { layer, x: checkpoint, y: fused.then(|| y.clone()), normalizer: normalizer.clone() };
             (prep.finish(saved, y), normalizer)
         }
         OpsKind::UnTracked(prep) => {
-            let (y, normalizer) = forward(&layer, x.into_primitive(), residual, running);
+            let y = forward(&layer, x.into_primitive(), residual, &mut normalizer);
             (prep.finish(y), normalizer)
         }
     }
