@@ -110,19 +110,19 @@ impl BatchNorm {
         residual: Option<Tensor<D>>,
         activation: bn::Activation,
     ) -> Tensor<D> {
-        let (device, shape) = (input.device(), input.shape());
+        let (device, dims) = (input.device(), input.dims());
         let (gamma, beta) = (self.gamma.val(), self.beta.val());
         let [channels] = gamma.dims();
         check_device(&device);
-        check(D >= 2 && shape[1] == channels, || {
-            format!("the input has the wrong shape: expected [batch, {channels}, ...], got {shape:?}")
+        check(dims.get(1) == Some(&channels), || {
+            format!("the input has the wrong shape: expected [batch, {channels}, ...], got {dims:?}")
         });
         check(beta.dtype() == gamma.dtype(), || {
             format!("beta has the wrong type: expected that of gamma, {:?}, got {:?}", gamma.dtype(), beta.dtype())
         });
         if let Some(residual) = &residual {
             check_device(&residual.device());
-            let (expected, actual) = ((&shape, input.dtype()), (&residual.shape(), residual.dtype()));
+            let (expected, actual) = ((dims, input.dtype()), (residual.dims(), residual.dtype()));
             check(expected == actual, || {
                 format!("the residual does not match the input: expected {expected:?}, got {actual:?}")
             });

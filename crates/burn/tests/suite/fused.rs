@@ -2,8 +2,8 @@
 
 use crate::support::{assert_close, ours, random, step, values};
 use burn::module::Module;
-use burn::tensor::DType;
 use burn::tensor::activation::relu;
+use burn::tensor::{DType, Tensor};
 
 #[test]
 fn relu_has_the_results_of_two_operations() {
@@ -23,7 +23,7 @@ fn a_residual_has_the_results_of_three_operations() {
         let [x, dy, residual] = [(); 3].map(|()| random([3, 4, 5, 2], dtype));
         let (separate, fused) = (ours(4, dtype), ours(4, dtype));
         let [to_separate, to_fused] = [(); 2].map(|()| residual.clone().require_grad());
-        let gradients_of = |add_relu: &dyn Fn() -> burn::tensor::Tensor<4>, residual: &burn::tensor::Tensor<4>| {
+        let gradients_of = |add_relu: &dyn Fn() -> Tensor<4>, residual: &Tensor<4>| {
             values(&residual.grad(&(add_relu() * dy.clone()).sum().backward()).unwrap())
         };
         let expected = gradients_of(&|| relu(separate.forward(x.clone()) + to_separate.clone()), &to_separate);
@@ -57,7 +57,7 @@ fn inference_overwrites_no_tensor_that_is_still_used() {
 fn a_gradient_that_is_used_twice_is_not_overwritten() {
     let norm = ours(3, DType::F64);
     let (x, dy) = (random([4, 3], DType::F64), random([4, 3], DType::F64));
-    let (input, sum) = (x.clone().require_grad(), x.clone().require_grad());
+    let (input, sum) = (x.clone().require_grad(), random([4, 3], DType::F64).require_grad());
     // The gradient of the sum goes to both operands as it is.
     let y = (norm.forward(input.clone()) + sum.clone()) * dy.clone();
     let gradients = y.sum().backward();
