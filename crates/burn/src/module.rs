@@ -53,6 +53,7 @@ impl BatchNormConfig {
     ///
     /// # Panics
     /// If `num_features` is 0, `epsilon` is not positive and finite, or `momentum` is not within 0 and 1.
+    #[track_caller]
     pub fn init(&self, device: &Device) -> BatchNorm {
         let &Self { num_features, epsilon, momentum, unbiased } = self;
         check(num_features > 0, || "num_features is out of range: expected at least 1, got 0".into());
@@ -84,6 +85,7 @@ impl BatchNorm {
     /// # Panics
     /// If the input is not `[batch, num_features, ...]`, for the other reasons that the [crate](crate) lists, and in
     /// training if `unbiased` is set and there is only one value per channel.
+    #[track_caller]
     pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
         self.run(input, None, bn::Activation::Identity)
     }
@@ -92,6 +94,7 @@ impl BatchNorm {
     ///
     /// # Panics
     /// As [`forward`](Self::forward).
+    #[track_caller]
     pub fn forward_relu<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
         self.run(input, None, bn::Activation::Relu)
     }
@@ -100,10 +103,12 @@ impl BatchNorm {
     ///
     /// # Panics
     /// As [`forward`](Self::forward), and if `residual` does not have the shape and the type of the input.
+    #[track_caller]
     pub fn forward_add_relu<const D: usize>(&self, input: Tensor<D>, residual: Tensor<D>) -> Tensor<D> {
         self.run(input, Some(residual), bn::Activation::Relu)
     }
 
+    #[track_caller]
     fn run<const D: usize>(
         &self,
         input: Tensor<D>,
@@ -199,6 +204,7 @@ impl ModuleDisplay for BatchNorm {
     }
 }
 
+#[track_caller]
 fn check_device(device: &Device) {
     let plain = device.clone().without_autodiff();
     check(matches!(plain.as_dispatch(), DispatchDevice::Flex(_)), || {
@@ -206,6 +212,7 @@ fn check_device(device: &Device) {
     });
 }
 
+#[track_caller]
 fn check(valid: bool, message: impl FnOnce() -> String) {
     if !valid {
         fail(message());

@@ -161,7 +161,8 @@ fn affine<P: Float>(layer: &Layer) -> bn::Affine<'_, P> {
     bn::Affine::new(elements(&layer.gamma), elements(&layer.beta))
 }
 
-/// burn's modules have no errors to return.
+/// Panics, as burn's modules have no errors to return.
+#[track_caller]
 pub(crate) fn fail(error: impl std::fmt::Display) -> ! {
     panic!("batch normalization: {error}")
 }

@@ -17,9 +17,10 @@ use network::{Network, Training};
 fn both_have_the_same_losses() {
     let mut device = Device::flex();
     device.configure(FloatDType::F64).unwrap();
+    device.seed(1);
     let device = device.autodiff();
     let images = Images::load().unwrap();
-    let picks: Vec<_> = (0..1024).collect();
+    let picks: Vec<_> = (0..512).collect();
 
     let theirs = Network::<nn::BatchNorm>::new(4, &device);
     let ours = Network::<BatchNorm>::new(4, &device).load_record(theirs.clone().into_record());
@@ -27,15 +28,13 @@ fn both_have_the_same_losses() {
     for epoch in 0..2 {
         let expected = theirs.epoch(&images, &picks, &device);
         let actual = ours.epoch(&images, &picks, &device);
+        assert_eq!(expected.len(), 8);
         for (step, (actual, expected)) in actual.iter().zip(&expected).enumerate() {
-            println!("{:e}", actual - expected);
-            assert!((actual - expected).abs() < 1e-10, "epoch {epoch}, step {step}: {actual} and {expected}");
+            // Sums of 4096 values, each rounded to 1e-16: 1e-12 at most, and in practice three digits less.
+            assert!((actual - expected).abs() < 1e-12, "epoch {epoch}, step {step}: {actual} and {expected}");
         }
-        assert!(expected.len() == 16);
     }
-    let test: Vec<_> = (1024..images.len()).collect();
-    let accuracies = [&theirs.network.accuracy(images.batch(&test, &Device::flex())), {
-        &ours.network.accuracy(images.batch(&test, &Device::flex()))
-    }];
-    assert_eq!(accuracies[0], accuracies[1]);
+    let test: Vec<_> = (512..768).collect();
+    let batch = || images.batch(&test, &Device::flex());
+    assert_eq!(ours.network.accuracy(batch()), theirs.network.accuracy(batch()));
 }
