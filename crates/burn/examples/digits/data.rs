@@ -40,9 +40,11 @@ impl Images {
         Ok(Self { pixels, labels })
     }
 
-    /// The number of images.
-    pub(crate) fn len(&self) -> usize {
-        self.labels.len()
+    /// The indices for training and for testing: the last fifth of the file, which other people wrote.
+    pub(crate) fn split(&self) -> [Vec<usize>; 2] {
+        let images = self.labels.len();
+        let train = images * 4 / 5;
+        [(0..train).collect(), (train..images).collect()]
     }
 
     /// The images with these indices, in this order.

@@ -56,7 +56,7 @@ fn run(epochs: usize) -> Result<(), Box<dyn std::error::Error>> {
         bar.inc(1);
     }
     bar.finish_and_clear();
-    println!("{:<24} {:>9} {:>13} {:>17}", "", "loss", "test accuracy", "seconds per epoch");
+    println!("{:<26} {:>9} {:>13} {:>17}", "", "loss", "test accuracy", "seconds per epoch");
     theirs.report("burn::nn::BatchNorm", &images, epochs);
     ours.report("batchnorm_burn::BatchNorm", &images, epochs);
     Ok(())
@@ -76,21 +76,16 @@ impl<N: Norm> Contender<N> {
     }
 
     fn epoch(&mut self, images: &Images, device: &Device) {
-        let (start, picks) = (Instant::now(), (0..train(images)).collect::<Vec<_>>());
-        let losses = self.training.epoch(images, &picks, device);
+        let ([train, _], start) = (images.split(), Instant::now());
+        let losses = self.training.epoch(images, &train, device);
         self.time += start.elapsed();
         self.loss = losses.iter().sum::<f64>() / losses.len() as f64;
     }
 
     fn report(&self, name: &str, images: &Images, epochs: usize) {
-        let test: Vec<_> = (train(images)..images.len()).collect();
+        let [_, test] = images.split();
         let accuracy = self.training.network.accuracy(images.batch(&test, &Device::flex()));
         let seconds = self.time.as_secs_f64() / epochs as f64;
-        println!("{name:<24} {:>9.4} {:>11.1} % {seconds:>17.3}", self.loss, accuracy * 100.0);
+        println!("{name:<26} {:>9.4} {:>11.1} % {seconds:>17.3}", self.loss, accuracy * 100.0);
     }
-}
-
-/// The last fifth is for testing: other people wrote it.
-fn train(images: &Images) -> usize {
-    images.len() * 4 / 5
 }
