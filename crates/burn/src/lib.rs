@@ -1,4 +1,4 @@
-//! Batch normalization for [burn](burn) on CPUs, with the SIMD kernels of the crate `batchnorm`.
+//! Batch normalization for [burn] on CPUs, with the SIMD kernels of the crate `batchnorm`.
 //!
 //! [`BatchNorm`] takes the place of [`burn::nn::BatchNorm`], with the same fields, configuration and records. It works
 //! on the backend Flex, with and without autodiff:
@@ -31,8 +31,8 @@
 //! - Tensors of f32, f64, bf16 and f16; gamma and beta have the same type or, if the tensor has 16 bits per element,
 //!   may be f32. A tensor with its axes in another order, such as channels last, is not copied, and the output has the
 //!   same order. The gradient of the output is copied if its order is another one.
-//! - The running variance is biased, as burn has it, or unbiased on request:
-//!   [`BatchNormConfig::with_unbiased`]. An unbiased variance needs more than one value per channel.
+//! - The running variance is biased, as burn has it, or unbiased on request: [`BatchNorm::with_unbiased`]. An unbiased
+//!   variance needs more than one value per channel.
 //! - A batch without examples gives an output without elements, and leaves the running statistics as they were.
 //! - Other backends than Flex are not supported, and there are no second derivatives: as in burn, a gradient cannot be
 //!   differentiated again.

@@ -8,7 +8,8 @@ use burn::config::Config;
 use burn::module::{Content, DisplaySettings, Flag, Initializer, Module, ModuleDisplay, Param, RunningState};
 use burn::tensor::{Device, Tensor, TensorData};
 
-/// The configuration of a [`BatchNorm`], like [`burn::nn::BatchNormConfig`].
+/// The configuration of a [`BatchNorm`], with the fields of [`burn::nn::BatchNormConfig`], so that files of either load
+/// into the other.
 #[derive(Config, Debug)]
 pub struct BatchNormConfig {
     /// The number of channels, at least 1.
@@ -19,10 +20,6 @@ pub struct BatchNormConfig {
     /// The weight of a new batch in the running statistics, from 0 to 1. Default: 0.1
     #[config(default = 0.1)]
     pub momentum: f64,
-    /// Whether the running variance averages unbiased estimates of the population's, instead of the batches' own.
-    /// Default: false
-    #[config(default = false)]
-    pub unbiased: bool,
 }
 
 /// Batch normalization of `[batch, channels, ...]`, with the fields of [`burn::nn::BatchNorm`], so that records of either
@@ -44,7 +41,7 @@ pub struct BatchNorm {
     pub momentum: f64,
     /// Added to the variance before the square root.
     pub epsilon: f64,
-    /// Whether the running variance averages unbiased estimates.
+    /// Whether the running variance averages unbiased estimates of the population's, instead of the batches' own.
     pub unbiased: bool,
 }
 
@@ -55,7 +52,7 @@ impl BatchNormConfig {
     /// If `num_features` is 0, `epsilon` is not positive and finite, or `momentum` is not within 0 and 1.
     #[track_caller]
     pub fn init(&self, device: &Device) -> BatchNorm {
-        let &Self { num_features, epsilon, momentum, unbiased } = self;
+        let &Self { num_features, epsilon, momentum } = self;
         check(num_features > 0, || "num_features is out of range: expected at least 1, got 0".into());
         check(epsilon > 0.0 && epsilon.is_finite(), || {
             format!("epsilon is out of range: expected a positive, finite number, got {epsilon}")
@@ -71,19 +68,25 @@ impl BatchNormConfig {
             running_var: RunningState::new(Tensor::ones([num_features], device)),
             momentum,
             epsilon,
-            unbiased,
+            unbiased: false,
         }
     }
 }
 
 impl BatchNorm {
+    /// Sets [`unbiased`](Self::unbiased), which is false in a new layer, as burn's running variance is biased.
+    #[must_use]
+    pub fn with_unbiased(self, unbiased: bool) -> Self {
+        Self { unbiased, ..self }
+    }
+
     /// `gamma·(x − mean)/sqrt(var + epsilon) + beta`.
     ///
     /// On a device with autodiff mean and variance are those of the batch, unless the layer is frozen, and they update
     /// the running ones. Otherwise they are the running ones.
     ///
     /// # Panics
-    /// If the input is not `[batch, num_features, ...]`, for the other reasons that the [crate](crate) lists, and in
+    /// If the input is not `[batch, num_features, ...]`, for the other reasons that [the documentation of the crate](crate) lists, and in
     /// training if `unbiased` is set and there is only one value per channel.
     #[track_caller]
     pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
@@ -115,10 +118,12 @@ impl BatchNorm {
         residual: Option<Tensor<D>>,
         activation: bn::Activation,
     ) -> Tensor<D> {
-        let (device, dims) = (input.device(), input.dims());
-        let (gamma, beta) = (self.gamma.val(), self.beta.val());
-        let [channels] = gamma.dims();
-        check_device(&device);
+        let (input, residual) = (input.dequantize(), residual.map(Tensor::dequantize));
+        let [gamma, beta] = [&self.gamma, &self.beta].map(|parameter| parameter.val().dequantize());
+        let (dims, [channels]) = (input.dims(), gamma.dims());
+        check_device("the input", &input.device());
+        check_device("gamma", &gamma.device());
+        check_device("beta", &beta.device());
         check(dims.get(1) == Some(&channels), || {
             format!("the input has the wrong shape: expected [batch, {channels}, ...], got {dims:?}")
         });
@@ -126,13 +131,13 @@ impl BatchNorm {
             format!("beta has the wrong type: expected that of gamma, {:?}, got {:?}", gamma.dtype(), beta.dtype())
         });
         if let Some(residual) = &residual {
-            check_device(&residual.device());
+            check_device("the residual", &residual.device());
             let (expected, actual) = ((dims, input.dtype()), (residual.dims(), residual.dtype()));
             check(expected == actual, || {
                 format!("the residual does not match the input: expected {expected:?}, got {actual:?}")
             });
         }
-        let training = device.is_autodiff() && self.training.is_enabled();
+        let training = input.device().is_autodiff() && self.training.is_enabled();
         let normalizer = match training {
             true => Normalizer::Batch(bn::Statistics::new(channels)),
             false => Normalizer::Running(self.running(self.running_mean.value(), self.running_var.value())),
@@ -205,10 +210,10 @@ impl ModuleDisplay for BatchNorm {
 }
 
 #[track_caller]
-fn check_device(device: &Device) {
+fn check_device(name: &str, device: &Device) {
     let plain = device.clone().without_autodiff();
     check(matches!(plain.as_dispatch(), DispatchDevice::Flex(_)), || {
-        format!("the device is not supported: expected Flex, got {device:?}")
+        format!("{name} is on a device that is not supported: expected Flex, got {device:?}")
     });
 }
 

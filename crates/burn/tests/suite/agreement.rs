@@ -4,6 +4,7 @@ use crate::support::{assert_close, device, ours, random, step, theirs, values};
 use batchnorm_burn::{BatchNorm, BatchNormConfig};
 use burn::module::{Module, ParamGroup};
 use burn::nn;
+use burn::tensor::quantization::QuantScheme;
 use burn::tensor::{DType, Device, Tensor};
 
 const NAMES: [&str; 6] = ["y", "dx", "dgamma", "dbeta", "running mean", "running variance"];
@@ -114,13 +115,20 @@ fn one_value_per_channel_normalizes_to_beta_as_in_burn() {
 
 #[test]
 fn the_running_variance_is_unbiased_on_request() {
-    let config = BatchNormConfig::new(1).with_momentum(1.0);
     let x = Tensor::<2>::from_floats([[1.0], [2.0], [3.0], [6.0]], &device());
-    for (config, expected) in [(config.clone(), 3.5), (config.with_unbiased(true), 14.0 / 3.0)] {
-        let norm: BatchNorm = config.init(&device());
+    for (unbiased, expected) in [(false, 3.5), (true, 14.0 / 3.0)] {
+        let norm = BatchNormConfig::new(1).with_momentum(1.0).init(&device()).with_unbiased(unbiased);
         norm.forward(x.clone());
         assert_close("variance", &values(&norm.running_var.value_sync()), &[expected], 2, DType::F32);
     }
+}
+
+#[test]
+fn quantized_tensors_are_dequantized_as_in_burn() {
+    let x = random([4, 3, 8], DType::F32).inner().quantize_dynamic(&QuantScheme::default());
+    let (theirs, ours) = (theirs(3, DType::F32).valid(), ours(3, DType::F32).valid());
+    let (expected, actual) = (theirs.forward(x.clone()), ours.forward(x.clone()));
+    assert_close("y", &values(&actual), &values(&expected), roundings(&x), DType::F32);
 }
 
 #[test]

@@ -63,17 +63,22 @@ fn types() {
 #[test]
 fn devices() {
     let capture = Device::capture();
-    let norm = ours(3, DType::F32).valid();
-    let scope = capture.capture_scope(|scope| {
-        let x = Tensor::<2>::zeros([2, 3], &Device::flex()).to_device(&capture);
-        let message = message(|| norm.forward(x));
-        assert!(
-            message.starts_with("batch normalization: the device is not supported: expected Flex, got "),
-            "{message}"
-        );
+    let captured = capture.capture_scope(|scope| {
+        let norm = ours(3, DType::F32).valid();
+        let x = Tensor::<2>::zeros([2, 3], &Device::flex());
+        let elsewhere = x.clone().to_device(&capture);
+        for (name, message) in [
+            ("the input", message(|| norm.forward(elsewhere.clone()))),
+            ("the residual", message(|| norm.forward_add_relu(x.clone(), elsewhere))),
+            ("gamma", message(|| norm.to_device(&capture).forward(x))),
+        ] {
+            let expected =
+                format!("batch normalization: {name} is on a device that is not supported: expected Flex, got ");
+            assert!(message.starts_with(&expected), "{message}");
+        }
         scope.complete([], [])
     });
-    assert!(scope.is_ok());
+    assert!(captured.is_ok());
 }
 
 #[test]
@@ -104,7 +109,7 @@ fn settings() {
 
 #[test]
 fn statistics() {
-    let mut norm: BatchNorm = BatchNormConfig::new(3).with_unbiased(true).init(&device());
+    let mut norm: BatchNorm = BatchNormConfig::new(3).init(&device()).with_unbiased(true);
     let before = values(&norm.running_mean.value_sync());
     assert_eq!(
         message(|| norm.forward(random([1, 3], DType::F32))),

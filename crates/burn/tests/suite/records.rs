@@ -1,7 +1,8 @@
 //! Records and modules of burn become ours, and ours burn's.
 
-use crate::support::{ours, random, theirs, values};
+use crate::support::{EPSILON, MOMENTUM, ours, random, theirs, values};
 use batchnorm_burn::{BatchNorm, BatchNormConfig};
+use burn::config::Config;
 use burn::module::Module;
 use burn::nn;
 use burn::store::ModuleRecord;
@@ -41,6 +42,13 @@ fn a_record_of_ours_loads_into_burns() {
 }
 
 #[test]
+fn a_file_with_a_configuration_of_burn_loads_into_ours() {
+    let theirs = nn::BatchNormConfig::new(3).with_epsilon(EPSILON).with_momentum(MOMENTUM);
+    let ours = BatchNormConfig::load_binary(theirs.to_string().as_bytes()).unwrap();
+    assert_eq!((ours.num_features, ours.epsilon, ours.momentum), (3, EPSILON, MOMENTUM));
+}
+
+#[test]
 fn modules_convert_with_ids_and_settings() {
     let trained = theirs(3, DType::F32);
     trained.forward(random([4, 3, 5], DType::F32));
@@ -49,5 +57,5 @@ fn modules_convert_with_ids_and_settings() {
     assert_eq!((norm.gamma.id, state(&norm)), (id, expected.clone()));
     let norm = nn::BatchNorm::from(norm.freeze());
     assert_eq!((norm.gamma.id, norm.training.is_enabled(), state_of_burn(&norm)), (id, false, expected));
-    assert_eq!((norm.momentum, norm.epsilon), (crate::support::MOMENTUM, crate::support::EPSILON));
+    assert_eq!((norm.momentum, norm.epsilon), (MOMENTUM, EPSILON));
 }
