@@ -22,8 +22,8 @@ pub struct BatchNormConfig {
     pub momentum: f64,
 }
 
-/// Batch normalization of `[batch, channels, ...]`, with the fields of [`burn::nn::BatchNorm`], so that records of either
-/// load into the other. Made by [`BatchNormConfig::init`], or `from` a module of burn.
+/// Batch normalization of `[batch, channels, ...]`, with the fields of [`burn::nn::BatchNorm`], so that records of
+/// either load into the other. Made by [`BatchNormConfig::init`], or `from` a module of burn.
 #[derive(Module, Debug)]
 #[module(custom_display)]
 pub struct BatchNorm {
@@ -86,8 +86,8 @@ impl BatchNorm {
     /// the running ones. Otherwise they are the running ones.
     ///
     /// # Panics
-    /// If the input is not `[batch, num_features, ...]`, for the other reasons that [the documentation of the crate](crate) lists, and in
-    /// training if `unbiased` is set and there is only one value per channel.
+    /// If the input is not `[batch, num_features, ...]`, for the other reasons that [the crate](crate#panics) lists,
+    /// and in training if `unbiased` is set and there is only one value per channel.
     #[track_caller]
     pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
         self.run(input, None, bn::Activation::Identity)
