@@ -22,14 +22,17 @@ fn a_residual_has_the_results_of_three_operations() {
     for dtype in [DType::F64, DType::F32] {
         let [x, dy, residual] = [(); 3].map(|()| random([3, 4, 5, 2], dtype));
         let (separate, fused) = (ours(4, dtype), ours(4, dtype));
-        let [to_separate, to_fused] = [(); 2].map(|()| residual.clone().require_grad());
-        let gradients_of = |add_relu: &dyn Fn() -> Tensor<4>, residual: &Tensor<4>| {
-            values(&residual.grad(&(add_relu() * dy.clone()).sum().backward()).unwrap())
-        };
-        let expected = gradients_of(&|| relu(separate.forward(x.clone()) + to_separate.clone()), &to_separate);
-        let actual = gradients_of(&|| fused.forward_add_relu(x.clone(), to_fused.clone()), &to_fused);
-        assert_eq!(actual, expected);
-
+        // With and without the gradient of x.
+        for tracked in [false, true] {
+            let gradients_of = |add_relu: &dyn Fn(Tensor<4>, Tensor<4>) -> Tensor<4>| {
+                let (x, residual) = (x.clone().set_require_grad(tracked), residual.clone().require_grad());
+                let gradients = (add_relu(x.clone(), residual.clone()) * dy.clone()).sum().backward();
+                assert_eq!(x.grad(&gradients).is_some(), tracked);
+                values(&residual.grad(&gradients).unwrap())
+            };
+            let expected = gradients_of(&|x, residual| relu(separate.forward(x) + residual));
+            assert_eq!(gradients_of(&|x, residual| fused.forward_add_relu(x, residual)), expected);
+        }
         let expected = step(&separate, |x| relu(separate.forward(x) + residual.clone()), &x, &dy);
         let actual = step(&fused, |x| fused.forward_add_relu(x, residual.clone()), &x, &dy);
         for (actual, expected) in actual.iter().zip(&expected) {
