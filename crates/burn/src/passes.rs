@@ -7,8 +7,8 @@ use burn::backend::flex::FlexTensor;
 use burn::tensor::DType;
 use std::sync::LazyLock;
 
-/// The plan from which those of all layers are made, so that all share its scratch memory. To make one takes less than
-/// a microsecond, so none is kept.
+/// The plan from which those of all layers are made, so that all share its scratch memory. To make one takes 0.1 µs, so
+/// none is kept.
 pub(crate) static PLAN: LazyLock<bn::BatchNorm> =
     LazyLock::new(|| bn::BatchNorm::new(bn::Shape::nc(0, 0).unwrap_or_else(|error| fail(error))));
 
