@@ -1,0 +1,85 @@
+//! The module against candle's own: `cargo bench -p batchnorm-candle [-- FILTER]`.
+//!
+//! A training step is the forward pass and the backward pass for x, weight and bias. Modules take turns, so that
+//! background load affects both equally. candle sizes its pools once per process, so each number of threads has a process
+//! of its own. The table shows medians in milliseconds, and how many times as fast this crate is.
+
+use candle_core::{DType, Device, Result, Var};
+use candle_nn::{ModuleT, VarBuilder, VarMap};
+use std::process::{Command, exit};
+use std::time::Instant;
+
+const ROUNDS: usize = 11;
+/// Set for a process that measures.
+const THREADS: &str = "CANDLE_NUM_THREADS";
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    // `cargo test --benches` does not pass this argument; it only checks that the bench works.
+    let test = !arguments.iter().any(|argument| argument == "--bench");
+    if !test && std::env::var_os(THREADS).is_none() {
+        let program = std::env::current_exe()?;
+        for threads in ["1", "2"] {
+            let mut command = Command::new(&program);
+            let status = command.args(&arguments).env(THREADS, threads).env("RAYON_NUM_THREADS", threads).status()?;
+            if !status.success() {
+                exit(1)
+            }
+        }
+        return Ok(());
+    }
+    let threads = candle_core::utils::barrier_pool().n_workers() + 1;
+    println!("{threads} threads, medians of {ROUNDS} interleaved rounds, milliseconds: candle's module, this one, ratio");
+    println!("{:<14} {:>23} | {:>23} | {:>23}", "", "training step", "forward in training", "inference");
+    let filter: Vec<_> = arguments.iter().filter(|argument| !argument.starts_with("--")).collect();
+    for dims in [&[32, 64, 56, 56][..], &[32, 256, 28, 28], &[32, 512, 7, 7], &[256, 512]] {
+        let name = dims.iter().map(usize::to_string).collect::<Vec<_>>().join("x");
+        let small = dims.iter().product::<usize>() <= 1 << 20;
+        if (test && !small) || !(filter.is_empty() || filter.iter().any(|f| name.contains(f.as_str()))) {
+            continue;
+        }
+        measure(&name, dims, if test { 1 } else { ROUNDS })?;
+    }
+    Ok(())
+}
+
+fn measure(name: &str, dims: &[usize], rounds: usize) -> Result<()> {
+    let x = Var::randn(0.5f32, 2.0, dims, &Device::Cpu)?;
+    let [of_candle, of_ours] = [VarMap::new(), VarMap::new()];
+    let [vb_candle, vb_ours] = [&of_candle, &of_ours].map(|map| VarBuilder::from_varmap(map, DType::F32, &Device::Cpu));
+    let theirs = candle_nn::batch_norm(dims[1], 1e-5, vb_candle)?;
+    let ours = batchnorm_candle::batch_norm(dims[1], 1e-5, vb_ours)?;
+    let modules: [&dyn ModuleT; 2] = [&theirs, &ours];
+    let [y_candle, y_ours] = [modules[0].forward_t(&x, true)?, modules[1].forward_t(&x, true)?];
+    let difference = (y_candle - y_ours)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()?;
+    assert!(difference < 1e-4, "{name}: the modules differ by {difference}");
+
+    let step = |module: &dyn ModuleT| module.forward_t(&x, true)?.backward().map(drop);
+    let forward = |module: &dyn ModuleT| module.forward_t(&x, true).map(drop);
+    let inference = |module: &dyn ModuleT| module.forward_t(&x, false).map(drop);
+    let passes: [&dyn Fn(&dyn ModuleT) -> Result<()>; 3] = [&step, &forward, &inference];
+    // Passes over small tensors are repeated, so that they take long enough to be timed.
+    let repeat = (1 << 20) / x.elem_count() + 1;
+    let mut times: [[Vec<f64>; 2]; 3] = Default::default();
+    // The first round warms up.
+    for round in 0..=rounds {
+        for (pass, times) in passes.iter().zip(&mut times) {
+            for (module, times) in modules.iter().zip(times) {
+                let start = Instant::now();
+                (0..repeat).try_for_each(|_| pass(*module))?;
+                if round > 0 {
+                    times.push(start.elapsed().as_secs_f64() * 1e3 / repeat as f64);
+                }
+            }
+        }
+    }
+    let columns = times.map(|times| {
+        let [theirs, ours] = times.map(|mut times| {
+            times.sort_by(f64::total_cmp);
+            times[times.len() / 2]
+        });
+        format!("{theirs:>8.3} {ours:>7.3} {:>5.1}×", theirs / ours)
+    });
+    println!("{name:<14} {}", columns.join(" | "));
+    Ok(())
+}
