@@ -1,8 +1,9 @@
 //! The module against candle's own: `cargo bench -p batchnorm-candle [-- FILTER]`.
 //!
 //! A training step is the forward pass and the backward pass for x, weight and bias. Modules take turns, so that
-//! background load affects both equally. candle sizes its pools once per process, so each number of threads has a process
-//! of its own. The table shows medians in milliseconds, and how many times as fast this crate is.
+//! background load affects both equally. The table shows medians in milliseconds, and how many times as fast this crate
+//! is. Each row has a process of its own, since candle sizes its pools once per process, and since what the allocator
+//! returns to the operating system, and candle then waits for, depends on what was allocated before.
 
 use candle_core::{DType, Device, Result, Var};
 use candle_nn::{ModuleT, VarBuilder, VarMap};
@@ -10,40 +11,43 @@ use std::process::{Command, exit};
 use std::time::Instant;
 
 const ROUNDS: usize = 11;
-/// Set for a process that measures.
+/// Set in a process that measures.
 const THREADS: &str = "CANDLE_NUM_THREADS";
+const SHAPES: [&[usize]; 4] = [&[32, 64, 56, 56], &[32, 256, 28, 28], &[32, 512, 7, 7], &[256, 512]];
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    // `cargo test --benches` does not pass this argument; it only checks that the bench works.
-    let test = !arguments.iter().any(|argument| argument == "--bench");
-    if !test && std::env::var_os(THREADS).is_none() {
-        let program = std::env::current_exe()?;
-        for threads in ["1", "2"] {
-            let mut command = Command::new(&program);
-            let status = command.args(&arguments).env(THREADS, threads).env("RAYON_NUM_THREADS", threads).status()?;
-            if !status.success() {
-                exit(1)
+    // `cargo test --benches` does not pass this argument; it only checks, on the smallest shape, that the bench works.
+    if !arguments.iter().any(|argument| argument == "--bench") {
+        return measure(SHAPES[3], 1);
+    }
+    let filter: Vec<_> = arguments.iter().filter(|argument| !argument.starts_with("--")).collect();
+    if std::env::var_os(THREADS).is_some() {
+        let of_name = |shape: &&&[usize]| filter.iter().any(|filter| **filter == name(shape));
+        return SHAPES.iter().find(of_name).map_or(Ok(()), |shape| measure(shape, ROUNDS));
+    }
+    println!("medians of {ROUNDS} interleaved rounds, milliseconds: candle's module, this one, ratio");
+    println!("{:<23} {:>23} | {:>23} | {:>23}", "", "training step", "forward in training", "inference");
+    let program = std::env::current_exe()?;
+    for threads in ["1", "2"] {
+        for name in SHAPES.map(name) {
+            if filter.is_empty() || filter.iter().any(|filter| name.contains(filter.as_str())) {
+                let mut command = Command::new(&program);
+                command.args(["--bench", &name]).env(THREADS, threads).env("RAYON_NUM_THREADS", threads);
+                if !command.status()?.success() {
+                    exit(1)
+                }
             }
         }
-        return Ok(());
-    }
-    let threads = candle_core::utils::barrier_pool().n_workers() + 1;
-    println!("{threads} threads, medians of {ROUNDS} interleaved rounds, milliseconds: candle's module, this one, ratio");
-    println!("{:<14} {:>23} | {:>23} | {:>23}", "", "training step", "forward in training", "inference");
-    let filter: Vec<_> = arguments.iter().filter(|argument| !argument.starts_with("--")).collect();
-    for dims in [&[32, 64, 56, 56][..], &[32, 256, 28, 28], &[32, 512, 7, 7], &[256, 512]] {
-        let name = dims.iter().map(usize::to_string).collect::<Vec<_>>().join("x");
-        let small = dims.iter().product::<usize>() <= 1 << 20;
-        if (test && !small) || !(filter.is_empty() || filter.iter().any(|f| name.contains(f.as_str()))) {
-            continue;
-        }
-        measure(&name, dims, if test { 1 } else { ROUNDS })?;
     }
     Ok(())
 }
 
-fn measure(name: &str, dims: &[usize], rounds: usize) -> Result<()> {
+fn name(shape: &[usize]) -> String {
+    shape.iter().map(usize::to_string).collect::<Vec<_>>().join("x")
+}
+
+fn measure(dims: &[usize], rounds: usize) -> Result<()> {
     let x = Var::randn(0.5f32, 2.0, dims, &Device::Cpu)?;
     let [of_candle, of_ours] = [VarMap::new(), VarMap::new()];
     let [vb_candle, vb_ours] = [&of_candle, &of_ours].map(|map| VarBuilder::from_varmap(map, DType::F32, &Device::Cpu));
@@ -52,7 +56,7 @@ fn measure(name: &str, dims: &[usize], rounds: usize) -> Result<()> {
     let modules: [&dyn ModuleT; 2] = [&theirs, &ours];
     let [y_candle, y_ours] = [modules[0].forward_t(&x, true)?, modules[1].forward_t(&x, true)?];
     let difference = (y_candle - y_ours)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()?;
-    assert!(difference < 1e-4, "{name}: the modules differ by {difference}");
+    assert!(difference < 1e-4, "{}: the modules differ by {difference}", name(dims));
 
     let step = |module: &dyn ModuleT| module.forward_t(&x, true)?.backward().map(drop);
     let forward = |module: &dyn ModuleT| module.forward_t(&x, true).map(drop);
@@ -80,6 +84,8 @@ fn measure(name: &str, dims: &[usize], rounds: usize) -> Result<()> {
         });
         format!("{theirs:>8.3} {ours:>7.3} {:>5.1}×", theirs / ours)
     });
-    println!("{name:<14} {}", columns.join(" | "));
+    let threads = candle_core::utils::barrier_pool().n_workers() + 1;
+    let threads = format!("{threads} thread{}", if threads == 1 { "" } else { "s" });
+    println!("{:<13} {threads:<9} {}", name(dims), columns.join(" | "));
     Ok(())
 }
