@@ -26,11 +26,11 @@ pub struct BatchNorm {
 }
 
 impl BatchNorm {
-    /// A layer with these running statistics, weight and bias, and momentum 0.1. Running statistics that are variables
-    /// are updated where they are; of others the layer makes variables of its own.
+    /// A layer with these tensors, and momentum 0.1. Running statistics that are variables are updated where they are; of
+    /// others the layer makes variables of its own.
     ///
     /// # Errors
-    /// If a tensor does not have `num_features` elements in one dimension, or eps is negative or not finite.
+    /// See [`new_with_momentum`](Self::new_with_momentum).
     pub fn new(
         num_features: usize,
         running_mean: Tensor,
@@ -39,21 +39,22 @@ impl BatchNorm {
         bias: Tensor,
         eps: f64,
     ) -> Result<Self> {
-        Self::new_with_momentum(num_features, running_mean, running_var, weight, bias, eps, 0.1)
+        Self::checked(num_features, [running_mean, running_var], Some((weight, bias)), eps, 0.1)
     }
 
-    /// The same without weight and bias: y = x̂.
+    /// The same without weight and bias.
     ///
     /// # Errors
-    /// Same as [`new`](Self::new).
+    /// See [`new_with_momentum`](Self::new_with_momentum).
     pub fn new_no_bias(num_features: usize, running_mean: Tensor, running_var: Tensor, eps: f64) -> Result<Self> {
-        Self::new_no_bias_with_momentum(num_features, running_mean, running_var, eps, 0.1)
+        Self::checked(num_features, [running_mean, running_var], None, eps, 0.1)
     }
 
     /// Same as [`new`](Self::new), with the momentum that weighs a new batch.
     ///
     /// # Errors
-    /// Same as [`new`](Self::new), and if the momentum is outside [0, 1].
+    /// If a tensor does not have the shape `[num_features]`, eps is negative or not finite, or the momentum is outside
+    /// [0, 1].
     pub fn new_with_momentum(
         num_features: usize,
         running_mean: Tensor,
@@ -66,10 +67,10 @@ impl BatchNorm {
         Self::checked(num_features, [running_mean, running_var], Some((weight, bias)), eps, momentum)
     }
 
-    /// Same as [`new_no_bias`](Self::new_no_bias), with the momentum that weighs a new batch.
+    /// The same without weight and bias.
     ///
     /// # Errors
-    /// Same as [`new_with_momentum`](Self::new_with_momentum).
+    /// See [`new_with_momentum`](Self::new_with_momentum).
     pub fn new_no_bias_with_momentum(
         num_features: usize,
         running_mean: Tensor,
@@ -106,21 +107,12 @@ impl BatchNorm {
     }
 
     /// The same layer with running statistics that are the plain averages over all batches in training, the
-    /// `momentum=None` of PyTorch. `num_batches_tracked`, a scalar of dtype I64, counts the batches. If it is a variable,
-    /// it is updated where it is.
+    /// `momentum=None` of PyTorch. `vb` has the count of these batches, the variable `num_batches_tracked` of dtype I64.
     ///
     /// # Errors
-    /// If it is not such a scalar.
-    pub fn cumulative(self, num_batches_tracked: &Tensor) -> Result<Self> {
-        Ok(Self { momentum: bn::Momentum::Cumulative, ..self.counting(num_batches_tracked)? })
-    }
-
-    fn counting(self, batches: &Tensor) -> Result<Self> {
-        if batches.rank() != 0 || batches.dtype() != DType::I64 {
-            let (shape, dtype) = (batches.shape(), batches.dtype());
-            bail!("batch-norm: expected {BATCHES} to be a scalar of dtype I64, got shape {shape:?} of {dtype:?}")
-        }
-        Ok(Self { batches: Some(Var::from_tensor(batches)?), ..self })
+    /// If the variable is missing or has another shape.
+    pub fn cumulative(self, vb: VarBuilder) -> Result<Self> {
+        Ok(Self { batches: Some(count(&vb)?), momentum: bn::Momentum::Cumulative, ..self })
     }
 
     /// The running mean of each channel.
@@ -159,8 +151,7 @@ impl BatchNorm {
     /// Normalizes with the statistics of the batch, and updates the running ones.
     ///
     /// # Errors
-    /// If x has fewer than 2 dimensions, another number of channels than the layer, an unsupported dtype or device, or
-    /// only one value per channel.
+    /// If x does not have the shape `[n, channels, ..]`, a supported dtype and device, and several values per channel.
     pub fn forward_train(&self, x: &Tensor) -> Result<Tensor> {
         self.forward(x, None, bn::Activation::Identity, true)
     }
@@ -188,7 +179,18 @@ impl BatchNorm {
         activation: bn::Activation,
         train: bool,
     ) -> Result<Tensor> {
-        self.check(x, residual)?;
+        let channels = self.running_mean.elem_count();
+        if !x.device().is_cpu() {
+            bail!("batch-norm: expected x on the CPU, got a tensor on {:?}", x.device().location())
+        }
+        if x.rank() < 2 || x.dims()[1] != channels {
+            bail!("batch-norm: expected x of shape [n, {channels}, ..], got {:?}", x.shape())
+        }
+        let of = |tensor: &Tensor| (tensor.shape().clone(), tensor.dtype());
+        if let Some(got) = residual.map(of).filter(|got| *got != of(x)) {
+            bail!("batch-norm: expected a residual of the shape and dtype of x, {:?}, got {got:?}", of(x))
+        }
+
         let (x, shape) = dense(x)?;
         let order = order(&x);
         let back = inverse(&order);
@@ -199,10 +201,11 @@ impl BatchNorm {
         let op = Normalize { plan, source, affine, residual: residual.is_some(), dims, back: back.clone() };
 
         let none = Tensor::zeros(0, x.dtype(), x.device())?;
+        let residual = residual.map(|residual| reordered(residual, &order)).transpose()?;
         let (second, third) = match (&self.weight_and_bias, residual) {
-            (None, residual) => (none.clone(), residual.map_or(Ok(none), |residual| reordered(residual, &order))?),
+            (None, residual) => (none.clone(), residual.unwrap_or(none)),
             (Some((weight, bias)), None) => (weight.contiguous()?, bias.contiguous()?),
-            (Some((weight, bias)), Some(residual)) => (Tensor::cat(&[weight, bias], 0)?, reordered(residual, &order)?),
+            (Some((weight, bias)), Some(residual)) => (Tensor::cat(&[weight, bias], 0)?, residual),
         };
         let y = x.apply_op3(&second, &third, op)?;
         if let Some(batch) = statistics.get() {
@@ -210,24 +213,6 @@ impl BatchNorm {
         }
         // candle would copy gradients even for a permutation that changes nothing.
         if order.is_sorted() { Ok(y) } else { y.permute(back) }
-    }
-
-    /// Checks what the plan does not.
-    fn check(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<()> {
-        let channels = self.running_mean.elem_count();
-        if !x.device().is_cpu() {
-            bail!("batch-norm: expected x on the CPU, got a tensor on {:?}", x.device().location())
-        }
-        if x.rank() < 2 || x.dims()[1] != channels {
-            bail!("batch-norm: expected x of shape [n, {channels}, ..], got {:?}", x.shape())
-        }
-        if let Some(residual) = residual
-            && (residual.shape(), residual.dtype()) != (x.shape(), x.dtype())
-        {
-            let [x, residual] = [x, residual].map(|tensor| (tensor.shape(), tensor.dtype()));
-            bail!("batch-norm: expected a residual of the shape and dtype of x, {x:?}, got {residual:?}")
-        }
-        Ok(())
     }
 
     /// The running statistics, in f64.
@@ -247,10 +232,8 @@ impl BatchNorm {
         for (var, values) in [(&self.running_mean, running.mean()), (&self.running_var, running.var())] {
             var.set(&Tensor::new(values, var.device())?.to_dtype(var.dtype())?)?;
         }
-        match &self.batches {
-            Some(batches) => batches.set(&Tensor::new(running.batches().cast_signed(), batches.device())?),
-            None => Ok(()),
-        }
+        let Some(batches) = &self.batches else { return Ok(()) };
+        batches.set(&Tensor::new(running.batches().cast_signed(), batches.device())?)
     }
 }
 
@@ -261,8 +244,8 @@ impl ModuleT for BatchNorm {
 }
 
 /// A layer with the variables `running_mean`, `running_var` and, unless `config` says otherwise, `weight` and `bias`.
-/// If `vb` already has the `num_batches_tracked` of PyTorch, it is updated as well. It is not added, since
-/// `VarMap::load` could then not read the checkpoints of candle's module, which do not have it.
+/// A `num_batches_tracked` that `vb` has already is updated as well. It is not added, since `VarMap::load` could then not
+/// read the checkpoints of candle's module, which have none.
 ///
 /// # Errors
 /// If a variable is missing or has another shape, eps is negative or not finite, the momentum is outside [0, 1], or
@@ -275,39 +258,19 @@ pub fn batch_norm<C: Into<BatchNormConfig>>(num_features: usize, config: C, vb: 
     let get = |name, value| vb.get_with_hints(num_features, name, Init::Const(value));
     let running = [get("running_mean", 0.0)?, get("running_var", 1.0)?];
     let weight_and_bias = if affine { Some((get("weight", 1.0)?, get("bias", 0.0)?)) } else { None };
-    let norm = BatchNorm::checked(num_features, running, weight_and_bias, eps, momentum)?;
-    if vb.contains_tensor(BATCHES) { norm.counting(&count(&vb)?) } else { Ok(norm) }
+    let batches = if vb.contains_tensor(BATCHES) { Some(count(&vb)?) } else { None };
+    Ok(BatchNorm { batches, ..BatchNorm::checked(num_features, running, weight_and_bias, eps, momentum)? })
 }
 
-/// The same with running statistics that are the plain averages over all batches in training, the `momentum=None` of
-/// PyTorch. The momentum of `config` is ignored, and the variable `num_batches_tracked` counts the batches.
-///
-/// # Errors
-/// Same as [`batch_norm`](batch_norm()).
-pub fn batch_norm_cumulative<C: Into<BatchNormConfig>>(
-    num_features: usize,
-    config: C,
-    vb: VarBuilder,
-) -> Result<BatchNorm> {
-    batch_norm(num_features, config, vb.clone())?.cumulative(&count(&vb)?)
+fn count(vb: &VarBuilder) -> Result<Var> {
+    Var::from_tensor(&vb.get_with_hints_dtype((), BATCHES, Init::Const(0.0), DType::I64)?)
 }
 
-fn count(vb: &VarBuilder) -> Result<Tensor> {
-    vb.get_with_hints_dtype((), BATCHES, Init::Const(0.0), DType::I64)
-}
-
-/// x as a tensor without gaps, and its shape in memory.
+/// x, or a copy of it if it has gaps, and the shape in memory.
 fn dense(x: &Tensor) -> Result<(Tensor, bn::Shape)> {
-    let shape_of = |x: &Tensor| {
-        let strides: Vec<_> = x.stride().iter().map(|&stride| stride as isize).collect();
-        bn::Shape::from_strides(x.dims(), &strides, 1)
-    };
-    match shape_of(x) {
-        Err(bn::Error::NotDense { .. }) => {
-            let x = x.contiguous()?;
-            let shape = shape_of(&x).map_err(Error::wrap)?;
-            Ok((x, shape))
-        }
+    let strides: Vec<_> = x.stride().iter().map(|&stride| stride as isize).collect();
+    match bn::Shape::from_strides(x.dims(), &strides, 1) {
+        Err(bn::Error::NotDense { .. }) => dense(&x.contiguous()?),
         shape => Ok((x.clone(), shape.map_err(Error::wrap)?)),
     }
 }

@@ -130,7 +130,8 @@ where
 {
     let (len, channels) = (op.plan.shape().len(), op.plan.shape().channels());
     let [of_x, of_second, of_third] = arguments.map(Tensor::track_op);
-    let [mut dx, mut dresidual] = [of_x, op.residual && of_third].map(|wanted| wanted.then(|| Unwritten::<E>::new(len)));
+    let [mut dx, mut dresidual] =
+        [of_x, op.residual && of_third].map(|wanted| wanted.then(|| Unwritten::<E>::new(len)));
     let of_parameters = of_second || (of_third && !op.residual);
     let mut dparameters = of_parameters.then(|| Unwritten::<P>::new(2 * channels));
     let (dgamma, dbeta) = dparameters.as_mut().map(|d| d.memory().split_at_mut(channels)).unzip();

@@ -35,7 +35,8 @@ fn main() -> Result<()> {
     }
 
     let steps = train.len() / BATCH;
-    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} steps, {elapsed}, {msg}").unwrap_or(ProgressStyle::default_bar());
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} steps, {elapsed}, {msg}")
+        .unwrap_or(ProgressStyle::default_bar());
     let bar = ProgressBar::new(u64::from(2 * epochs) * steps as u64).with_style(style);
     let mut order: Vec<u32> = (0..train.len() as u32).collect();
     let mut random = fastrand::Rng::with_seed(0);

@@ -50,10 +50,7 @@ pub(crate) struct Network {
 
 impl Network {
     /// `norm` makes a batch normalization module for so many channels.
-    pub(crate) fn new(
-        vb: VarBuilder,
-        norm: impl Fn(usize, VarBuilder) -> Result<Box<dyn ModuleT>>,
-    ) -> Result<Self> {
+    pub(crate) fn new(vb: VarBuilder, norm: impl Fn(usize, VarBuilder) -> Result<Box<dyn ModuleT>>) -> Result<Self> {
         let config = Conv2dConfig { padding: 1, ..Conv2dConfig::default() };
         let convolution = |inputs, outputs, name| candle_nn::conv2d_no_bias(inputs, outputs, 3, config, vb.pp(name));
         Ok(Self {

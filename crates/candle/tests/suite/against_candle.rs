@@ -66,7 +66,8 @@ fn without_weight_and_bias() -> Result<()> {
         let (y, expected) = (ours.forward_t(&x, train)?, theirs.forward_t(&x, train)?);
         let rounding = 4.0 * 40.0 * unit(dtype);
         check("y", &y, &expected, rounding * 8.0)?;
-        let [dx, expected] = [backward(&y, &dy)?, backward(&expected, &dy)?].map(|gradients| gradients.get(&x).cloned());
+        let [dx, expected] =
+            [backward(&y, &dy)?, backward(&expected, &dy)?].map(|gradients| gradients.get(&x).cloned());
         check("dx", &dx.unwrap(), &expected.unwrap(), rounding * 4.0 * 66.0)?;
     }
     Ok(())

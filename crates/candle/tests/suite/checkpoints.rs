@@ -1,7 +1,7 @@
 //! Safetensors that one module writes and the other reads.
 
 use crate::common::{check, check_same, unit, values};
-use batchnorm_candle::{batch_norm, batch_norm_cumulative};
+use batchnorm_candle::batch_norm;
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{ModuleT, VarBuilder, VarMap};
 use std::collections::HashMap;
@@ -86,7 +86,7 @@ fn counts_of_batches_in_files() -> Result<()> {
         unsafe { VarBuilder::from_mmaped_safetensors(&[&file.0], DType::F32, &Device::Cpu) }
     };
     let x = values(&[8, 3], 1.0, 1, DType::F32)?;
-    let norm = batch_norm_cumulative(3, 1e-5, vb()?)?;
+    let norm = batch_norm(3, 1e-5, vb()?)?.cumulative(vb()?)?;
     norm.forward_t(&x, true)?;
     assert_eq!(norm.num_batches_tracked().unwrap().to_scalar::<i64>()?, 8);
     // Seven batches with mean 0, and this one.
@@ -99,7 +99,7 @@ fn counts_of_batches_in_files() -> Result<()> {
     let norm = batch_norm(3, 1e-5, vb()?)?;
     assert!(norm.num_batches_tracked().is_none());
     check_same("gamma 0", &norm.forward_t(&x, false)?, &x.zeros_like()?)?;
-    let message = batch_norm_cumulative(3, 1e-5, vb()?).unwrap_err().to_string();
+    let message = norm.cumulative(vb()?).unwrap_err().to_string();
     assert!(message.contains("num_batches_tracked"), "{message}");
     Ok(())
 }

@@ -10,8 +10,9 @@ use candle_nn::ModuleT;
 #[test]
 fn candle_gives_the_same_in_separate_sweeps() -> Result<()> {
     let (dims, dtype) = ([6, 3, 4, 5], DType::F64);
-    for ((train, affine), permuted) in
-        [(true, true), (true, false), (false, true), (false, false)].into_iter().flat_map(|case| [(case, false), (case, true)])
+    for ((train, affine), permuted) in [(true, true), (true, false), (false, true), (false, false)]
+        .into_iter()
+        .flat_map(|case| [(case, false), (case, true)])
     {
         let context = format!("train {train}, affine {affine}, permuted {permuted}");
         let parameters = Parameters::new(3, dtype)?;
@@ -43,7 +44,12 @@ fn candle_gives_the_same_in_separate_sweeps() -> Result<()> {
             let expected = z.relu()?;
             check(&format!("y of {name}, {context}"), &y, &expected, rounding * 30.0)?;
             let (actual, expected) = (backward(&y, &dy)?, backward(&expected, &dy)?);
-            let vars = [(&x_var, 2.5 * 2.0 * 2.0 * 66.0), (&residual_var, 2.0), (&parameters.weight, 1920.0), (&parameters.bias, 240.0)];
+            let vars = [
+                (&x_var, 2.5 * 2.0 * 2.0 * 66.0),
+                (&residual_var, 2.0),
+                (&parameters.weight, 1920.0),
+                (&parameters.bias, 240.0),
+            ];
             for (at, (var, magnitude)) in vars.into_iter().enumerate() {
                 let what = format!("gradient {at} of {name}, {context}");
                 match (actual.get(var), expected.get(var)) {

@@ -1,7 +1,7 @@
 //! Running statistics, and where they are kept.
 
 use crate::common::{check, check_same, unit, values};
-use batchnorm_candle::{BatchNormConfig, batch_norm, batch_norm_cumulative};
+use batchnorm_candle::{BatchNormConfig, batch_norm};
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{ModuleT, VarBuilder, VarMap};
 
@@ -47,7 +47,7 @@ fn a_map_has_the_variables_of_candle_and_sees_every_update() -> Result<()> {
 #[test]
 fn cumulative_averages_count_batches() -> Result<()> {
     let map = VarMap::new();
-    let norm = batch_norm_cumulative(2, 1e-5, builder(&map))?;
+    let norm = batch_norm(2, 1e-5, builder(&map))?.cumulative(builder(&map))?;
     let count = || variable(&map, "num_batches_tracked").to_scalar::<i64>();
     assert_eq!(count()?, 0);
     let mut means = Vec::new();
@@ -69,7 +69,7 @@ fn cumulative_averages_count_batches() -> Result<()> {
 #[test]
 fn a_count_that_is_there_is_updated() -> Result<()> {
     let map = VarMap::new();
-    batch_norm_cumulative(2, 1e-5, builder(&map))?;
+    batch_norm(2, 1e-5, builder(&map))?.cumulative(builder(&map))?;
     let norm = batch_norm(2, 1e-5, builder(&map))?;
     for batches in 1..3 {
         norm.forward_t(&values(&[8, 2], -1.0, 1, DType::F64)?, true)?;
