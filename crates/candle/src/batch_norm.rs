@@ -26,11 +26,7 @@ pub struct BatchNorm {
 }
 
 impl BatchNorm {
-    /// A layer with these tensors, and momentum 0.1. Running statistics that are variables are updated where they are; of
-    /// others the layer makes variables of its own.
-    ///
-    /// # Errors
-    /// See [`new_with_momentum`](Self::new_with_momentum).
+    /// [`new_with_momentum`](Self::new_with_momentum) with momentum 0.1.
     pub fn new(
         num_features: usize,
         running_mean: Tensor,
@@ -42,15 +38,13 @@ impl BatchNorm {
         Self::checked(num_features, [running_mean, running_var], Some((weight, bias)), eps, 0.1)
     }
 
-    /// The same without weight and bias.
-    ///
-    /// # Errors
-    /// See [`new_with_momentum`](Self::new_with_momentum).
+    /// [`new_with_momentum`](Self::new_with_momentum) with momentum 0.1 and without weight and bias.
     pub fn new_no_bias(num_features: usize, running_mean: Tensor, running_var: Tensor, eps: f64) -> Result<Self> {
         Self::checked(num_features, [running_mean, running_var], None, eps, 0.1)
     }
 
-    /// Same as [`new`](Self::new), with the momentum that weighs a new batch.
+    /// A layer with these tensors, and the momentum that weighs a new batch. Running statistics that are variables are
+    /// updated where they are; of others the layer makes variables of its own.
     ///
     /// # Errors
     /// If a tensor does not have the shape `[num_features]`, eps is negative or not finite, or the momentum is outside
@@ -67,10 +61,7 @@ impl BatchNorm {
         Self::checked(num_features, [running_mean, running_var], Some((weight, bias)), eps, momentum)
     }
 
-    /// The same without weight and bias.
-    ///
-    /// # Errors
-    /// See [`new_with_momentum`](Self::new_with_momentum).
+    /// [`new_with_momentum`](Self::new_with_momentum) without weight and bias.
     pub fn new_no_bias_with_momentum(
         num_features: usize,
         running_mean: Tensor,
@@ -107,7 +98,8 @@ impl BatchNorm {
     }
 
     /// The same layer with running statistics that are the plain averages over all batches in training, the
-    /// `momentum=None` of PyTorch. `vb` has the count of these batches, the variable `num_batches_tracked` of dtype I64.
+    /// `momentum=None` of PyTorch. `vb` has the number of these batches, the variable `num_batches_tracked` of dtype
+    /// I64.
     ///
     /// # Errors
     /// If the variable is missing or has another shape.
@@ -244,8 +236,8 @@ impl ModuleT for BatchNorm {
 }
 
 /// A layer with the variables `running_mean`, `running_var` and, unless `config` says otherwise, `weight` and `bias`.
-/// A `num_batches_tracked` that `vb` has already is updated as well. It is not added, since `VarMap::load` could then not
-/// read the checkpoints of candle's module, which have none.
+/// If `vb` already has a `num_batches_tracked`, it is updated as well. It is not added, since `VarMap::load` could then
+/// not read the checkpoints of candle's module, which do not have it.
 ///
 /// # Errors
 /// If a variable is missing or has another shape, eps is negative or not finite, the momentum is outside [0, 1], or

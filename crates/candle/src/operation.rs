@@ -47,11 +47,8 @@ macro_rules! dispatch {
             (DType::BF16, DType::F32) => $function::<bf16, f32>($($argument),+),
             (DType::F16, DType::F16) => $function::<f16, f16>($($argument),+),
             (DType::F16, DType::F32) => $function::<f16, f32>($($argument),+),
-            (x @ (DType::F32 | DType::F64), parameters) => {
-                bail!("batch-norm: expected weight and bias of the dtype of x, {x:?}, got {parameters:?}")
-            }
-            (x @ (DType::BF16 | DType::F16), parameters) => {
-                bail!("batch-norm: expected weight and bias of the dtype of x, {x:?}, or F32, got {parameters:?}")
+            (x @ (DType::F32 | DType::F64 | DType::BF16 | DType::F16), got) => {
+                bail!("batch-norm: expected weight and bias of dtype {x:?}, that of x, or F32 beside 16 bits, got {got:?}")
             }
             (x, _) => bail!("batch-norm: expected x of dtype F32, F64, BF16 or F16, got {x:?}"),
         }
@@ -85,9 +82,9 @@ impl CustomOp3 for Normalize {
         y: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let [dx, dsecond, dthird] =
-            dispatch!(x.dtype(), second.dtype(), backward(self, [x, second, third], y, &dy.contiguous()?))?;
-        Ok((dx, dsecond, dthird))
+        let dy = dy.contiguous()?;
+        let gradients = dispatch!(x.dtype(), second.dtype(), backward(self, [x, second, third], y, &dy))?;
+        Ok(gradients.into())
     }
 }
 

@@ -1,8 +1,8 @@
 //! Outputs, running statistics and gradients, for all ranks, in f64 and f32.
 //!
 //! Both modules round, and candle's adds the M values of a channel one after the other, so that its sums are off by up
-//! to M·u·Σ|v|. That is larger than all else. The bounds are 4·M·u times the magnitudes that are summed: one M·u each for
-//! the mean, for the variance and for the sum itself, and as much for all other roundings, as M is at least 16.
+//! to M·u·Σ|v|. That is larger than all else. The bounds are 4·M·u times the magnitudes that are summed: one M·u each
+//! for the mean, for the variance and for the sum itself, and as much for all other roundings, as M is at least 16.
 
 use crate::common::{Parameters, backward, check, largest, unit, values};
 use candle_core::{DType, Result, Var};
@@ -73,8 +73,8 @@ fn without_weight_and_bias() -> Result<()> {
     Ok(())
 }
 
-/// Far from 0 the f32 statistics of candle's module lose the digits that gradients need. With ours, the errors are those
-/// of the same values without the offset.
+/// Statistics of f32, which candle's module has, would lose the digits that gradients need far from 0. With ours, the
+/// errors are those of the same values without the offset.
 #[test]
 fn far_from_zero() -> Result<()> {
     let dims = [64, 3, 8];

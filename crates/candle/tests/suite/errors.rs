@@ -23,7 +23,10 @@ fn inputs() -> Result<()> {
         (zeros(&[3], DType::F32), "batch-norm: expected x of shape [n, 3, ..], got [3]"),
         (zeros(&[8, 4, 2], DType::F32), "batch-norm: expected x of shape [n, 3, ..], got [8, 4, 2]"),
         (zeros(&[8, 3], DType::U8), "batch-norm: expected x of dtype F32, F64, BF16 or F16, got U8"),
-        (zeros(&[8, 3], DType::F64), "batch-norm: expected weight and bias of the dtype of x, F64, got F32"),
+        (
+            zeros(&[8, 3], DType::F64),
+            "batch-norm: expected weight and bias of dtype F64, that of x, or F32 beside 16 bits, got F32",
+        ),
     ];
     for (x, expected) in cases {
         for train in [false, true] {
@@ -33,7 +36,7 @@ fn inputs() -> Result<()> {
     let bf16 = Parameters::new(3, DType::BF16)?.ours(1e-5, 0.1)?;
     assert_eq!(
         message(bf16.forward_t(&zeros(&[8, 3], DType::F16), true)),
-        "batch-norm: expected weight and bias of the dtype of x, F16, or F32, got BF16"
+        "batch-norm: expected weight and bias of dtype F16, that of x, or F32 beside 16 bits, got BF16"
     );
     let x = values(&[1, 3], 0.0, 1, DType::F32)?;
     assert_eq!(
