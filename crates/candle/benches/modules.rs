@@ -11,21 +11,20 @@ use std::process::{Command, exit};
 use std::time::Instant;
 
 const ROUNDS: usize = 11;
-/// Set in a process that measures.
-const THREADS: &str = "CANDLE_NUM_THREADS";
+/// The first argument of a process that measures; the second is the shape.
+const ROW: &str = "--row";
 const SHAPES: [&[usize]; 4] = [&[32, 64, 56, 56], &[32, 256, 28, 28], &[32, 512, 7, 7], &[256, 512]];
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [ROW, row, ..] = arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        return SHAPES.iter().find(|shape| name(shape) == row).map_or(Ok(()), |shape| measure(shape, ROUNDS));
+    }
     // `cargo test --benches` does not pass this argument; it only checks, on the smallest shape, that the bench works.
     if !arguments.iter().any(|argument| argument == "--bench") {
         return measure(SHAPES[3], 1);
     }
     let filter: Vec<_> = arguments.iter().filter(|argument| !argument.starts_with("--")).collect();
-    if std::env::var_os(THREADS).is_some() {
-        let of_name = |shape: &&&[usize]| filter.iter().any(|filter| **filter == name(shape));
-        return SHAPES.iter().find(of_name).map_or(Ok(()), |shape| measure(shape, ROUNDS));
-    }
     println!("medians of {ROUNDS} interleaved rounds, milliseconds: candle's module, this one, ratio");
     println!("{:<23} {:>23} | {:>23} | {:>23}", "", "training step", "forward in training", "inference");
     let program = std::env::current_exe()?;
@@ -33,8 +32,10 @@ fn main() -> Result<()> {
         for name in SHAPES.map(name) {
             if filter.is_empty() || filter.iter().any(|filter| name.contains(filter.as_str())) {
                 let mut command = Command::new(&program);
-                command.args(["--bench", &name]).env(THREADS, threads).env("RAYON_NUM_THREADS", threads);
-                if !command.status()?.success() {
+                for pool in ["CANDLE_NUM_THREADS", "RAYON_NUM_THREADS"] {
+                    command.env(pool, threads);
+                }
+                if !command.args([ROW, &name]).status()?.success() {
                     exit(1)
                 }
             }
@@ -47,6 +48,8 @@ fn name(shape: &[usize]) -> String {
     shape.iter().map(usize::to_string).collect::<Vec<_>>().join("x")
 }
 
+type Pass<'a> = &'a dyn Fn(&dyn ModuleT) -> Result<()>;
+
 fn measure(dims: &[usize], rounds: usize) -> Result<()> {
     let x = Var::randn(0.5f32, 2.0, dims, &Device::Cpu)?;
     let [of_candle, of_ours] = [VarMap::new(), VarMap::new()];
@@ -54,6 +57,7 @@ fn measure(dims: &[usize], rounds: usize) -> Result<()> {
     let theirs = candle_nn::batch_norm(dims[1], 1e-5, vb_candle)?;
     let ours = batchnorm_candle::batch_norm(dims[1], 1e-5, vb_ours)?;
     let modules: [&dyn ModuleT; 2] = [&theirs, &ours];
+    // The tests compare more closely; this shows that both do the same work.
     let [y_candle, y_ours] = [modules[0].forward_t(&x, true)?, modules[1].forward_t(&x, true)?];
     let difference = (y_candle - y_ours)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()?;
     assert!(difference < 1e-4, "{}: the modules differ by {difference}", name(dims));
@@ -61,7 +65,7 @@ fn measure(dims: &[usize], rounds: usize) -> Result<()> {
     let step = |module: &dyn ModuleT| module.forward_t(&x, true)?.backward().map(drop);
     let forward = |module: &dyn ModuleT| module.forward_t(&x, true).map(drop);
     let inference = |module: &dyn ModuleT| module.forward_t(&x, false).map(drop);
-    let passes: [&dyn Fn(&dyn ModuleT) -> Result<()>; 3] = [&step, &forward, &inference];
+    let passes: [Pass; 3] = [&step, &forward, &inference];
     // Passes over small tensors are repeated, so that they take long enough to be timed.
     let repeat = (1 << 20) / x.elem_count() + 1;
     let mut times: [[Vec<f64>; 2]; 3] = Default::default();
