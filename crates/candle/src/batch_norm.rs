@@ -86,9 +86,7 @@ impl BatchNorm {
                 bail!("batch-norm: expected a {name} of shape [{num_features}], got {:?}", tensor.shape())
             }
         }
-        if !(eps >= 0.0 && eps.is_finite()) {
-            return Err(Error::wrap(bn::Error::Eps(eps)));
-        }
+        bn::Shape::new(1, num_features, 1).and_then(|shape| plan(shape).eps(eps)).map_err(Error::wrap)?;
         if !(0.0..=1.0).contains(&momentum) {
             return Err(Error::wrap(bn::Error::Momentum(momentum)));
         }
@@ -164,13 +162,7 @@ impl BatchNorm {
         self.forward(x, Some(residual), bn::Activation::Relu, train)
     }
 
-    fn forward(
-        &self,
-        x: &Tensor,
-        residual: Option<&Tensor>,
-        activation: bn::Activation,
-        train: bool,
-    ) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, residual: Option<&Tensor>, act: bn::Activation, train: bool) -> Result<Tensor> {
         let channels = self.running_mean.elem_count();
         if !x.device().is_cpu() {
             bail!("batch-norm: expected x on the CPU, got a tensor on {:?}", x.device().location())
@@ -186,7 +178,7 @@ impl BatchNorm {
         let (x, shape) = dense(x)?;
         let order = order(&x);
         let back = inverse(&order);
-        let plan = plan(shape).eps(self.eps).and_then(|plan| plan.activation(activation)).map_err(Error::wrap)?;
+        let plan = plan(shape).eps(self.eps).and_then(|plan| plan.activation(act)).map_err(Error::wrap)?;
         let statistics = Arc::new(OnceLock::new());
         let source = if train { Source::Batch(statistics.clone()) } else { Source::Running(self.running()?) };
         let (affine, dims) = (self.weight_and_bias.is_some(), order.iter().map(|&axis| x.dims()[axis]).collect());

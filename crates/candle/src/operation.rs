@@ -4,7 +4,6 @@ use batchnorm as bn;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp3, DType, Error, Layout, Result, Shape, Storage, Tensor, WithDType, bail};
 use half::{bf16, f16};
-use std::mem::MaybeUninit;
 use std::sync::{Arc, OnceLock};
 
 /// The statistics to normalize with.
@@ -88,11 +87,10 @@ impl CustomOp3 for Normalize {
     }
 }
 
-fn forward<E, P>(op: &Normalize, [x, second, third]: [(&CpuStorage, &Layout); 3]) -> Result<CpuStorage>
-where
-    E: bn::Element<Param = P::Param> + WithDType,
-    P: bn::Element + WithDType,
-{
+fn forward<E: bn::Element<Param = P::Param> + WithDType, P: bn::Element + WithDType>(
+    op: &Normalize,
+    [x, second, third]: [(&CpuStorage, &Layout); 3],
+) -> Result<CpuStorage> {
     let (x, second) = (elements::<E>(x.0, x.1)?, elements::<P>(second.0, second.1)?);
     let residual = if op.residual { Some(elements(third.0, third.1)?) } else { None };
     let (gamma, beta) = match op.residual {
@@ -101,69 +99,59 @@ where
     };
     let affine = if op.affine { bn::Affine::new(gamma, beta) } else { bn::Affine::default() };
     let with = op.plan.with(bn::Extras { residual, ..bn::Extras::default() }).parameters_of::<P>().uninit();
-    let mut y = Unwritten::new(x.len());
+    let mut y = Box::new_uninit_slice(x.len());
     match &op.source {
         Source::Batch(statistics) => {
             let mut batch = bn::Statistics::new(op.plan.shape().channels());
-            with.forward_training(x, affine, y.memory(), &mut batch).map_err(Error::wrap)?;
+            with.forward_training(x, affine, &mut y, &mut batch).map_err(Error::wrap)?;
             statistics.get_or_init(|| batch);
         }
-        Source::Running(running) => with.normalize(x, running, affine, y.memory()).map_err(Error::wrap)?,
+        Source::Running(running) => with.normalize(x, running, affine, &mut y).map_err(Error::wrap)?,
     }
     // SAFETY: a pass that returned Ok has written all of its outputs.
-    Ok(E::to_cpu_storage_owned(unsafe { y.written() }))
+    Ok(E::to_cpu_storage_owned(unsafe { y.assume_init() }.into_vec()))
 }
 
 /// The gradients of the arguments of which candle needs one.
-fn backward<E, P>(
+fn backward<E: bn::Element<Param = P::Param> + WithDType, P: bn::Element + WithDType>(
     op: &Normalize,
     arguments @ [x, second, third]: [&Tensor; 3],
     y: &Tensor,
     dy: &Tensor,
-) -> Result<[Option<Tensor>; 3]>
-where
-    E: bn::Element<Param = P::Param> + WithDType,
-    P: bn::Element + WithDType,
-{
+) -> Result<[Option<Tensor>; 3]> {
     let (len, channels) = (op.plan.shape().len(), op.plan.shape().channels());
     let [of_x, of_second, of_third] = arguments.map(Tensor::track_op);
-    let [mut dx, mut dresidual] =
-        [of_x, op.residual && of_third].map(|wanted| wanted.then(|| Unwritten::<E>::new(len)));
+    let like_x = |wanted: bool| wanted.then(|| Box::<[E]>::new_uninit_slice(len));
+    let (mut dx, mut dresidual) = (like_x(of_x), like_x(op.residual && of_third));
     let of_parameters = of_second || (of_third && !op.residual);
-    let mut dparameters = of_parameters.then(|| Unwritten::<P>::new(2 * channels));
-    let (dgamma, dbeta) = dparameters.as_mut().map(|d| d.memory().split_at_mut(channels)).unzip();
-    let gradients = bn::Gradients {
-        dx: dx.as_mut().map(Unwritten::memory),
-        dresidual: dresidual.as_mut().map(Unwritten::memory),
-        dgamma,
-        dbeta,
-    };
+    let mut dparameters = of_parameters.then(|| Box::<[P]>::new_uninit_slice(2 * channels));
+    let (dgamma, dbeta) = dparameters.as_mut().map(|both| both.split_at_mut(channels)).unzip();
+    let (dx_memory, dresidual_memory) = (dx.as_deref_mut(), dresidual.as_deref_mut());
+    let gradients = bn::Gradients { dx: dx_memory, dresidual: dresidual_memory, dgamma, dbeta };
 
     let [(x, x_layout), (second, second_layout), (y, y_layout), (dy, dy_layout)] =
         [x, second, y, dy].map(Tensor::storage_and_layout);
     let (x, y, dy) = (on_cpu(&x, x_layout)?, on_cpu(&y, y_layout)?, on_cpu(&dy, dy_layout)?);
     let gamma = if op.affine { on_cpu(&second, second_layout)?.get(..channels) } else { None };
     let source = match &op.source {
-        Source::Batch(statistics) => match statistics.get() {
-            Some(batch) => bn::Source::from(batch),
-            None => bail!("batch-norm: expected the forward pass to run before the backward pass"),
-        },
-        Source::Running(running) => bn::Source::from(running),
+        Source::Batch(statistics) => statistics.get().map(bn::Source::from),
+        Source::Running(running) => Some(bn::Source::from(running)),
     };
+    let Some(source) = source else { bail!("batch-norm: expected a forward pass before the backward pass") };
     // y tells where a ReLU was 0, so neither beta nor the residual is needed.
     let extras = bn::Extras { output: Some(y), ..bn::Extras::default() };
     let with = op.plan.with(extras).parameters_of::<P>().uninit();
     with.backward(x, dy, source, bn::Affine { gamma, beta: None }, gradients).map_err(Error::wrap)?;
 
-    let like_x = |gradient: Option<Unwritten<E>>| {
-        // SAFETY: a pass that returned Ok has written all of its outputs.
-        let gradient = gradient.map(|g| Tensor::from_vec(unsafe { g.written() }, &op.dims[..], third.device()));
-        gradient.map(|gradient| gradient?.permute(&op.back[..])).transpose()
-    };
+    // SAFETY: a pass that returned Ok has written all of its outputs.
+    let [dx, dresidual] = [dx, dresidual].map(|gradient| gradient.map(|gradient| unsafe { gradient.assume_init() }));
     // SAFETY: the same.
-    let dparameters = dparameters.map(|d| Tensor::from_vec(unsafe { d.written() }, 2 * channels, third.device()));
-    let (dx, dresidual, dparameters) = (like_x(dx)?, like_x(dresidual)?, dparameters.transpose()?);
-    Ok(match dparameters {
+    let dparameters = dparameters.map(|both| unsafe { both.assume_init() });
+    let tensor =
+        |gradient: Box<[E]>| Tensor::from_vec(gradient.into_vec(), &op.dims[..], third.device())?.permute(&op.back[..]);
+    let (dx, dresidual) = (dx.map(tensor).transpose()?, dresidual.map(tensor).transpose()?);
+    let dparameters = dparameters.map(|both| Tensor::from_vec(both.into_vec(), 2 * channels, third.device()));
+    Ok(match dparameters.transpose()? {
         Some(both) if !op.residual => {
             [dx, Some(both.narrow(0, 0, channels)?), Some(both.narrow(0, channels, channels)?)]
         }
@@ -182,26 +170,5 @@ fn on_cpu<'a, T: WithDType>(storage: &'a Storage, layout: &Layout) -> Result<&'a
     match storage {
         Storage::Cpu(storage) => elements(storage, layout),
         other => bail!("batch-norm: expected a tensor on the CPU, got one on {:?}", other.device().location()),
-    }
-}
-
-/// The memory of a tensor, for a pass to write.
-struct Unwritten<T>(Vec<T>, usize);
-
-impl<T> Unwritten<T> {
-    fn new(len: usize) -> Self {
-        Self(Vec::with_capacity(len), len)
-    }
-
-    fn memory(&mut self) -> &mut [MaybeUninit<T>] {
-        &mut self.0.spare_capacity_mut()[..self.1]
-    }
-
-    /// # Safety
-    /// All of the memory has been written.
-    unsafe fn written(mut self) -> Vec<T> {
-        // SAFETY: the caller's promise; the capacity is at least that.
-        unsafe { self.0.set_len(self.1) };
-        self.0
     }
 }
