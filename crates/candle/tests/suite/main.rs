@@ -7,5 +7,6 @@ mod errors;
 mod fused;
 mod layouts;
 mod running;
+mod threads;
 mod training;
 mod types;
