@@ -613,3 +613,26 @@ impl BatchNorm {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Planes are grouped by the size of a cache.
+    #[test]
+    fn no_bit_depends_on_the_caches() {
+        let shape = Shape::new(3, 70, 300).unwrap();
+        let x: Vec<f32> = (0..shape.len()).map(|i| (i * 2_654_435_761 % 65_536) as f32 / 1e3 - 7.0).collect();
+        let mut plan = BatchNorm::new(shape);
+        assert!(plan.engine.l2 >= 1 << 17);
+        let mut seen = None;
+        for l2 in [1, 1 << 12, 1 << 15, 1 << 18, 1 << 20, 1 << 30] {
+            plan.engine.l2 = l2;
+            let (mut y, mut dx, mut batch) = (x.clone(), x.clone(), Statistics::new(shape.channels()));
+            plan.forward_training(&x, Affine::default(), &mut y, &mut batch).unwrap();
+            let gradients = Gradients { dx: Some(&mut dx), ..Gradients::default() };
+            plan.backward(&x, &y, &batch, Affine::default(), gradients).unwrap();
+            assert_eq!(seen.get_or_insert_with(|| (y.clone(), dx.clone(), batch.clone())), &(y, dx, batch), "{l2}");
+        }
+    }
+}

@@ -53,7 +53,7 @@ pub(super) unsafe fn backward<E: Storage>(engine: &Engine, request: Backward<'_,
     let map_inputs = inputs(if rebuild || (needs.count.is_none() && !needs.recomputes) { dy } else { x });
 
     let walked = map_inputs.walked;
-    let grid = (!shape.is_empty()).then(|| grid::<E>(walked.shape, needs.sums && needs.maps));
+    let grid = (!shape.is_empty()).then(|| grid::<E>(engine, walked.shape, needs.sums && needs.maps));
     let segments = grid.as_ref().filter(|_| needs.sums).map_or(0, Grid::segments);
     let fuses = reduce_inputs.variant.fuses() || out.dresidual.is_some();
     let pass = BackwardPass {
@@ -85,8 +85,8 @@ pub(super) unsafe fn backward<E: Storage>(engine: &Engine, request: Backward<'_,
     }
 }
 
-fn grid<E>(shape: Shape, reads_again: bool) -> Grid {
-    Grid::new(shape, if reads_again { 2 * size_of::<E>() } else { 0 }, false)
+fn grid<E>(engine: &Engine, shape: Shape, reads_again: bool) -> Grid {
+    Grid::new(shape, if reads_again { 2 * size_of::<E>() } else { 0 }, false, engine.l2)
 }
 
 /// The arrays of a window.
@@ -124,10 +124,10 @@ pub(super) fn sizes_without_elements<E: Storage>(walked: &Walked) -> Sizes {
 }
 
 /// The memory that backward passes need at most.
-pub(super) fn sizes<E: Storage>(walked: &Walked, count: usize) -> Sizes {
+pub(super) fn sizes<E: Storage>(engine: &Engine, walked: &Walked, count: usize) -> Sizes {
     let mut sizes = Sizes::default();
     for (sums, reads_again) in [(true, true), (true, false), (false, false)] {
-        let grid = grid::<E>(walked.shape, reads_again).for_threads(count);
+        let grid = grid::<E>(engine, walked.shape, reads_again).for_threads(count);
         let [columns, windows] = grid.windows(count, false);
         let (_, window) = Arrays::<E::Scalar>::new(&Window::of_columns(columns), walked, grid.segments(), sums, true);
         let task = GradientSumsTask::<E>::scratch(walked.shape);

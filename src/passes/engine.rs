@@ -1,5 +1,6 @@
 //! What a plan consists of.
 
+use super::caches::l2_bytes;
 use super::request::Parameters;
 use super::scratch::Scratch;
 use super::tiling::{Grid, Steps};
@@ -19,12 +20,14 @@ pub struct Engine {
     pub(crate) isa: Detected,
     pub(crate) threads: Threads,
     pub(crate) scratch: Scratch,
+    /// Bytes of the L2 cache.
+    pub(crate) l2: usize,
 }
 
 impl Engine {
     pub(crate) fn new(shape: Shape) -> Self {
         let (isa, threads, scratch) = (Detected::best(), Threads::default(), Scratch::default());
-        Self { shape, eps: 1e-5, activation: Activation::Identity, isa, threads, scratch }
+        Self { shape, eps: 1e-5, activation: Activation::Identity, isa, threads, scratch, l2: l2_bytes() }
     }
 
     /// Runs the steps of a pass that walks `sweeps` times over a buffer of the plan's shape.

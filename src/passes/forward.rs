@@ -36,7 +36,7 @@ pub(super) unsafe fn forward<E: Storage>(engine: &Engine, request: Forward<'_, E
     let inputs = PassInputs::new(engine.shape, engine.activation, [x, null()], &fusions, STREAM_FORWARD);
     let Walked { shape, rows, .. } = inputs.walked;
     let interleaves = output.is_some() && weights.values.is_null() && interleaves::<E>(engine, shape);
-    let grid = grid::<E>(shape, output.is_some(), interleaves);
+    let grid = grid::<E>(engine, shape, output.is_some(), interleaves);
     let mut counts = [0.0; MOST_SEGMENTS];
     let counts = &mut counts[..grid.segments()];
     for (segment, count) in counts.iter_mut().enumerate() {
@@ -62,8 +62,8 @@ fn interleaves<E: Storage>(engine: &Engine, shape: Shape) -> bool {
     shape.inner() >= CHUNK * MAX_LANES && E::INTERLEAVES && engine.isa.isa() != Isa::Portable
 }
 
-fn grid<E>(shape: Shape, maps: bool, interleaves: bool) -> Grid {
-    Grid::new(shape, if maps { size_of::<E>() } else { 0 }, interleaves)
+fn grid<E>(engine: &Engine, shape: Shape, maps: bool, interleaves: bool) -> Grid {
+    Grid::new(shape, if maps { size_of::<E>() } else { 0 }, interleaves, engine.l2)
 }
 
 /// The arrays of a window.
@@ -88,7 +88,7 @@ impl<P> Arrays<P> {
 pub(super) fn sizes<E: Storage>(engine: &Engine, walked: &Walked, count: usize) -> Sizes {
     let mut sizes = Sizes::default();
     for interleaves in [false, interleaves::<E>(engine, walked.shape)] {
-        let grid = grid::<E>(walked.shape, true, interleaves).for_threads(count);
+        let grid = grid::<E>(engine, walked.shape, true, interleaves).for_threads(count);
         let [columns, windows] = grid.windows(count, interleaves);
         let (_, window) = Arrays::<E::Scalar>::new(&Window::of_columns(columns), walked, grid.segments());
         let task = MomentsTask::<E>::scratch(walked.shape);

@@ -5,6 +5,7 @@
 
 mod arrays;
 mod backward;
+mod caches;
 mod double_backward;
 pub(crate) mod engine;
 mod forward;
@@ -48,7 +49,7 @@ pub(crate) fn scratch_sizes<E: Storage>(engine: &Engine) -> Sizes {
         for count in [1, engine.threads.count(usize::MAX)] {
             sizes = sizes.max(forward::sizes::<E>(engine, &walked, count));
             sizes = sizes.max(normalize::sizes::<E>(&walked, count));
-            sizes = sizes.max(backward::sizes::<E>(&walked, count));
+            sizes = sizes.max(backward::sizes::<E>(engine, &walked, count));
         }
     }
     sizes

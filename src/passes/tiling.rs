@@ -22,12 +22,11 @@ const SMALLEST_PLANE_SEGMENT: usize = 1 << 14;
 const TASKS: usize = 256;
 /// The most segments of a channel.
 pub(super) const MOST_SEGMENTS: usize = TASKS;
-/// Bytes of a group of planes that is swept twice: the second sweep finds it in L2, as much as prefetching for the next
-/// group leaves there, or in L3. Passes that sweep once take larger groups, as neighbouring planes make longer runs for
-/// the hardware prefetcher.
-const GROUP_BYTES: usize = 1 << 20;
-/// Same, if the next group is reduced while this one is mapped: L2 holds both and the output.
-const INTERLEAVED_GROUP_BYTES: usize = 1 << 18;
+/// Into how many groups like it L2 is divided if the next group is reduced while one is mapped: it holds both and the
+/// output. A group that is swept twice on its own may fill L2: the second sweep finds as much of it there as
+/// prefetching for the next group leaves, and the rest in L3. Passes that sweep once take larger groups, as
+/// neighbouring planes make longer runs for the hardware prefetcher.
+const INTERLEAVED_SHARE: usize = 4;
 /// Groups of planes that there should be, for threads to share.
 const GROUPS: usize = 32;
 /// Channels of a group that is mapped if they have few values, of which their coefficients would be a tenth.
@@ -86,8 +85,8 @@ pub(super) struct Grid {
 impl Grid {
     /// The cuts of a shape that has elements, for passes that reduce. `read_again` is how many bytes per element the
     /// map reads a second time; it is interleaved with the reduction of the next group, or runs after that of its
-    /// own.
-    pub(super) fn new(shape: Shape, read_again: usize, interleaved: bool) -> Self {
+    /// own. L2 has so many bytes.
+    pub(super) fn new(shape: Shape, read_again: usize, interleaved: bool, l2: usize) -> Self {
         let (channels, inner, values) = (shape.channels(), shape.inner(), shape.values_per_channel());
         let (segment, group) = if inner == 1 {
             let segments = values.div_ceil((TILE_ELEMENTS / channels).max(SMALLEST_ROW_SEGMENT)).min(TASKS);
@@ -102,7 +101,7 @@ impl Grid {
             let segments = TASKS.div_ceil(channels).min(values.div_ceil(SMALLEST_PLANE_SEGMENT)).max(1);
             let segment = values.div_ceil(segments);
             let segment = segment.next_multiple_of(if inner <= segment { inner } else { 128 });
-            let bytes = if interleaved { INTERLEAVED_GROUP_BYTES } else { GROUP_BYTES };
+            let bytes = if interleaved { l2 / INTERLEAVED_SHARE } else { l2 };
             let group = bytes.checked_div(values * read_again).unwrap_or(MAX_GROUP);
             let group = group.min((channels / GROUPS).max(TILE_ELEMENTS / values));
             (segment, group.clamp(1, MAX_GROUP))

@@ -57,7 +57,7 @@ pub fn reference_error(values: f64, kappa: f64) -> f64 {
 
 /// The error of an x̂ that is rebuilt from y.
 pub fn rebuilt<T: Number>(x_hat: f64, gamma: f64, beta: f64) -> f64 {
-    10.0 * T::U * (1.0 + x_hat.abs() + (beta / gamma).abs())
+    14.0 * T::U * (1.0 + x_hat.abs() + (beta / gamma).abs())
 }
 
 /// The smallest subnormal of lanes, and that of the reference's own steps.
