@@ -332,7 +332,8 @@ impl<E: Storage> MomentsTask<E> {
     unsafe fn blocks(&self, room: &mut [Block; Block::MOST]) -> usize {
         let (weights, inner) = (self.tile_weights(), self.shape.inner());
         let Range { start, end } = self.tile.positions;
-        let (mut blocks, mut at, mut len, mut count) = (0, 0, first_block((inner - start % inner).min(end - start)), 0.0);
+        let (mut blocks, mut at, mut len, mut count) =
+            (0, 0, first_block((inner - start % inner).min(end - start)), 0.0);
         while at < end - start && !weights.values.is_null() {
             let positions = at..(at + len).min(end - start);
             at = positions.end;
