@@ -7,8 +7,9 @@ use std::ptr::null;
 
 /// The weights of positions, counted from where they start.
 ///
-/// Only their ratios matter. They are multiplied by a power of two that brings the heaviest one near 1, so that neither
-/// they nor their sums leave the range of lanes; sums of weights, here and in kernels, are in that unit.
+/// Only their ratios matter. They are multiplied by a power of two that brings the heaviest one to between 1 and 2, so
+/// that neither they nor their sums leave the range of lanes, and means of gradients are no larger than with a weight of
+/// 1 for each; sums of weights, here and in kernels, are in that unit.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Weights<P> {
     /// Null if all are 1.
@@ -32,7 +33,7 @@ impl<P: Real> Weights<P> {
     pub(crate) fn new(weights: &[P]) -> Self {
         let heaviest = weights.iter().map(|w| w.to_wide()).fold(0.0, f64::max);
         let [least, most] = scale_bounds::<P>();
-        let scale = if heaviest > 0.0 { power_of_two_near_inverse(heaviest).clamp(least, most) } else { 1.0 };
+        let scale = if heaviest > 0.0 { (2.0 * power_of_two_near_inverse(heaviest)).clamp(least, most) } else { 1.0 };
         Self { values: weights.as_ptr(), scale }
     }
 

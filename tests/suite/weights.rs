@@ -199,6 +199,18 @@ fn tiny_weights_and_a_huge_gradient() {
     }
 }
 
+/// The mean of g·x̂, times inv_std, is within the range of f32, but twice as much is not.
+#[test]
+fn weights_of_one_leave_the_gradients_their_range() {
+    let (x, dy) = ([0.0438, 0.1146], [-2.18e37, 0.0]);
+    let statistics = batchnorm::reference::statistics(Shape::nc(2, 1).unwrap(), &x);
+    let statistics = (&statistics.0[..], &statistics.1[..]);
+    let (expected, ..) = batchnorm::reference::backward(Shape::nc(2, 1).unwrap(), &x, &dy, statistics, 1e-5, &[1.0]);
+    for (.., dx) in channel::<f32>(&x, &[1.0; 2], &dy) {
+        assert_near(&dx, &expected, 1e-4);
+    }
+}
+
 #[test]
 fn subnormal_weights_of_f64() {
     for weight in [f64::from_bits(1), 1e-309, 1.0, 8e307] {

@@ -314,10 +314,15 @@ impl<T: Number> Fusion<T> {
         // The sums that the pass has found are inputs of dx.
         let means = [out.sums.g()[c], out.sums.gx()[c] * inv_std].map(|sum| sum / of.total);
         let means = (!given.frozen).then_some(means);
+        // Lanes have weights in a unit in which the heaviest is between 1 and 2.
+        let heaviest = of.weights.iter().copied().fold(0.0, f64::max);
+        let most = 2f64.powi(if size_of::<T::Param>() == 4 { 120 } else { 1000 });
+        let unit = if heaviest > 0.0 { heaviest.log2().floor().exp2().clamp(1.0 / most, most) } else { 1.0 };
+        let in_lanes = means.map(|means| means.map(|mean| mean * unit));
         for ((k, &w), &(_, g, error)) in existing().zip(&g) {
             let through = means.map_or(0.0, |[g_mean, gx_mean]| w * (g_mean + x_hat(k) * gx_mean));
             let exact = reference::product(gamma, inv_std, g - through);
-            if let Some(bound) = bounds.dx::<T>(g, deviation(k), w, means) {
+            if let Some(bound) = bounds.dx::<T>(g, deviation(k), w / unit, in_lanes) {
                 let bound = bound + reference::product(gamma, inv_std, error).abs();
                 ledger.compare::<T>("dx", exact, out.dx[k].to_f64(), stored::<T>(exact, bound), &(context, k));
             }
