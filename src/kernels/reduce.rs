@@ -137,16 +137,12 @@ unsafe fn add_few<R: Reduce, L: Lanes, const WHOLE: bool>(
     let vector = |j: usize| x.advance(j * step.elements, j * step.positions);
     let mut t = [[L::V::splat(Real::from_wide(0.0)); 2]; CHUNK];
     let mut sums = t[0];
+    let alike = if WHOLE && n < L::V::LANES { count - 1 } else { count };
     // SAFETY: the caller's promise.
     unsafe {
         let mut j = 0;
-        while j < count {
-            let whole = WHOLE && (j + 1 < count || n == L::V::LANES);
-            let v = if whole {
-                terms::<R, L, true>(coefs, &vector(j), variant, n)
-            } else {
-                terms::<R, L, false>(coefs, &vector(j), variant, n)
-            };
+        while j < alike {
+            let v = terms::<R, L, WHOLE>(coefs, &vector(j), variant, n);
             if R::FUSED && count == CHUNK {
                 t[j] = v;
             } else {
@@ -154,8 +150,11 @@ unsafe fn add_few<R: Reduce, L: Lanes, const WHOLE: bool>(
             }
             j += 1;
         }
+        if alike < count {
+            sums = add(sums, terms::<R, L, false>(coefs, &vector(alike), variant, n));
+        }
     }
-    if R::FUSED && count == CHUNK {
+    if R::FUSED && alike == CHUNK {
         sums = pairwise(&t);
     }
     [sums[0].accumulate(acc[0]), sums[1].accumulate(acc[1])]

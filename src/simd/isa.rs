@@ -8,7 +8,7 @@
 pub enum Isa {
     /// The `wide` crate over whatever the crate was compiled for: SSE2, NEON, wasm simd128 or scalar code.
     Portable,
-    /// 256-bit code for x86-64 with AVX2, F16C and FMA.
+    /// 256-bit code for x86-64 with AVX2 and F16C.
     Avx2,
     /// 512-bit code for x86-64 with AVX-512F, which is only used if the CPU also has what [`Avx2`](Self::Avx2) needs.
     Avx512,

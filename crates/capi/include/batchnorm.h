@@ -152,7 +152,7 @@
 // The instruction set that the library was compiled for.
 #define BN_ISA_PORTABLE 1
 
-// 256-bit code for x86-64 with AVX2, FMA and F16C.
+// 256-bit code for x86-64 with AVX2 and F16C.
 #define BN_ISA_AVX2 2
 
 // 512-bit code for x86-64 with AVX-512F.

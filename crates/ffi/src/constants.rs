@@ -22,7 +22,7 @@ pub const BN_ACTIVATION_SILU: i32 = 3;
 pub const BN_ISA_BEST: i32 = 0;
 /// The instruction set that the library was compiled for.
 pub const BN_ISA_PORTABLE: i32 = 1;
-/// 256-bit code for x86-64 with AVX2, FMA and F16C.
+/// 256-bit code for x86-64 with AVX2 and F16C.
 pub const BN_ISA_AVX2: i32 = 2;
 /// 512-bit code for x86-64 with AVX-512F.
 pub const BN_ISA_AVX512: i32 = 3;
