@@ -254,23 +254,29 @@ pub(crate) unsafe fn rows<R: Reduce, L: Lanes>(
     let row_bytes = r.row_stride * size_of::<L::E>();
     // While the accumulators of a column are in registers, as many chunks of rows as fit are added to them.
     let block = (BLOCK_BYTES / row_bytes.max(1)).next_multiple_of(CHUNK).clamp(CHUNK, 8 * CHUNK);
+    // If rows lie a multiple of 2048 bytes apart, the lines of a panel compete for few sets of L1. Those of aligned panels
+    // are needed once only: sums of two inputs then take 0.6 to 0.9 of the time.
+    let vector_bytes = L::V::LANES * size_of::<L::E>();
+    let aligns = row_bytes.is_multiple_of(2048) && r.columns > L::V::LANES;
+    let head = if aligns { x.inputs[0].addr().wrapping_neg() % vector_bytes / size_of::<L::E>() } else { 0 };
     let mut row = 0;
     while row < rows {
         let block_rows = block.min(rows - row);
         let x = x.advance(row * r.row_stride, row);
         // The next block is prefetched in the order of memory, whatever the order of the panels.
         let mut next = x.advance(block_rows * r.row_stride, 0);
-        let mut column = 0;
-        while column < r.columns {
-            // SAFETY: the rows of this block and their columns from this one on are within the caller's promise.
-            unsafe { column_panel::<R, L>(r, &x.advance(column, 0), variant, column, block_rows, &mut next) };
-            column += L::V::LANES;
+        let (mut column, mut n) = (0, if head > 0 { head } else { L::V::LANES.min(r.columns) });
+        while n > 0 {
+            // SAFETY: the rows of this block and these columns are within the caller's promise.
+            unsafe { column_panel::<R, L>(r, &x.advance(column, 0), variant, column, n, block_rows, &mut next) };
+            column += n;
+            n = L::V::LANES.min(r.columns - column);
         }
         row += block_rows;
     }
 }
 
-/// Adds a vector's width of a block of rows, or what is left of the columns, to the sums of its columns.
+/// Adds `n` columns of a block of rows, no more than a vector has, to their sums.
 ///
 /// # Safety
 /// As [`rows`], for the columns from `column` on.
@@ -280,11 +286,11 @@ unsafe fn column_panel<R: Reduce, L: Lanes>(
     x: &Sources<L::E>,
     variant: &Variant,
     column: usize,
+    n: usize,
     rows: usize,
     next: &mut Sources<L::E>,
 ) {
     let lanes = L::V::LANES;
-    let n = lanes.min(r.columns - column);
     let step = Step { elements: r.row_stride, positions: 1 };
     let mut coefs = [L::V::splat(Real::from_wide(0.0)); MAX_COEFS];
     // SAFETY: `column` plus a vector lies within the padded arrays; rows are the caller's promise.

@@ -235,6 +235,32 @@ fn blocks_made_against_their_pivots() {
     ledger.close("against pivots", 1_000_000);
 }
 
+/// Squares that are 0 in f32 although deviations are not, next to channels that are 0 throughout.
+#[test]
+fn channels_of_zeros_and_of_tiny_values() {
+    let mut ledger = Ledger::default();
+    for (outer, inner) in [(300, 1), (3, 100), (1, 16)] {
+        let shape = Shape::new(outer, 20, inner).unwrap();
+        let mut p = Problem::<f32>::random(shape, 23);
+        for c in 0..shape.channels() {
+            for (i, k) in indices(shape, c).enumerate() {
+                p.x[k] = match c % 5 {
+                    0 => 0.0,
+                    1 => [0.0, -0.0, 0.0][i % 3],
+                    2 => [1e-30, -1e-30][i % 2],
+                    3 => f32::from_bits(i as u32 % 3),
+                    _ => 2.0 + [0.0, f32::EPSILON][i % 2],
+                };
+            }
+        }
+        for eps in [0.0, 1e-5] {
+            p.eps = eps;
+            check(&mut ledger, &p, Isa::available());
+        }
+    }
+    ledger.close("zeros and tiny values", 10_000);
+}
+
 /// Integers around a mean: pivots, deviations, squares and their sums have few enough bits to be exact in any order.
 #[test]
 fn exact_data_is_exact() {

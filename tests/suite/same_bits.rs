@@ -95,6 +95,24 @@ fn small_shapes() {
     }
 }
 
+/// Their sums start at a place of a vector in the first input, wherever that is.
+#[test]
+fn rows_a_multiple_of_2048_bytes_apart() {
+    fn check<T: Float>(channels: usize) {
+        let p = Problem::<T>::random(Shape::nc(21, channels).unwrap(), 12);
+        let expected = train(&p.plan().isa(Isa::Portable).unwrap(), &p, Way::Fused, 0);
+        every_isa(|isa| {
+            for offset in [0, 1, 3, 8, 15] {
+                let out = train(&p.plan().isa(isa).unwrap(), &p, Way::Fused, offset);
+                assert_same_bits(&expected, &out, &(T::NAME, channels, isa, offset));
+            }
+        });
+    }
+    check::<f32>(512);
+    check::<f32>(1024);
+    check::<f64>(256);
+}
+
 #[test]
 fn shapes_worth_several_threads() {
     println!("instruction sets covered: {:?}", Isa::available());
