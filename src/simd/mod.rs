@@ -2,8 +2,7 @@
 //!
 //! A vector has 16 lanes of f32 or 8 of f64 on every machine (`__m512`; two `__m256`; `wide::f32x16`), and it has only
 //! operations whose result IEEE 754 fixes to the last bit. Same lanes, same order, same roundings: kernels written over
-//! [`Vector`] give the same bits on every tier. A multiply-add is fused only where its product is exact, so it equals a
-//! multiply and an add; SSE2 and wasm have no FMA.
+//! [`Vector`] give the same bits on every tier. No multiply-add is fused, as SSE2 and wasm have none.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
