@@ -92,7 +92,7 @@ impl Bounds {
 
     /// Times |gamma|·inv_std, a product that may be out of the range of f64 although the result is not.
     fn scaled(&self, v: f64) -> f64 {
-        self.gamma * (self.inv_std * v)
+        reference::product(self.gamma, self.inv_std, v)
     }
 
     /// Whether |gamma|·inv_std fits in two factors of lanes.
