@@ -1,0 +1,92 @@
+"""The modules, which are PyTorch's with another forward pass."""
+
+import torch
+
+from ._functional import batch_norm
+
+
+class _Forward:
+    """The forward pass of a subclass of `torch.nn.modules.batchnorm._BatchNorm`."""
+
+    _activation = None
+    # What the backward pass keeps; `convert` sets it on instances.
+    memory = "input"
+
+    def forward(self, input):
+        return self._batch_norm(input)
+
+    def _batch_norm(self, input, residual=None):
+        self._check_input_dim(input)
+        training, tracked, momentum = self.training, self.track_running_stats, self.momentum
+        mean, var = self.running_mean, self.running_var
+        if training and tracked and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if momentum is None:
+                momentum = 1.0 / float(self.num_batches_tracked)
+        if momentum is None:
+            momentum = 0.0
+        from_batch = training or (mean is None and var is None)
+        if training and not tracked:
+            mean = var = None
+        return batch_norm(
+            input,
+            mean,
+            var,
+            self.weight,
+            self.bias,
+            from_batch,
+            momentum,
+            self.eps,
+            residual=residual,
+            activation=self._activation,
+            memory=self.memory,
+        )
+
+    def extra_repr(self):
+        memory = "" if self.memory == "input" else f", memory={self.memory!r}"
+        return super().extra_repr() + memory
+
+
+class BatchNorm1d(_Forward, torch.nn.BatchNorm1d):
+    """`torch.nn.BatchNorm1d` with the kernels of this package."""
+
+
+class BatchNorm2d(_Forward, torch.nn.BatchNorm2d):
+    """`torch.nn.BatchNorm2d` with the kernels of this package."""
+
+
+class BatchNorm3d(_Forward, torch.nn.BatchNorm3d):
+    """`torch.nn.BatchNorm3d` with the kernels of this package."""
+
+
+class _ReLU:
+    _activation = "relu"
+
+
+class BatchNormReLU1d(_ReLU, BatchNorm1d):
+    """`relu(BatchNorm1d(input))` in one sweep."""
+
+
+class BatchNormReLU2d(_ReLU, BatchNorm2d):
+    """`relu(BatchNorm2d(input))` in one sweep."""
+
+
+class BatchNormReLU3d(_ReLU, BatchNorm3d):
+    """`relu(BatchNorm3d(input))` in one sweep."""
+
+
+class _AddReLU(_ReLU):
+    def forward(self, input, residual):
+        return self._batch_norm(input, residual)
+
+
+class BatchNormAddReLU1d(_AddReLU, BatchNorm1d):
+    """`relu(BatchNorm1d(input) + residual)` in one sweep."""
+
+
+class BatchNormAddReLU2d(_AddReLU, BatchNorm2d):
+    """`relu(BatchNorm2d(input) + residual)` in one sweep."""
+
+
+class BatchNormAddReLU3d(_AddReLU, BatchNorm3d):
+    """`relu(BatchNorm3d(input) + residual)` in one sweep."""
