@@ -41,6 +41,14 @@ def resnet(width=8, classes=10):
     )
 
 
+def darknet(width=8, classes=10):
+    """Convolutions with leaky ReLU."""
+    layers = []
+    for inputs, outputs in (3, width), (width, width), (width, 2 * width):
+        layers += [nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs), nn.LeakyReLU(0.1)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, classes))
+
+
 class Functional(nn.Module):
     """Calls functions in place of modules, and has what must not be fused."""
 

@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
-from networks import Functional, resnet, train  # noqa: E402
+from networks import Functional, darknet, resnet, train  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.autograd import gradcheck, gradgradcheck  # noqa: E402
 
@@ -324,12 +324,33 @@ def test_training_gives_the_losses_of_pytorch():
             assert ((losses - expected).abs() <= tolerance * expected.abs()).all(), (losses - expected)
 
 
+def test_leaky_relu_keeps_only_the_output():
+    torch.manual_seed(0)
+    theirs = darknet().double()
+    ours = bt.fuse(copy.deepcopy(theirs))
+    assert ours.meta["fused"] == ["1 + 2", "4 + 5", "7 + 8"]
+    assert "negative_slope=0.1" in repr(ours)
+    expected = train(theirs, torch.float64, 10)
+    saves = bt.convert(copy.deepcopy(ours), memory="output")
+    for model in ours, saves:
+        assert ((train(model, torch.float64, 10) - expected).abs() <= 1e-12 * expected.abs()).all()
+    with Counting() as counting:
+        saves(tensor((4, 3, 12, 12), torch.float64))
+    images = [kept for kept in counting.kept if kept.dim() == 4 and kept.shape[2] == 12]
+    # The input, and the output of each normalization, which three layers share.
+    assert len({kept.data_ptr() for kept in images}) == 4
+
+
 class Counting(torch.autograd.graph.saved_tensors_hooks):
     """The tensors that the backward pass keeps."""
 
     def __init__(self):
         self.kept = []
         super().__init__(self.pack, lambda kept: kept)
+
+    def __enter__(self):
+        super().__enter__()
+        return self
 
     def pack(self, kept):
         self.kept.append(kept)
@@ -346,8 +367,8 @@ def test_keeping_the_output():
         assert_near(a, b)
 
     def keeps_x(module):
-        leaf, counting = x.clone().requires_grad_(), Counting()
-        with counting:
+        leaf = x.clone().requires_grad_()
+        with Counting() as counting:
             module(leaf)
         return any(kept.data_ptr() == leaf.data_ptr() for kept in counting.kept)
 

@@ -167,25 +167,39 @@ class Kept(torch.autograd.graph.saved_tensors_hooks):
         return kept
 
 
-def linear_blocks():
-    """Convolutions, each with a normalization and no activation of its own, as in MobileNet-v2's bottlenecks."""
-    return nn.Sequential(*[conv_bn(32, 32, activation=None) for _ in range(8)])
+def darknet():
+    """Convolutions with leaky ReLU, as in the networks of YOLO."""
+    layers, inputs = [], 3
+    for outputs in 32, 32, 64, 64, 128, 128:
+        layers.append(conv_bn(inputs, outputs, 3, activation=lambda inplace: nn.LeakyReLU(0.1, inplace)))
+        inputs = outputs
+    return nn.Sequential(*layers, *head(inputs))
+
+
+def keep_outputs(model):
+    """Where nothing changes y in place: after the last convolution of each of MobileNet's blocks, and if fused."""
+    for module in model.modules():
+        if isinstance(module, Inverted):
+            module.layers[-1][1].memory = "output"
+        if isinstance(module, bt.BatchNormLeakyReLU2d):
+            module.memory = "output"
+    return model
 
 
 def memory(options):
-    print("MB that the backward pass keeps, parameters included, 8 images of 128×128.")
-    header("network", "PyTorch", "convert", 'convert(memory="output")', "fuse")
-    for name, make in {**NETWORKS, "8 convolutions with BN": linear_blocks}.items():
-        model = make()
+    print('MB at the peak of a training step, 8 images of 128×128: what the backward pass keeps, parameters included.')
+    header("network", "PyTorch", 'with memory="output"')
+    mobilenet, leaky = mobilenet_v2(), darknet()
+    rows = {
+        "MobileNet-v2, converted": (mobilenet, keep_outputs(bt.convert(copy.deepcopy(mobilenet)))),
+        "6 convolutions with leaky ReLU, fused": (leaky, keep_outputs(bt.fuse(leaky))),
+    }
+    for name, variants in rows.items():
         cells = []
-        for variant in (
-            model,
-            bt.convert(copy.deepcopy(model)),
-            bt.convert(copy.deepcopy(model), memory="output"),
-            bt.fuse(copy.deepcopy(model)),
-        ):
-            x, kept = torch.randn(8, 32 if make is linear_blocks else 3, 128, 128), Kept()
+        for variant in variants:
+            kept = Kept()
             with kept:
-                variant(x)
+                loss = variant(torch.randn(8, 3, 128, 128)).sum()
             cells.append(f"{sum(kept.sizes.values()) / 1e6:.1f}")
+            loss.backward()
         row(name, *cells)

@@ -31,7 +31,8 @@ def batch_norm(
     `y = act(weight·x̂ + bias + residual)`.
 
     `activation` is None, "relu" or "leaky_relu". With `memory="output"` the backward pass keeps y instead of the input,
-    if every channel allows to rebuild x̂ from y: not with "relu", with a residual, or where weight is nearly 0.
+    if every channel allows to rebuild x̂ from y: not with "relu", with a residual, or where weight is nearly 0. It saves
+    memory if y is needed anyway, as by a convolution; y must not be changed in place before the backward pass.
 
     Arguments that the kernels of this package do not support, and wrong ones, are left to PyTorch's function.
     """

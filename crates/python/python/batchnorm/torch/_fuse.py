@@ -33,9 +33,9 @@ class _Tracer(fx.Tracer):
 
 def fuse(model):
     """
-    A model in which ReLU, or an addition and ReLU, that follows a batch normalization is part of it:
-    `BatchNormReLU2d` and `BatchNormAddReLU2d`, which save one and two sweeps over the tensor. All other batch
-    normalizations are converted.
+    A model in which ReLU, leaky ReLU, or an addition and ReLU, that follows a batch normalization is part of it:
+    `BatchNormReLU2d`, `BatchNormLeakyReLU2d` and `BatchNormAddReLU2d`, which save one or two sweeps over the tensor.
+    Leaky ReLU is only found as a module. All other batch normalizations are converted.
 
     The result is a `torch.fx.GraphModule` that shares its parameters and buffers with `model`; names in its state_dict
     are the same. `result.meta["fused"]` lists what was fused, which is also logged. torch.fx must be able to trace the
@@ -68,11 +68,21 @@ def _has_hooks(module):
     return any(hooks)
 
 
-def _is_relu(model, node):
-    if node.op == "call_module":
-        module = model.get_submodule(node.target)
-        return type(module) is torch.nn.ReLU and not _has_hooks(module)
-    return _is(node, _RELU)
+def _activation(model, node):
+    """The name of the activation that a node is, as in the names of modules, and its slope; or None."""
+    if _is(node, _RELU):
+        return "ReLU", None
+    if node.op != "call_module":
+        return None
+    module = model.get_submodule(node.target)
+    if _has_hooks(module):
+        return None
+    if type(module) is torch.nn.ReLU:
+        return "ReLU", None
+    # PyTorch also takes slopes that are negative.
+    if type(module) is torch.nn.LeakyReLU and module.negative_slope >= 0:
+        return "LeakyReLU", module.negative_slope
+    return None
 
 
 def _is_batch_norm(model, node, calls):
@@ -84,31 +94,37 @@ def _is_batch_norm(model, node, calls):
 
 
 def _pattern(model, relu, calls):
-    """The nodes of a batch normalization, of the addition, if there is one, and of the ReLU; and the residual."""
-    if not (_is_relu(model, relu) and relu.args and isinstance(relu.args[0], fx.Node)):
+    """
+    The nodes of a batch normalization, of the addition, if there is one, and of the activation; the residual, and the
+    activation.
+    """
+    activation = _activation(model, relu)
+    if activation is None or not relu.args or not isinstance(relu.args[0], fx.Node):
         return None
     before = relu.args[0]
     if _is_batch_norm(model, before, calls):
-        return before, None, relu, None
-    if not (_is(before, _ADD) and len(before.users) == 1 and len(before.args) == 2 and not before.kwargs):
+        return before, None, relu, None, activation
+    if activation[0] != "ReLU" or not (_is(before, _ADD) and len(before.users) == 1 and len(before.args) == 2 and not before.kwargs):
         return None
     first, second = before.args
     if not all(isinstance(operand, fx.Node) for operand in (first, second)) or first is second:
         return None
     if _is_batch_norm(model, first, calls):
-        return first, before, relu, second
+        return first, before, relu, second, activation
     if _is_batch_norm(model, second, calls) and before.target not in _ADD_IN_PLACE:
-        return second, before, relu, first
+        return second, before, relu, first, activation
     return None
 
 
-def _replace(model, norm, add, relu, residual):
+def _replace(model, norm, add, relu, residual, activation):
     """Replaces the nodes by one. Returns what was fused."""
-    module = model.get_submodule(norm.target)
-    kind = "BatchNormReLU" if add is None else "BatchNormAddReLU"
+    module, (name, slope) = model.get_submodule(norm.target), activation
+    kind = f"BatchNorm{'' if add is None else 'Add'}{name}"
     dims = next(n for n in (1, 2, 3) if isinstance(module, getattr(torch.nn, f"BatchNorm{n}d")))
     new = copy.copy(module)
     new.__class__ = getattr(_modules, f"{kind}{dims}d")
+    if slope is not None:
+        new.negative_slope = slope
     # Of its own, so that what is registered later in one module is not in the other.
     new._parameters, new._buffers = module._parameters.copy(), module._buffers.copy()
     model.set_submodule(norm.target, new)

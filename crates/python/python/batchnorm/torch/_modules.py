@@ -9,6 +9,7 @@ class _Forward:
     """The forward pass of a subclass of `torch.nn.modules.batchnorm._BatchNorm`."""
 
     _activation = None
+    negative_slope = 0.0
     # What the backward pass keeps; `convert` sets it on instances.
     memory = "input"
 
@@ -39,6 +40,7 @@ class _Forward:
             self.eps,
             residual=residual,
             activation=self._activation,
+            negative_slope=self.negative_slope,
             memory=self.memory,
         )
 
@@ -73,6 +75,29 @@ class BatchNormReLU2d(_ReLU, BatchNorm2d):
 
 class BatchNormReLU3d(_ReLU, BatchNorm3d):
     """`relu(BatchNorm3d(input))` in one sweep."""
+
+
+class _LeakyReLU:
+    _activation = "leaky_relu"
+
+    def __init__(self, *arguments, negative_slope=0.01, **named):
+        super().__init__(*arguments, **named)
+        self.negative_slope = negative_slope
+
+    def extra_repr(self):
+        return f"{super().extra_repr()}, negative_slope={self.negative_slope}"
+
+
+class BatchNormLeakyReLU1d(_LeakyReLU, BatchNorm1d):
+    """`leaky_relu(BatchNorm1d(input), negative_slope)` in one sweep."""
+
+
+class BatchNormLeakyReLU2d(_LeakyReLU, BatchNorm2d):
+    """`leaky_relu(BatchNorm2d(input), negative_slope)` in one sweep."""
+
+
+class BatchNormLeakyReLU3d(_LeakyReLU, BatchNorm3d):
+    """`leaky_relu(BatchNorm3d(input), negative_slope)` in one sweep."""
 
 
 class _AddReLU(_ReLU):
