@@ -28,6 +28,7 @@ from ._modules import (
     BatchNormReLU2d,
     BatchNormReLU3d,
 )
+from ._sync import SyncBatchNorm, SyncBatchNormAddReLU, SyncBatchNormReLU
 
 __all__ = [
     "BatchNorm1d",
@@ -42,6 +43,9 @@ __all__ = [
     "BatchNormReLU1d",
     "BatchNormReLU2d",
     "BatchNormReLU3d",
+    "SyncBatchNorm",
+    "SyncBatchNormAddReLU",
+    "SyncBatchNormReLU",
     "batch_norm",
     "convert",
     "fuse",

@@ -56,7 +56,8 @@ def shape_of(x, memory_format):
     channels = x.shape[1]
     if memory_format is torch.contiguous_format:
         outer = x.shape[0]
-        return outer, channels, x.numel() // (outer * channels)
+        # Only synchronized layers have batches that may be empty.
+        return outer, channels, x.numel() // max(outer * channels, 1)
     return x.numel() // channels, channels, 1
 
 

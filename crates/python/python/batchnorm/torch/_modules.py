@@ -18,16 +18,10 @@ class _Forward:
 
     def _batch_norm(self, input, residual=None):
         self._check_input_dim(input)
-        training, tracked, momentum = self.training, self.track_running_stats, self.momentum
         mean, var = self.running_mean, self.running_var
-        if training and tracked and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if momentum is None:
-                momentum = 1.0 / float(self.num_batches_tracked)
-        if momentum is None:
-            momentum = 0.0
-        from_batch = training or (mean is None and var is None)
-        if training and not tracked:
+        from_batch = self.training or (mean is None and var is None)
+        momentum = self._count_batch()
+        if self.training and not self.track_running_stats:
             mean = var = None
         return batch_norm(
             input,
@@ -43,6 +37,15 @@ class _Forward:
             negative_slope=self.negative_slope,
             memory=self.memory,
         )
+
+    def _count_batch(self):
+        """Counts a batch in training. Returns the momentum for it."""
+        momentum = self.momentum
+        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if momentum is None:
+                return 1.0 / float(self.num_batches_tracked)
+        return 0.0 if momentum is None else momentum
 
     def extra_repr(self):
         memory = "" if self.memory == "input" else f", memory={self.memory!r}"
