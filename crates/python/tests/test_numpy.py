@@ -1,8 +1,11 @@
 """The passes over numpy arrays."""
 
+import doctest
 import os
+import re
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -237,6 +240,15 @@ def test_empty_batches():
         y, batch = bn.forward_training(x)
         assert y.shape == shape and batch.count == x.size // max(shape[1], 1) or shape[1] == 0
         assert bn.backward(x, x, batch, dx=True).dx.shape == shape
+
+
+def test_examples_of_the_documentation():
+    assert doctest.testmod(bn).failed == 0 < doctest.testmod(bn).attempted
+    page = (Path(__file__).parents[3] / "docs/python.md").read_text(encoding="utf-8")
+    block = re.search("## numpy\n\n```python\n(.*?)```", page, re.DOTALL)[1]
+    results = {}
+    exec(block, results)
+    assert results["gradients"].dbeta.tolist() == [8 * 16 * 16] * 3 and results["y"].shape == (8, 3, 16, 16)
 
 
 X = np.zeros((4, 3), np.float32)
