@@ -3,6 +3,7 @@
 import doctest
 import os
 import re
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -240,6 +241,21 @@ def test_empty_batches():
         y, batch = bn.forward_training(x)
         assert y.shape == shape and batch.count == x.size // max(shape[1], 1) or shape[1] == 0
         assert bn.backward(x, x, batch, dx=True).dx.shape == shape
+
+
+def test_pytorch_is_not_needed():
+    code = """if True:
+        import sys
+        sys.modules["torch"] = None
+        import batchnorm
+        from runpy import run_module
+        try:
+            run_module("batchnorm.bench")
+        except SystemExit as error:
+            print(error)
+    """
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "PyTorch is not installed: there is nothing to compare with\n"
 
 
 def test_examples_of_the_documentation():

@@ -4,6 +4,8 @@ import copy
 import io
 import os
 import pickle
+import subprocess
+import sys
 
 import pytest
 
@@ -479,6 +481,15 @@ def test_data_loader_workers_and_forked_children():
 
     for value in torch.utils.data.DataLoader(Dataset(), num_workers=2):
         assert value == expected[0, 0, 0, 0]
+
+
+def test_the_benchmark_prints_its_tables():
+    command = [sys.executable, "-m", "batchnorm.bench", "layers", "overhead", "memory"]
+    options = ["--no-compile", "--seconds", "0", "--shapes", "32×512×7×7"]
+    result = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
+    rows = [line for line in result.stdout.splitlines() if line.startswith("|")]
+    # 3 layers in 2 layouts forward and both ways, 3 overheads, 2 networks, and the heads of three tables.
+    assert len(rows) == 12 + 3 + 2 + 6
 
 
 def test_no_tensor_is_leaked():
