@@ -65,7 +65,10 @@ fn statistics(py: Python<'_>, settings: Settings, x: Raw, given: RawInputs, stat
     })
 }
 
+/// `running` is the number of the element type of running averages, their mean and var, and the momentum with which they
+/// are updated, which saves a call.
 #[pyfunction]
+#[pyo3(signature = (settings, x, given, y, statistics, running = None))]
 fn forward_training(
     py: Python<'_>,
     settings: Settings,
@@ -73,11 +76,19 @@ fn forward_training(
     given: RawInputs,
     y: Raw,
     statistics: Two,
+    running: Option<(usize, Raw, Raw, f64)>,
 ) -> PyResult<f64> {
     run(py, &settings, |plan, types| {
         use passes::forward_training as pass;
         // SAFETY: the Python code of the package gives valid arrays, and keeps them.
-        unsafe { by_element!(types, pass(plan, x, inputs(given), y, statistics)) }
+        unsafe {
+            let count = by_element!(types, pass(plan, x, inputs(given), y, statistics))?;
+            if let Some((element, mean, var, momentum)) = running {
+                let (batch, momentum) = ((Some(count), 1, statistics.0, statistics.1), Some(momentum));
+                Update { mean, var, batches: 0, batch, momentum, biased: false, any_momentum: true }.run(element)?;
+            }
+            Ok(count)
+        }
     })
 }
 

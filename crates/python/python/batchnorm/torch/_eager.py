@@ -27,11 +27,10 @@ def plain(x, weight, bias, residual, mean, var, training, momentum, eps, activat
     if not training:
         y = _kernels.normalize(x, _kernels.running_source(mean, var), weight, bias, residual, settings)
         return y, x, memory_format, settings, None
-    y, statistics = _kernels.forward_training(x, weight, bias, residual, settings)
+    running = None if mean is None else (mean, var, momentum)
+    y, statistics = _kernels.forward_training(x, weight, bias, residual, settings, running)
     if mean is not None:
-        _kernels.update_running(mean, var, statistics, shape[0] * shape[2], momentum)
-        increment_version(mean)
-        increment_version(var)
+        increment_version((mean, var))
     return y, x, memory_format, settings, statistics
 
 

@@ -44,7 +44,7 @@ def batch_norm(
     statistics = running_mean, running_var
     # A trace of TorchScript is to run where this package is not.
     if torch._C._get_tracing_state() is None and _suits(input, running_mean, running_var, weight, bias, training, residual):
-        if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        if torch.compiler.is_dynamo_compiling() or torch._C._len_torch_dispatch_stack() > 0:
             if _lengths_fit(input, running_mean, running_var, weight, bias):
                 fusion = residual, eps, number, negative_slope
                 return _ops.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, *fusion)
@@ -69,37 +69,38 @@ def batch_norm(
 
 def _suits(x, mean, var, weight, bias, training, residual):
     """Whether the kernels support these types, devices and dims. It is also called with fake tensors."""
-    if not isinstance(x, torch.Tensor) or not x.is_cpu or x.dtype not in ELEMENTS or x.layout is not torch.strided:
+    if not isinstance(x, torch.Tensor) or not x.is_cpu or x.layout is not torch.strided:
         return False
-    if x.dim() < 2 or x.numel() == 0 or (training and x.numel() == x.shape[1]):
+    dtype, size, shape = x.dtype, x.numel(), x.shape
+    if dtype not in ELEMENTS or len(shape) < 2 or size == 0 or (training and size == shape[1]):
         return False
-    if (mean is None) != (var is None) or (mean is None and not training):
-        return False
-    parameter = bias if weight is None else weight
-    if parameter is not None and not (parameter.dtype == x.dtype or _is_wide(parameter, x)):
-        return False
-    if weight is not None and bias is not None and weight.dtype != bias.dtype:
-        return False
-    for average in mean, var:
-        if average is not None and not (average.dtype == mean.dtype and (mean.dtype == x.dtype or _is_wide(mean, x))):
+    if mean is None or var is None:
+        if mean is not var or not training:
             return False
-    return residual is None or (residual.dtype == x.dtype and residual.shape == x.shape and residual.is_cpu)
+    elif not _fit(dtype, mean, var):
+        return False
+    if not _fit(dtype, bias if weight is None else weight, weight if bias is None else bias):
+        return False
+    return residual is None or (residual.dtype == dtype and residual.shape == shape and residual.is_cpu)
 
 
-def _is_wide(values, x):
-    return values.dtype == torch.float32 and x.dtype in _16_BITS
+def _fit(dtype, a, b):
+    """Whether two arrays of one value per channel have the same type, and one that suits that of the activations."""
+    if a is None:
+        return True
+    own = a.dtype
+    return own == b.dtype and (own == dtype or (own == torch.float32 and dtype in _16_BITS)) and a.is_cpu and b.is_cpu
 
 
 def _lengths_fit(x, *per_channel):
-    return all(values is None or (values.is_cpu and values.shape == (x.shape[1],)) for values in per_channel)
+    return all(values is None or values.shape == (x.shape[1],) for values in per_channel)
 
 
 def _is_eager(x, mean, var, *others):
     """Whether these are tensors with memory, and nothing follows what is done with them but autograd."""
     for tensor in (x, mean, var, *others):
-        if tensor is not None and (type(tensor) not in _PLAIN_TYPES or not tensor.is_cpu):
+        if tensor is not None and type(tensor) not in _PLAIN_TYPES:
             return False
-    for average in mean, var:
-        if average is not None and not average.is_contiguous():
-            return False
+    if mean is not None and not (mean.is_contiguous() and var.is_contiguous()):
+        return False
     return not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0

@@ -77,14 +77,20 @@ def running_source(mean, var):
     return None, ELEMENTS[mean.dtype], raw(mean), raw(var)
 
 
-def forward_training(x, weight, bias, residual, settings):
-    """y, and mean and variance in float64, of an x that is dense in its memory format."""
+def forward_training(x, weight, bias, residual, settings, running=None):
+    """
+    y, and mean and variance in float64, of an x that is dense in its memory format. `running` are averages that are
+    updated, mean and variance, with the momentum.
+    """
     y, channels = torch.empty_like(x), settings[2][1]
     statistics = torch.empty(2, channels, dtype=torch.float64)
     address = statistics.data_ptr()
     given = optional(weight), optional(bias), optional(residual), None, None
     of_batch = (address, channels), (address + 8 * channels, channels)
-    _native.forward_training(settings, raw(x), given, raw(y), of_batch)
+    if running is not None:
+        mean, var, momentum = running
+        running = ELEMENTS[mean.dtype], raw(mean), raw(var), momentum
+    _native.forward_training(settings, raw(x), given, raw(y), of_batch, running)
     return y, statistics
 
 

@@ -18,17 +18,20 @@ class _Forward:
 
     def _batch_norm(self, input, residual=None):
         self._check_input_dim(input)
-        mean, var = self.running_mean, self.running_var
-        from_batch = self.training or (mean is None and var is None)
+        # Looking up attributes of a module takes several times as long.
+        buffers, parameters, training = self._buffers, self._parameters, self.training
+        mean, var = buffers["running_mean"], buffers["running_var"]
+        from_batch = training or (mean is None and var is None)
         momentum = self._count_batch()
-        if self.training and not self.track_running_stats:
+        if training and not self.track_running_stats:
             mean = var = None
         return batch_norm(
             input,
             mean,
             var,
-            self.weight,
-            self.bias,
+            # A parameter can be made an attribute that is computed, by torch.nn.utils.parametrize.
+            parameters["weight"] if "weight" in parameters else self.weight,
+            parameters["bias"] if "bias" in parameters else self.bias,
             from_batch,
             momentum,
             self.eps,
@@ -41,10 +44,12 @@ class _Forward:
     def _count_batch(self):
         """Counts a batch in training. Returns the momentum for it."""
         momentum = self.momentum
-        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if momentum is None:
-                return 1.0 / float(self.num_batches_tracked)
+        if self.training and self.track_running_stats:
+            batches = self._buffers["num_batches_tracked"]
+            if batches is not None:
+                batches.add_(1)
+                if momentum is None:
+                    return 1.0 / float(batches)
         return 0.0 if momentum is None else momentum
 
     def extra_repr(self):

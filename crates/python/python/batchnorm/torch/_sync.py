@@ -82,8 +82,7 @@ class _Normalize(Function):
         y = _kernels.normalize(x, source, weight, bias, residual, settings)
         if mean is not None:
             _kernels.update_running(mean, var, merged[1:].view(2, channels), count, momentum)
-            increment_version(mean)
-            increment_version(var)
+            increment_version((mean, var))
         ctx.settings, ctx.memory_format, ctx.channels, ctx.group = settings, memory_format, channels, group
         ctx.save_for_backward(x, weight, merged, None if activation == IDENTITY else y)
         return y
