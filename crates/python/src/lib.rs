@@ -1,8 +1,9 @@
 //! The native part of the Python package `batchnorm`.
 //!
-//! Its functions take arrays by address and length. Types, and that the memory exists, are checked by the Python code of
-//! this package, which alone calls them: it holds a reference to each array during a call. Lengths, alignment, overlap
-//! and values are checked here and in the core, before anything is written. The passes run without Python's lock.
+//! Its functions take arrays by address and length. Types, and that the memory exists, are checked by the Python code
+//! of this package, which alone calls them: it holds a reference to each array during a call. Lengths, alignment,
+//! overlap and values are checked here and in the core, before anything is written. The passes run without Python's
+//! lock.
 
 mod arrays;
 mod averages;
@@ -65,8 +66,8 @@ fn statistics(py: Python<'_>, settings: Settings, x: Raw, given: RawInputs, stat
     })
 }
 
-/// `running` is the number of the element type of running averages, their mean and var, and the momentum with which they
-/// are updated, which saves a call.
+/// `running` is the number of the element type of running averages, their mean and var, and the momentum with which
+/// they are updated, which saves a call.
 #[pyfunction]
 #[pyo3(signature = (settings, x, given, y, statistics, running = None))]
 fn forward_training(

@@ -1,6 +1,6 @@
 //! The threads of the OpenMP runtime that another library of the process uses, entered by the function to which GCC
-//! compiles a parallel region. Beside a second pool, which competes for the same cores with OpenMP's spinning threads, a
-//! pass takes 2 to 80 times as long.
+//! compiles a parallel region. Beside a second pool, which competes for the same cores with OpenMP's spinning threads,
+//! a pass takes 2 to 80 times as long.
 
 use batchnorm::{Executor, Threads};
 use std::any::Any;
@@ -27,8 +27,8 @@ static RUNTIME: OnceLock<Runtime> = OnceLock::new();
 /// Finds the OpenMP runtime that a loaded library is linked to. Returns whether it was found.
 pub(crate) fn find(library: &str) -> bool {
     let Ok(library) = CString::new(library) else { return false };
-    // SAFETY: the name ends with 0; no library is loaded, only found if it is loaded already. The handle is kept, so that
-    // the functions stay valid.
+    // SAFETY: the name ends with 0; no library is loaded, only found if it is loaded already. The handle is kept, so
+    // that the functions stay valid.
     let handle = unsafe { libc::dlopen(library.as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
     if handle.is_null() {
         return false;
@@ -53,8 +53,8 @@ pub(crate) fn find(library: &str) -> bool {
     true
 }
 
-/// So many threads of the runtime. None if there is none, and in a forked child, which does not have the threads that its
-/// parent's runtime would wait for.
+/// So many threads of the runtime. None if there is none, and in a forked child, which does not have the threads that
+/// its parent's runtime would wait for.
 pub(crate) fn threads(count: usize) -> Option<Threads> {
     let runtime = *RUNTIME.get()?;
     let count = c_uint::try_from(count).ok()?;

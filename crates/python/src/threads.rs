@@ -11,8 +11,8 @@ use crate::openmp;
 /// The pool that calls share, its number of threads, and the process that started them.
 static POOL: Mutex<Option<(usize, u32, Arc<ThreadPool>)>> = Mutex::new(None);
 
-/// Threads for a pass: 1 is the calling thread alone, 0 is a pool with a thread for each core, and any other number is so
-/// many threads of the OpenMP runtime that [`use_openmp_of`](crate::use_openmp_of) found, or else of the pool.
+/// Threads for a pass: 1 is the calling thread alone, 0 is a pool with a thread for each core, and any other number is
+/// so many threads of the OpenMP runtime that [`use_openmp_of`](crate::use_openmp_of) found, or else of the pool.
 pub(crate) fn threads(count: usize) -> Threads {
     if count == 1 {
         return Threads::Sequential;
@@ -26,8 +26,8 @@ pub(crate) fn threads(count: usize) -> Threads {
     pool(count)
 }
 
-/// A pool of so many threads. A call that cannot have it at once runs on its own thread: it may be in a forked child, in
-/// which nobody would ever release the lock.
+/// A pool of so many threads. A call that cannot have it at once runs on its own thread: it may be in a forked child,
+/// in which nobody would ever release the lock.
 fn pool(count: usize) -> Threads {
     let per_core = || thread::available_parallelism().map_or(1, NonZero::get);
     let count = if count == 0 { per_core() } else { count }.min(ThreadPool::MAX_THREADS);

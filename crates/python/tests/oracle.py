@@ -60,4 +60,6 @@ def compare(actual, expected, bound, name):
         bound = bound + np.maximum(2.0**-11 * (abs(expected) + bound), 2.0**-25)
     error = abs(actual.astype(np.longdouble).reshape(expected.shape) - expected)
     worst = np.unravel_index(np.argmax(np.where(np.isnan(error), np.inf, error - bound)), error.shape)
-    assert (error <= bound).all(), f"{name}: {actual.reshape(expected.shape)[worst]} at {worst}, expected {expected[worst]}"
+    assert (error <= bound).all(), (
+        f"{name}: {actual.reshape(expected.shape)[worst]} at {worst}, expected {expected[worst]}"
+    )

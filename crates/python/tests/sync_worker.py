@@ -71,6 +71,7 @@ def steps():
     kinds = (
         (bt.SyncBatchNorm, bt.BatchNorm2d),
         (bt.SyncBatchNormReLU, bt.BatchNormReLU2d),
+        (bt.SyncBatchNormLeakyReLU, bt.BatchNormLeakyReLU2d),
         (bt.SyncBatchNormAddReLU, bt.BatchNormAddReLU2d),
     )
     for kind in kinds:
@@ -100,7 +101,9 @@ def distributed_data_parallel():
             x = values((2 * WORLD, 3, 8, 8), torch.float64, step)
             target = torch.arange(2 * WORLD) % 10
             losses = []
-            for m, optimizer, cut in zip(models, optimizers, (lambda v: part(v, [2] * WORLD), torch.clone), strict=True):
+            for m, optimizer, cut in zip(
+                models, optimizers, (lambda v: part(v, [2] * WORLD), torch.clone), strict=True
+            ):
                 optimizer.zero_grad()
                 loss = torch.nn.functional.cross_entropy(m(cut(x)), cut(target))
                 loss.backward()
@@ -130,7 +133,9 @@ def one_fails():
         if RANK == WORLD - 1:
             assert error.startswith("ValueError: expected"), error
         else:
-            assert error.startswith(f"RuntimeError: synchronized batch normalization failed in the processes of rank [{WORLD - 1}]"), error
+            assert error.startswith(
+                f"RuntimeError: synchronized batch normalization failed in the processes of rank [{WORLD - 1}]"
+            ), error
     one_value = values((1 if RANK == 0 else 0, 3), torch.float32, 1)
     assert "Expected more than 1 value per channel" in error_of(lambda: module(one_value))
     module(values((2, 3, 5), torch.float32, 1))

@@ -179,7 +179,9 @@ def test_folding():
     x, (gamma, beta) = array(rng, (4, 3), np.float64, "first"), parameters(rng, 3, np.float64)
     running = bn.RunningStatistics.of(rng.standard_normal(3), rng.uniform(0.5, 2, 3))
     scale, shift = bn.fold(running, gamma, beta, eps=1e-3)
-    np.testing.assert_allclose(scale * x + shift, bn.normalize(x, running, gamma, beta, eps=1e-3), rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(
+        scale * x + shift, bn.normalize(x, running, gamma, beta, eps=1e-3), rtol=1e-12, atol=1e-13
+    )
 
 
 def test_bits_do_not_depend_on_threads():
@@ -276,7 +278,11 @@ BATCH = bn.Statistics(4, np.zeros(3), np.ones(3))
     ("call", "error", "message"),
     [
         (lambda: bn.statistics([1.0]), TypeError, "x has the wrong type: expected a numpy array, got list"),
-        (lambda: bn.statistics(X.astype(int)), TypeError, "x has the wrong dtype: expected float32, float64 or float16"),
+        (
+            lambda: bn.statistics(X.astype(int)),
+            TypeError,
+            "x has the wrong dtype: expected float32, float64 or float16",
+        ),
         (lambda: bn.statistics(X.astype(">f4")), TypeError, "x has the wrong dtype.*got >f4"),
         (lambda: bn.statistics(X, axis=2), ValueError, "the channel axis is out of range: expected one of 2 axes"),
         (lambda: bn.statistics(X, axis=-3), ValueError, "the channel axis is out of range: expected one of 2 axes"),
@@ -285,7 +291,11 @@ BATCH = bn.Statistics(4, np.zeros(3), np.ones(3))
         (lambda: bn.forward_training(X, G[:2]), ValueError, "gamma has the wrong length: expected 3 elements, got 2"),
         (lambda: bn.forward_training(X, G.astype(float)), TypeError, "gamma has the wrong dtype: expected float32"),
         (lambda: bn.forward_training(X, None, G[None]), ValueError, "beta has the wrong dims: expected one axis"),
-        (lambda: bn.forward_training(X, eps=-1), ValueError, "eps is out of range: expected a finite number >= 0, got -1"),
+        (
+            lambda: bn.forward_training(X, eps=-1),
+            ValueError,
+            "eps is out of range: expected a finite number >= 0, got -1",
+        ),
         (lambda: bn.forward_training(X, activation="tanh"), ValueError, "activation is unknown: .*got 'tanh'"),
         (lambda: bn.forward_training(X, slope=0.1), ValueError, "slope is only for the activation 'leaky_relu'"),
         (
@@ -293,11 +303,23 @@ BATCH = bn.Statistics(4, np.zeros(3), np.ones(3))
             ValueError,
             "slope is out of range: expected a finite number >= 0, got -1",
         ),
-        (lambda: bn.forward_training(X, residual=X[:2]), ValueError, "residual has the wrong dims: expected those of x"),
-        (lambda: bn.forward_training(X, out=X.T.copy().T), ValueError, "out has the wrong strides: expected those of x"),
+        (
+            lambda: bn.forward_training(X, residual=X[:2]),
+            ValueError,
+            "residual has the wrong dims: expected those of x",
+        ),
+        (
+            lambda: bn.forward_training(X, out=X.T.copy().T),
+            ValueError,
+            "out has the wrong strides: expected those of x",
+        ),
         (lambda: bn.forward_training(X, out=X.astype(float)), TypeError, "out has the wrong dtype: expected float32"),
         (lambda: bn.forward_training(X, out=np.broadcast_to(G, (4, 3))), ValueError, "out"),
-        (lambda: bn.forward_training(X, weights=-np.ones(4, np.float32)), ValueError, "weight of position 0 is invalid"),
+        (
+            lambda: bn.forward_training(X, weights=-np.ones(4, np.float32)),
+            ValueError,
+            "weight of position 0 is invalid",
+        ),
         (lambda: bn.backward(X, X, 3), TypeError, "statistics have the wrong type"),
         (lambda: bn.backward(X, X, BATCH, dx=X), ValueError, "overlaps"),
         (lambda: bn.backward(X, X, BATCH, dgamma=G[:2]), ValueError, "dgamma has the wrong length: expected 3"),
@@ -311,9 +333,17 @@ BATCH = bn.Statistics(4, np.zeros(3), np.ones(3))
         ),
         (lambda: bn.Statistics(1, np.zeros(3), np.zeros(2)), ValueError, "var has the wrong length: expected 3"),
         (lambda: bn.Statistics(1, np.zeros(3, int), np.zeros(3)), TypeError, "mean has the wrong dtype"),
-        (lambda: bn.RunningStatistics(3).update(BATCH, 1.5), ValueError, "momentum is out of range: expected a number in"),
+        (
+            lambda: bn.RunningStatistics(3).update(BATCH, 1.5),
+            ValueError,
+            "momentum is out of range: expected a number in",
+        ),
         (lambda: bn.RunningStatistics(2).update(BATCH), ValueError, "batch has the wrong length: expected 2"),
-        (lambda: bn.RunningStatistics(3).update(bn.Statistics(1, G.astype(float), G.astype(float))), ValueError, "too few"),
+        (
+            lambda: bn.RunningStatistics(3).update(bn.Statistics(1, G.astype(float), G.astype(float))),
+            ValueError,
+            "too few",
+        ),
         (lambda: bn.set_num_threads(-1), ValueError, "threads is out of range: expected a number >= 0, got -1"),
         (lambda: bn.fold(BATCH, G[:1]), ValueError, "gamma has the wrong length: expected 3 elements, got 1"),
     ],

@@ -83,7 +83,7 @@ def test_does_what_pytorch_does(dtype, shape, layout):
         assert actual[0].stride() == expected[0].stride() and actual[1].stride() == expected[1].stride()
         for a, b in zip(actual, expected, strict=True):
             assert_near(a, b)
-        for (name, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
+        for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):
             assert_near(a.double(), b.double(), dtype)
 
 
@@ -323,7 +323,7 @@ def test_training_gives_the_losses_of_pytorch():
         expected = train(theirs, dtype, 10)
         for model in ours, fused:
             losses = train(model, dtype, 10)
-            assert ((losses - expected).abs() <= tolerance * expected.abs()).all(), (losses - expected)
+            assert ((losses - expected).abs() <= tolerance * expected.abs()).all(), losses - expected
 
 
 def test_leaky_relu_keeps_only_the_output():

@@ -23,7 +23,9 @@ def test_compile(training, memory_format, dynamic):
     actual, expected = step(compiled, x, dy), step(eager, x, dy)
     # The same kernels run.
     assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(module.state_dict().values(), eager.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(module.state_dict().values(), eager.state_dict().values(), strict=True)
+    )
     assert actual[0].stride() == expected[0].stride()
 
 

@@ -54,7 +54,9 @@ def test_operator_samples(dtype):
 @pytest.mark.parametrize("info", [m for m in module_db if m.module_cls in MODULES], ids=lambda m: m.name)
 def test_module_samples(info, training):
     count = 0
-    for sample in info.module_inputs_func(info, device="cpu", dtype=torch.float64, requires_grad=True, training=training):
+    for sample in info.module_inputs_func(
+        info, device="cpu", dtype=torch.float64, requires_grad=True, training=training
+    ):
         made = sample.constructor_input
         modules = [kind(*made.args, **made.kwargs).double() for kind in (MODULES[info.module_cls], info.module_cls)]
         given = sample.forward_input

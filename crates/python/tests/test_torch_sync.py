@@ -20,7 +20,9 @@ def test_processes_do_what_one_does(world, tmp_path):
     store = tmp_path / "store"
     command = [sys.executable, str(WORKER)]
     processes = [
-        subprocess.Popen([*command, str(rank), str(world), str(store)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        subprocess.Popen(
+            [*command, str(rank), str(world), str(store)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
         for rank in range(world)
     ]
     try:
@@ -42,10 +44,11 @@ def test_alone_it_is_a_batch_normalization():
 
 
 def test_conversion():
-    fused = torch.nn.Sequential(bt.BatchNormReLU2d(3), bt.BatchNormAddReLU1d(3), torch.nn.BatchNorm3d(3))
-    parameters = list(fused.parameters())
-    converted = bt.SyncBatchNorm.convert_sync_batchnorm(fused)
-    kinds = [bt.SyncBatchNormReLU, bt.SyncBatchNormAddReLU, bt.SyncBatchNorm]
-    assert [type(module) for module in converted] == kinds
+    parts = bt.BatchNormReLU2d(3), bt.BatchNormLeakyReLU2d(3, negative_slope=0.2), bt.BatchNormAddReLU1d(3)
+    model = torch.nn.Sequential(*parts, torch.nn.BatchNorm3d(3), bt.BatchNorm1d(3))
+    parameters = list(model.parameters())
+    converted = bt.SyncBatchNorm.convert_sync_batchnorm(model)
+    fused = [bt.SyncBatchNormReLU, bt.SyncBatchNormLeakyReLU, bt.SyncBatchNormAddReLU]
+    assert [type(module) for module in converted] == [*fused, bt.SyncBatchNorm, bt.SyncBatchNorm]
     assert all(a is b for a, b in zip(converted.parameters(), parameters, strict=True))
-    assert "SyncBatchNorm(3" in repr(converted)
+    assert "SyncBatchNorm(3" in repr(converted) and converted[1].negative_slope == 0.2

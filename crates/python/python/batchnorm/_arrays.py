@@ -47,14 +47,10 @@ def check_like(name, array, x):
     """Checks that an array has the dtype, the dims and the strides of x, so that a pass reads both with one index."""
     check_dtype(name, array, x.dtype)
     if array.shape != x.shape:
-        raise ValueError(
-            f"{name} has the wrong dims: expected those of x, {list(x.shape)}, got {list(array.shape)}"
-        )
+        raise ValueError(f"{name} has the wrong dims: expected those of x, {list(x.shape)}, got {list(array.shape)}")
     # An axis of extent 1 may have any stride.
     if x.size and any(n > 1 and a != b for n, a, b in zip(x.shape, array.strides, x.strides)):
-        raise ValueError(
-            f"{name} has the wrong strides: expected those of x, {strides(x)}, got {strides(array)}"
-        )
+        raise ValueError(f"{name} has the wrong strides: expected those of x, {strides(x)}, got {strides(array)}")
 
 
 def check_values(name, array, *dtypes):

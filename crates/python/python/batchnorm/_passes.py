@@ -297,8 +297,8 @@ def fold(
 ) -> tuple[np.ndarray, np.ndarray]:
     """
     The scale and the shift of each channel, in float64, to which `normalize` with these statistics amounts:
-    `y = scale·x + shift`. Both can be folded into the weights and the bias of a layer before or after it. gamma and beta
-    are float32 or float64.
+    `y = scale·x + shift`. Both can be folded into the weights and the bias of a layer before or after it. gamma and
+    beta are float32 or float64.
     """
     given = source(statistics)
     channels = statistics.mean.size

@@ -37,9 +37,7 @@ class Statistics:
             statistics._source()
             parts.append(np.concatenate([[statistics.count], statistics.mean, statistics.var]).astype(np.float64))
         if parts[0].size != parts[1].size:
-            raise ValueError(
-                f"other has the wrong length: expected {self.mean.size} elements, got {other.mean.size}"
-            )
+            raise ValueError(f"other has the wrong length: expected {self.mean.size} elements, got {other.mean.size}")
         rows, merged, channels = np.concatenate(parts), np.empty_like(parts[0]), self.mean.size
         _native.merge_statistics(raw(rows), raw(merged), channels)
         self.count = float(merged[0])
@@ -79,8 +77,8 @@ class RunningStatistics:
 
     def update(self, batch: Statistics, momentum: float | None = 0.1, *, biased: bool = False) -> None:
         """
-        Updates the averages with a batch: `running = (1 − momentum)·running + momentum·new`. The momentum weighs the new
-        value, as PyTorch does, and lies in [0, 1]; None gives the plain average over all batches. Variances are
+        Updates the averages with a batch: `running = (1 − momentum)·running + momentum·new`. The momentum weighs the
+        new value, as PyTorch does, and lies in [0, 1]; None gives the plain average over all batches. Variances are
         averaged unbiased (over M − 1), unless `biased` is true.
         """
         if not isinstance(batch, Statistics):
@@ -90,12 +88,17 @@ class RunningStatistics:
         check_writeable("running var", self.var)
         source = batch._source()
         if batch.mean.size != self.mean.size:
-            raise ValueError(
-                f"batch has the wrong length: expected {self.mean.size} elements, got {batch.mean.size}"
-            )
+            raise ValueError(f"batch has the wrong length: expected {self.mean.size} elements, got {batch.mean.size}")
         momentum = None if momentum is None else float(momentum)
         self.batches = _native.update_running(
-            ELEMENTS[self.mean.dtype], raw(self.mean), raw(self.var), self.batches, source, momentum, bool(biased), False
+            ELEMENTS[self.mean.dtype],
+            raw(self.mean),
+            raw(self.var),
+            self.batches,
+            source,
+            momentum,
+            bool(biased),
+            False,
         )
 
     def _source(self):

@@ -187,7 +187,7 @@ def keep_outputs(model):
 
 
 def memory(options):
-    print('MB at the peak of a training step, 8 images of 128×128: what the backward pass keeps, parameters included.')
+    print("MB at the peak of a training step, 8 images of 128×128: what the backward pass keeps, parameters included.")
     header("network", "PyTorch", 'with memory="output"')
     mobilenet, leaky = mobilenet_v2(), darknet()
     rows = {

@@ -6,9 +6,9 @@ Batch normalization modules that replace those of PyTorch on CPUs.
     batchnorm.torch.convert(model)         # every torch.nn.BatchNorm1d, 2d and 3d
     model = batchnorm.torch.fuse(model)    # and, with them, ReLU and the addition before it
 
-The modules have the parameters, the buffers and the arguments of PyTorch's, and do what those do. Results are the same on
-any number of threads, and statistics are computed in float64. What the kernels of this package do not support, such as
-tensors on other devices, is left to PyTorch's own function, which also raises the exceptions for wrong arguments.
+The modules have the parameters, the buffers and the arguments of PyTorch's, and do what those do. Results are the same
+on any number of threads, and statistics are computed in float64. What the kernels of this package do not support, such
+as tensors on other devices, is left to PyTorch's own function, which also raises the exceptions for wrong arguments.
 """
 
 from ._convert import convert, revert
@@ -28,7 +28,7 @@ from ._modules import (
     BatchNormReLU2d,
     BatchNormReLU3d,
 )
-from ._sync import SyncBatchNorm, SyncBatchNormAddReLU, SyncBatchNormReLU
+from ._sync import SyncBatchNorm, SyncBatchNormAddReLU, SyncBatchNormLeakyReLU, SyncBatchNormReLU
 
 __all__ = [
     "BatchNorm1d",
@@ -45,6 +45,7 @@ __all__ = [
     "BatchNormReLU3d",
     "SyncBatchNorm",
     "SyncBatchNormAddReLU",
+    "SyncBatchNormLeakyReLU",
     "SyncBatchNormReLU",
     "batch_norm",
     "convert",

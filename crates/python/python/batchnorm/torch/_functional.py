@@ -31,8 +31,8 @@ def batch_norm(
     `y = act(weight·x̂ + bias + residual)`.
 
     `activation` is None, "relu" or "leaky_relu". With `memory="output"` the backward pass keeps y instead of the input,
-    if every channel allows to rebuild x̂ from y: not with "relu", with a residual, or where weight is nearly 0. It saves
-    memory if y is needed anyway, as by a convolution; y must not be changed in place before the backward pass.
+    if every channel allows to rebuild x̂ from y: not with "relu", with a residual, or where weight is nearly 0. It
+    saves memory if y is needed anyway, as by a convolution; y must not be changed in place before the backward pass.
 
     Arguments that the kernels of this package do not support, and wrong ones, are left to PyTorch's function.
     """
@@ -43,7 +43,9 @@ def batch_norm(
     number = ACTIVATIONS[activation]
     statistics = running_mean, running_var
     # A trace of TorchScript is to run where this package is not.
-    if torch._C._get_tracing_state() is None and _suits(input, running_mean, running_var, weight, bias, training, residual):
+    if torch._C._get_tracing_state() is None and _suits(
+        input, running_mean, running_var, weight, bias, training, residual
+    ):
         if torch.compiler.is_dynamo_compiling() or torch._C._len_torch_dispatch_stack() > 0:
             if _lengths_fit(input, running_mean, running_var, weight, bias):
                 fusion = residual, eps, number, negative_slope
@@ -56,8 +58,8 @@ def batch_norm(
                     return _eager.BatchNorm.apply(*arguments, memory == "output")
                 return _eager.plain(*arguments)[0]
             except ValueError:
-                # Nothing has been written. PyTorch computes with some values that the kernels refuse, such as a negative
-                # variance, and has exceptions of its own for the others.
+                # Nothing has been written. PyTorch computes with some values that the kernels refuse, such as a
+                # negative variance, and has exceptions of its own for the others.
                 pass
     y = functional.batch_norm(input, *statistics, weight, bias, training, momentum, eps)
     if residual is not None:

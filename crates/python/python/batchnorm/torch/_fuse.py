@@ -104,7 +104,9 @@ def _pattern(model, relu, calls):
     before = relu.args[0]
     if _is_batch_norm(model, before, calls):
         return before, None, relu, None, activation
-    if activation[0] != "ReLU" or not (_is(before, _ADD) and len(before.users) == 1 and len(before.args) == 2 and not before.kwargs):
+    if activation[0] != "ReLU" or not (
+        _is(before, _ADD) and len(before.users) == 1 and len(before.args) == 2 and not before.kwargs
+    ):
         return None
     first, second = before.args
     if not all(isinstance(operand, fx.Node) for operand in (first, second)) or first is second:

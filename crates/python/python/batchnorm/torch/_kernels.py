@@ -15,8 +15,8 @@ TYPES = list(ELEMENTS)
 ACTIVATIONS = {None: 0, "relu": 1, "leaky_relu": 2}
 IDENTITY, RELU, LEAKY_RELU = 0, 1, 2
 
-# The library that runs PyTorch's own operators. Passes run on the threads of the OpenMP runtime that it is linked to, as
-# a second pool would compete with them for the same cores. Without one they run on a pool.
+# The library that runs PyTorch's own operators. Passes run on the threads of the OpenMP runtime that it is linked to,
+# as a second pool would compete with them for the same cores. Without one they run on a pool.
 _native.use_openmp_of(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
 
 NO_OUTPUTS = None, None, None, None
@@ -101,7 +101,9 @@ def update_running(mean, var, statistics, count, momentum):
 
 def normalize(x, source, weight, bias, residual, settings):
     y = torch.empty_like(x)
-    _native.normalize(settings, raw(x), source, (optional(weight), optional(bias), optional(residual), None, None), raw(y))
+    _native.normalize(
+        settings, raw(x), source, (optional(weight), optional(bias), optional(residual), None, None), raw(y)
+    )
     return y
 
 

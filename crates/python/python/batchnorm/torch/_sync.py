@@ -2,7 +2,8 @@
 Batch normalization over the batches of all processes of a group, on CPUs.
 
 Forward, each process sends the count, the means and the variances of its part, and merges those of all parts in the
-order of the ranks by Chan's formula; backward, its two sums. So all processes compute with the same numbers, bit for bit.
+order of the ranks by Chan's formula; backward, its two sums. So all processes compute with the same numbers, bit for
+bit.
 """
 
 import torch
@@ -28,7 +29,9 @@ def _gather(row, group):
     distributed.all_gather(list(rows.unbind()), row, group)
     failed = rows[:, 0].isnan().nonzero().flatten().tolist()
     if failed:
-        raise RuntimeError(f"synchronized batch normalization failed in the processes of rank {failed}: see their errors")
+        raise RuntimeError(
+            f"synchronized batch normalization failed in the processes of rank {failed}: see their errors"
+        )
     return rows
 
 
@@ -226,6 +229,10 @@ class SyncBatchNormReLU(_modules._ReLU, SyncBatchNorm):
     """`relu(SyncBatchNorm(input))` in one sweep."""
 
 
+class SyncBatchNormLeakyReLU(_modules._LeakyReLU, SyncBatchNorm):
+    """`leaky_relu(SyncBatchNorm(input), negative_slope)` in one sweep."""
+
+
 class SyncBatchNormAddReLU(_modules._ReLU, SyncBatchNorm):
     """`relu(SyncBatchNorm(input) + residual)` in one sweep."""
 
@@ -233,12 +240,18 @@ class SyncBatchNormAddReLU(_modules._ReLU, SyncBatchNorm):
         return self._synchronized(input, residual)
 
 
+_FUSED = {
+    getattr(_modules, f"BatchNorm{fused}{dims}d"): synchronized
+    for fused, synchronized in (
+        ("ReLU", SyncBatchNormReLU),
+        ("LeakyReLU", SyncBatchNormLeakyReLU),
+        ("AddReLU", SyncBatchNormAddReLU),
+    )
+    for dims in (1, 2, 3)
+}
+
+
 def _synchronized_class(kind):
     if kind in _OURS or kind in _THEIRS or kind is torch.nn.SyncBatchNorm:
         return SyncBatchNorm
-    for dims in 1, 2, 3:
-        if kind is getattr(_modules, f"BatchNormReLU{dims}d"):
-            return SyncBatchNormReLU
-        if kind is getattr(_modules, f"BatchNormAddReLU{dims}d"):
-            return SyncBatchNormAddReLU
-    return None
+    return _FUSED.get(kind)
