@@ -194,7 +194,7 @@ impl Reduce for Signs {
     }
 }
 
-/// Squares of deviations in f32 that are smaller on average may have lost bits, as they may if they are below 2⁻¹²⁶.
+/// If squares of deviations are smaller on average, some may be below 2⁻¹²⁶, where f32 loses bits.
 const SMALL_SQUARE: f64 = f64::from_bits((1023 - 120) << 52);
 /// Values near a larger pivot differ from it by more than 2⁻⁶⁰, or not at all.
 const SMALL_PIVOT: f64 = f64::from_bits((1023 - 35) << 52);
@@ -387,7 +387,8 @@ impl<E: Storage> Kernel for MomentsKernel<E> {
 }
 
 /// The moments of a tile in lanes of f64: with weights, as blocks that double in length need not double in weight,
-/// which lanes of f32 rely on; or, of what [`MomentsKernel`] has summed, of the channels whose squares have left the range of lanes.
+/// which lanes of f32 rely on; or, of what [`MomentsKernel`] has summed, of the channels whose squares have left the
+/// range of lanes.
 pub(crate) struct WideMomentsKernel<E: Storage>(MomentsTask<E>);
 
 impl<E: Storage> WideMomentsKernel<E> {
