@@ -211,7 +211,7 @@ impl<P: Real> Kernel for SumsOfAll<'_, P> {
                 let inv_std = self.channels.inv_std(c);
                 unit = if inv_std == 0.0 { 0.0 } else { seen.factor * unit / inv_std };
             }
-            // The sum is about mean_hi. An infinite Σg leaves a mean that is a lane value as it is.
+            // The sum is about mean_hi, and is moved to the mean. If both are equal an infinite Σg must not make it NaN.
             let (_, lo) = split::<P>(seen.mean * prescale.to_wide());
             let lost = if lo == 0.0 { 0.0 } else { lo * g[c] };
             *out = (*sum - lost) * unit;

@@ -18,7 +18,7 @@ pub(crate) fn l2_bytes() -> usize {
 
 #[cfg(target_arch = "x86_64")]
 mod machine {
-    use std::arch::x86_64::{__cpuid, __cpuid_count, CpuidResult};
+    use std::arch::x86_64::{__cpuid_count, CpuidResult};
 
     // AMD64 Architecture Programmer's Manual 3, E.4.15, and Intel 64 Software Developer's Manual 2A, CPUID: both have
     // the same fields in leaves of different numbers.
@@ -26,10 +26,10 @@ mod machine {
     const INTEL: u32 = 4;
 
     pub(super) fn l2_bytes() -> Option<usize> {
-        let [highest, highest_extended] = [0, 0x8000_0000].map(|leaf| cpuid(leaf).eax);
-        let has_amd = highest_extended >= AMD && cpuid(0x8000_0001).ecx & (1 << 22) != 0;
+        let [highest, highest_extended] = [0, 0x8000_0000].map(|leaf| cpuid(leaf, 0).eax);
+        let has_amd = highest_extended >= AMD && cpuid(0x8000_0001, 0).ecx & (1 << 22) != 0;
         let leaf = if has_amd { Some(AMD) } else { (highest >= INTEL).then_some(INTEL) }?;
-        let caches = (0..16).map(|k| cpuid_count(leaf, k)).take_while(|cache| cache.eax & 31 != 0);
+        let caches = (0..16).map(|k| cpuid(leaf, k)).take_while(|cache| cache.eax & 31 != 0);
         let mut l2 = caches.filter(|cache| cache.eax >> 5 & 7 == 2);
         l2.next().map(|cache| {
             let field = |shift: u32, bits: u32| (cache.ebx >> shift & ((1 << bits) - 1)) as usize + 1;
@@ -37,15 +37,9 @@ mod machine {
         })
     }
 
-    #[allow(unused_unsafe)] // a safe function from Rust 1.93 on
-    fn cpuid(leaf: u32) -> CpuidResult {
+    #[allow(unused_unsafe)] // the function is safe in newer versions of Rust than the oldest supported one
+    fn cpuid(leaf: u32, sub_leaf: u32) -> CpuidResult {
         // SAFETY: every x86-64 CPU has this instruction.
-        unsafe { __cpuid(leaf) }
-    }
-
-    #[allow(unused_unsafe)]
-    fn cpuid_count(leaf: u32, sub_leaf: u32) -> CpuidResult {
-        // SAFETY: the same.
         unsafe { __cpuid_count(leaf, sub_leaf) }
     }
 }
