@@ -1,35 +1,39 @@
 //! `Σ g` and `Σ g·(x − mean)`, a channel at a time or a block of rows, with `g = dy·act'`.
 
+use super::activation::gradient;
 use super::input_gradient::upstream;
 use super::normalize::{self, center};
-use super::operands::{Lanes, Native, Operands, Sources, Variant, masked};
+use super::operands::{Any, Kind, Lanes, Native, OUTPUT, Operands, Sources, Variant, masked};
 use super::reduce::{self, MAX_COEFS, Reduce, Rows};
 use super::scale::all_ones;
 use super::tile::{MAX_GROUP, PlaneRuns, Tile, padded, start};
+use crate::activation::Activation;
 use crate::lanes::Storage;
 use crate::shape::Shape;
 use crate::simd::{Kernel, MAX_LANES, Real, Simd, Vector, with_rest};
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::slice;
 
-/// How many coefficients this needs: mean_hi, prescale. The plain pass does without the second.
+/// How many coefficients this needs: mean_hi, prescale. Only kernels of any variant need the second.
 pub(crate) const COEFS: usize = 2;
 
-/// The terms g and g·(x − mean_hi), the second times the prescale of the channel. If anything is fused, the coefficients
-/// of the forward pass come after its own.
-struct Terms<const FUSED: bool>;
+/// The terms g and g·(x − mean_hi), the second times the prescale of the channel. Kernels of any variant have the
+/// coefficients of the forward pass after their own.
+struct Terms<K>(PhantomData<K>);
 
-impl<const FUSED: bool> Reduce for Terms<FUSED> {
+impl<K: Kind> Reduce for Terms<K> {
+    type Kind = K;
     const INPUTS: usize = 2;
-    const COEFS: usize = if FUSED { COEFS + normalize::COEFS } else { COEFS - 1 };
-    const RECOMPUTE_COEFS: usize = if FUSED { normalize::COEFS } else { 0 };
-    const FUSED: bool = FUSED;
+    const COEFS: usize = if K::ANY { COEFS + normalize::COEFS } else { COEFS - 1 };
+    const RECOMPUTE_COEFS: usize = if K::ANY { normalize::COEFS } else { 0 };
     #[inline(always)]
     fn terms<V: Vector>(coefs: &[V; MAX_COEFS], operands: &Operands<V>, variant: &Variant) -> [V; 2] {
         let [mean_hi, prescale, forward @ ..] = *coefs;
-        if !FUSED {
-            let [g, x, ..] = operands.inputs;
+        if !K::ANY {
+            let [dy, x, ..] = operands.inputs;
+            let g = if K::RELU { gradient(Activation::Relu, operands.inputs[OUTPUT], dy) } else { dy };
             return [g, g.mul(x.sub(mean_hi))];
         }
         let (g, x) = upstream(&forward, operands, variant);
@@ -54,31 +58,31 @@ pub(crate) struct GradientSumsTask<E: Storage> {
 }
 
 /// The kernel of this pass.
-pub(crate) struct GradientSumsKernel<E: Storage, const FUSED: bool>(GradientSumsTask<E>);
+pub(crate) struct GradientSumsKernel<K, E: Storage>(GradientSumsTask<E>, PhantomData<K>);
 
-impl<E: Storage, const FUSED: bool> GradientSumsKernel<E, FUSED> {
+impl<K, E: Storage> GradientSumsKernel<K, E> {
     /// # Safety
     /// dy, x and what the variant names cover the shape, and nothing else uses the channels of the tile in `out` while
-    /// the kernel runs. There are as many arrays of coefficients as the fused body has, of which those that the pass
+    /// the kernel runs. There are as many arrays of coefficients as a kernel of any variant has, of which those that the pass
     /// needs are filled. A tile of planes has at most [`MAX_GROUP`] channels.
     pub(crate) unsafe fn new(task: GradientSumsTask<E>) -> Self {
-        Self(task)
+        Self(task, PhantomData)
     }
 }
 
-impl<E: Storage, const FUSED: bool> Kernel for GradientSumsKernel<E, FUSED> {
+impl<K: Kind, E: Storage> Kernel for GradientSumsKernel<K, E> {
     const AVX2_SERVES: bool = E::AVX2_SERVES;
 
     #[inline(always)]
     fn run<S: Simd>(self) {
         // SAFETY: whoever made the kernel promised that its pointers cover the shape, and this code runs in the tier.
         unsafe {
-            if !(FUSED || S::PLAIN_PASSES && self.0.is_ordinary()) {
-                S::enter(GradientSumsKernel::<E, true>(self.0));
+            if !(K::ANY || S::PLAIN_PASSES && self.0.is_ordinary()) {
+                S::enter(GradientSumsKernel::<Any, E>::new(self.0));
             } else if self.0.shape.inner() == 1 {
-                self.0.rows::<Native<E, S>, FUSED>();
+                self.0.rows::<Native<E, S>, K>();
             } else {
-                self.0.planes::<Native<E, S>, FUSED>();
+                self.0.planes::<Native<E, S>, K>();
             }
         }
     }
@@ -104,7 +108,7 @@ impl<E: Storage> GradientSumsTask<E> {
     /// # Safety
     /// The pointers cover the shape.
     #[inline(always)]
-    unsafe fn planes<L: Lanes<E = E, V: Vector<Scalar = E::Scalar>>, const FUSED: bool>(&self) {
+    unsafe fn planes<L: Lanes<E = E, V: Vector<Scalar = E::Scalar>>, K: Kind>(&self) {
         let next_plane = self.shape.channels() * self.shape.inner();
         let mut slots = [const { MaybeUninit::uninit() }; MAX_GROUP];
         let Range { start: first, end } = self.tile.channels;
@@ -115,14 +119,14 @@ impl<E: Storage> GradientSumsTask<E> {
             // SAFETY: the run lies within the buffers, and its channel is one of the shape's.
             unsafe {
                 let mut k = 0;
-                while k < Terms::<FUSED>::COEFS {
+                while k < Terms::<K>::COEFS {
                     coefs[k] = L::V::splat(*self.coefs.wrapping_add(k * self.coefs_stride + run.c));
                     k += 1;
                 }
                 reduce::prefetch_plane::<L::V, E>(x.inputs[0].wrapping_add(next_plane), run.len);
                 reduce::prefetch_plane::<L::V, E>(x.inputs[1].wrapping_add(next_plane), run.len);
                 let acc = &mut sums[run.k];
-                *acc = reduce::run::<Terms<FUSED>, L, _>(&coefs, &x, &self.variant, run.len, *acc, &mut ());
+                *acc = reduce::run::<Terms<K>, L, _>(&coefs, &x, &self.variant, run.len, *acc, &mut ());
             }
         }
         let mut c = first;
@@ -140,7 +144,7 @@ impl<E: Storage> GradientSumsTask<E> {
     /// # Safety
     /// The pointers cover the shape.
     #[inline(always)]
-    unsafe fn rows<L: Lanes<E = E, V: Vector<Scalar = E::Scalar>>, const FUSED: bool>(&self) {
+    unsafe fn rows<L: Lanes<E = E, V: Vector<Scalar = E::Scalar>>, K: Kind>(&self) {
         let row_stride = self.shape.channels();
         let Range { start, end } = self.tile.channels;
         let columns = end - start;
@@ -156,7 +160,7 @@ impl<E: Storage> GradientSumsTask<E> {
             }
             let coefs = self.coefs.wrapping_add(start);
             let r = Rows { coefs, coefs_stride: self.coefs_stride, sums, rests, columns, row_stride };
-            reduce::rows::<Terms<FUSED>, L>(&r, &x, &self.variant, self.tile.positions.len());
+            reduce::rows::<Terms<K>, L>(&r, &x, &self.variant, self.tile.positions.len());
             if size_of::<E::Scalar>() == size_of::<f64>() {
                 for (sum, rest) in sums.into_iter().zip(rests) {
                     let mut c = 0;

@@ -9,30 +9,33 @@ use super::activation::{gradient, inverse};
 use super::double_backward::double_backward;
 use super::map::{MAX_COEFS, Map};
 use super::normalize::{self, argument, center};
-use super::operands::{OUTPUT, Operands, Variant, masked, scaled_weight};
+use super::operands::{Any, Kind, OUTPUT, Operands, Variant, masked, scaled_weight};
 use crate::activation::Activation;
 use crate::simd::Vector;
+use std::marker::PhantomData;
 
-/// How many coefficients this needs: mean_hi, scale, slope, constant, prescale, boost. The plain pass does without the
-/// last two.
+/// How many coefficients this needs: mean_hi, scale, slope, constant, prescale, boost. Only kernels of any variant need
+/// the last two.
 pub(crate) const COEFS: usize = 6;
 
-/// Two inputs, dy and x. If anything is fused: dx and g, and the coefficients of the forward pass after its own.
-pub(crate) struct InputGradient<const FUSED: bool>;
+/// Two inputs, dy and x; two outputs, dx and g. Kernels of any variant have the coefficients of the forward pass after
+/// their own.
+pub(crate) struct InputGradient<K>(PhantomData<K>);
 
-impl<const FUSED: bool> Map for InputGradient<FUSED> {
+impl<K: Kind> Map for InputGradient<K> {
+    type Kind = K;
+    type Any = InputGradient<Any>;
     const INPUTS: usize = 2;
-    const COEFS: usize = if FUSED { COEFS + normalize::COEFS } else { COEFS - 2 };
-    const RECOMPUTE_COEFS: usize = if FUSED { normalize::COEFS } else { 0 };
+    const COEFS: usize = if K::ANY { COEFS + normalize::COEFS } else { COEFS - 2 };
+    const RECOMPUTE_COEFS: usize = if K::ANY { normalize::COEFS } else { 0 };
     const FACTORS: &'static [usize] = &[4, 5, 9];
-    const FUSED: bool = FUSED;
-    type Fused = InputGradient<true>;
     #[inline(always)]
     fn apply<V: Vector>(coefs: &[V; MAX_COEFS], operands: &Operands<V>, variant: &Variant) -> [V; 2] {
         let [mean_hi, scale, slope, constant, prescale, boost, forward @ ..] = *coefs;
         let [dy, x, ..] = operands.inputs;
-        if !FUSED {
-            return [dy.add(x.sub(mean_hi).mul(slope).add(constant)).mul(scale); 2];
+        if !K::ANY {
+            let g = if K::RELU { gradient(Activation::Relu, operands.inputs[OUTPUT], dy) } else { dy };
+            return [g.add(x.sub(mean_hi).mul(slope).add(constant)).mul(scale), g];
         }
         if variant.double_backward {
             return [double_backward(coefs, operands); 2];

@@ -29,7 +29,7 @@ impl<M: Map, E: Storage> Kernel for InterleavedKernel<M, E> {
     #[inline(always)]
     fn run<S: Simd>(self) {
         // SAFETY: whoever made the two kernels promised that the coefficients are computed.
-        if !(S::STREAMS && E::INTERLEAVES && (M::FUSED || unsafe { self.map.is_ordinary() })) {
+        if !(S::STREAMS && E::INTERLEAVES && (M::ANY || unsafe { self.map.is_ordinary() })) {
             // SAFETY: this code runs in the tier.
             unsafe {
                 S::enter(self.map);

@@ -1,7 +1,7 @@
 //! Passes that write, and their walk over planes: one output per element, or two, from the inputs and the coefficients
 //! of the channel.
 
-use super::operands::{INPUTS, Lanes, Native, Operands, Sources, Variant, load};
+use super::operands::{INPUTS, Kind, Lanes, Native, Operands, Sources, Variant, load};
 use super::scale::all_ones;
 use super::sink::{Cached, Line, Sink, Streamed, Streaming};
 use super::tile::{PlaneRun, PlaneRuns, Tile};
@@ -22,13 +22,17 @@ pub(crate) trait Map {
     /// activation.
     const COEFS: usize;
     const RECOMPUTE_COEFS: usize = 0;
-    /// Which coefficients of the fused body are 1 except in channels of huge or tiny values. The plain body does without
-    /// them: tiles with such channels take the fused one.
+    /// Which coefficients are 1 except in channels of huge or tiny values. Only the body of any variant has them: tiles
+    /// with such channels take that one.
     const FACTORS: &'static [usize];
+    /// The variants that it serves.
+    type Kind: Kind;
+    /// Whether these are any variants, whose body is much code.
+    const ANY: bool = <Self::Kind as Kind>::ANY;
     /// Whether anything is fused; without, there is one output.
-    const FUSED: bool;
-    /// The body for the same pass with anything fused.
-    type Fused: Map;
+    const FUSED: bool = Self::ANY || <Self::Kind as Kind>::RELU;
+    /// The body of the same pass for any variant.
+    type Any: Map;
     fn apply<V: Vector>(coefs: &[V; MAX_COEFS], x: &Operands<V>, variant: &Variant) -> [V; 2];
 }
 
@@ -45,7 +49,7 @@ pub(crate) struct MapTask<E: Storage> {
     /// Arrays of coefficients per channel, a stride apart.
     pub(crate) coefs: *const E::Scalar,
     pub(crate) coefs_stride: usize,
-    /// Null if an output is not wanted; then something is fused.
+    /// Null if an output is not wanted; then something is fused. The first is wanted unless the kernel is of any variant.
     pub(crate) out: [*mut E; 2],
     /// Whether to bypass the caches: for outputs too large to be read from them later.
     pub(crate) stream: bool,
@@ -68,16 +72,16 @@ pub(crate) struct MapKernel<M, E: Storage> {
 impl<M: Map, E: Storage> MapKernel<M, E> {
     /// # Safety
     /// Inputs that the variant names and wanted outputs cover the shape, and nothing else uses the elements of the tile
-    /// in the outputs while the kernel runs. There are as many arrays of coefficients as the fused body has, with
+    /// in the outputs while the kernel runs. There are as many arrays of coefficients as a kernel of any variant has, with
     /// the channels of the tile, of which the pass has filled those that it needs; if the tile has rows with all
     /// channels, the first ones are repeated after the last.
     pub(crate) unsafe fn new(task: MapTask<E>) -> Self {
         Self { task, pass: PhantomData }
     }
 
-    /// The same, by the code of the fused pass. Its first coefficients are the same; what it loads after them, whatever
-    /// that is, enters no result.
-    pub(super) fn fused(self) -> MapKernel<M::Fused, E> {
+    /// The same, by the code of any variant. Its first coefficients are the same; what it loads after them, whatever that
+    /// is, enters no result.
+    pub(super) fn any(self) -> MapKernel<M::Any, E> {
         MapKernel { task: self.task, pass: PhantomData }
     }
 }
@@ -89,9 +93,9 @@ impl<M: Map, E: Storage> Kernel for MapKernel<M, E> {
     fn run<S: Simd>(self) {
         let stream = S::STREAMS && self.task.stream;
         // SAFETY: whoever made the kernel promised that the coefficients are computed.
-        if !(M::FUSED || S::PLAIN_PASSES && unsafe { self.is_ordinary() }) {
+        if !(M::ANY || S::PLAIN_PASSES && unsafe { self.is_ordinary() }) {
             // SAFETY: this code runs in the tier.
-            unsafe { S::enter(self.fused()) };
+            unsafe { S::enter(self.any()) };
         } else if M::FUSED || !S::STREAMS || self.task.shape.inner() > 1 {
             self.walk::<S>(stream);
         } else if stream {
@@ -146,7 +150,7 @@ impl<M: Map, E: Storage> MapKernel<M, E> {
         let channels = &self.task.tile.channels;
         let mut ordinary = true;
         for &k in M::FACTORS {
-            if self.task.needs_coefs::<M::Fused>(k) {
+            if self.task.needs_coefs::<M::Any>(k) {
                 let factors = self.task.coefs.wrapping_add(k * self.task.coefs_stride + channels.start);
                 // SAFETY: the caller's promise.
                 ordinary &= all_ones(unsafe { slice::from_raw_parts(factors, channels.len()) });
@@ -160,7 +164,7 @@ impl<M: Map, E: Storage> MapKernel<M, E> {
     pub(super) fn prefetch<S: Simd, const L1: bool>(task: &MapTask<E>, x: &Sources<E>, distance: usize) {
         let mut k = 0;
         while k < INPUTS {
-            if task.variant.reads(M::FUSED, k, M::INPUTS) {
+            if task.variant.reads::<M::Kind>(k, M::INPUTS) {
                 <Native<E, S> as Lanes>::V::prefetch::<L1>(x.inputs[k].wrapping_add(distance).cast());
             }
             k += 1;
@@ -179,7 +183,7 @@ impl<M: Map, E: Storage> MapKernel<M, E> {
         n: usize,
     ) -> [<Native<E, S> as Lanes>::V; 2] {
         // SAFETY: the caller's promise.
-        let operands = unsafe { load::<Native<E, S>, WHOLE>(x, M::INPUTS, M::FUSED, variant, n) };
+        let operands = unsafe { load::<Native<E, S>, M::Kind, WHOLE>(x, M::INPUTS, variant, n) };
         M::apply(coefs, &operands, variant)
     }
 
@@ -223,7 +227,30 @@ impl<'a, M: Map, E: Storage, L: Store<Element = E>, T: Streaming> Sinks<'a, M, E
 
     #[inline(always)]
     fn writes(&self, k: usize) -> bool {
-        if M::FUSED { !self.out[k].is_null() } else { k == 0 }
+        if M::FUSED && (M::ANY || k > 0) { !self.out[k].is_null() } else { k == 0 }
+    }
+
+    /// Whether outputs bypass the caches.
+    #[inline(always)]
+    fn streams(&self) -> bool {
+        self.first.streams()
+    }
+
+    /// Stores vectors so many elements after the place of the next ones.
+    ///
+    /// # Safety
+    /// They may be written there.
+    #[inline(always)]
+    unsafe fn store(&self, v: [L::V; 2], at: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if self.writes(0) {
+                L::store(v[0], self.first.position().wrapping_add(at));
+            }
+            if self.writes(1) {
+                L::store(v[1], self.second.position().wrapping_add(at));
+            }
+        }
     }
 
     /// # Safety
@@ -341,7 +368,7 @@ impl<'a, 'b, M: Map, E: Storage, S: Simd, T: Streaming> Plane<'a, 'b, M, E, S, T
     /// Whether the run can be mapped by whole vectors alone.
     #[inline(always)]
     fn overlaps(&self) -> bool {
-        !self.sinks.first.streams() && self.len >= Self::LANES
+        !self.sinks.streams() && self.len >= Self::LANES
     }
 
     /// Maps what is left of the run, by whole vectors: the first `part` elements, which lie before the place of a
@@ -349,15 +376,15 @@ impl<'a, 'b, M: Map, E: Storage, S: Simd, T: Streaming> Plane<'a, 'b, M, E, S, T
     /// these are loaded before anything is stored, as the output may be the input.
     ///
     /// # Safety
-    /// The run has at least a vector. Nothing is fused.
+    /// The run has at least a vector.
     #[inline(always)]
     unsafe fn overlapping(&mut self, part: usize) {
-        let (x, out, len) = (self.x, self.sinks.first.position(), self.len);
+        let (x, len) = (self.x, self.len);
         // SAFETY: the caller's promise: all vectors lie within the run.
         unsafe {
-            let [first, _] = MapKernel::<M, E>::mapped::<S, true>(&self.variant, &self.coefs, &x, Self::LANES);
+            let first = MapKernel::<M, E>::mapped::<S, true>(&self.variant, &self.coefs, &x, Self::LANES);
             let end = x.advance(len - Self::LANES, 0);
-            let [last, _] = MapKernel::<M, E>::mapped::<S, true>(&self.variant, &self.coefs, &end, Self::LANES);
+            let last = MapKernel::<M, E>::mapped::<S, true>(&self.variant, &self.coefs, &end, Self::LANES);
             let mut at = if len > Self::SHORT { part } else { 0 };
             let head = at > 0;
             while at + Self::LANES <= len {
@@ -365,15 +392,15 @@ impl<'a, 'b, M: Map, E: Storage, S: Simd, T: Streaming> Plane<'a, 'b, M, E, S, T
                 if self.prefetch_distance > 0 {
                     MapKernel::<M, E>::prefetch::<S, false>(self.task, &x, self.prefetch_distance);
                 }
-                let [v, _] = MapKernel::<M, E>::mapped::<S, true>(&self.variant, &self.coefs, &x, Self::LANES);
-                <E::Native<S> as Store>::store(v, out.wrapping_add(at));
+                let v = MapKernel::<M, E>::mapped::<S, true>(&self.variant, &self.coefs, &x, Self::LANES);
+                self.sinks.store(v, at);
                 at += Self::LANES;
             }
             if head {
-                <E::Native<S> as Store>::store(first, out);
+                self.sinks.store(first, 0);
             }
             if at < len {
-                <E::Native<S> as Store>::store(last, out.wrapping_add(len - Self::LANES));
+                self.sinks.store(last, len - Self::LANES);
             }
         }
         self.len = 0;
@@ -406,7 +433,7 @@ unsafe fn walk_planes<M: Map, E: Storage, S: Simd, T: Streaming>(plane: &mut Pla
         // SAFETY: the caller's promise.
         unsafe {
             let mut part = plane.seek(&run);
-            if M::FUSED {
+            if M::ANY {
                 // The parts of vectors at both ends share their code, of which there is much.
                 loop {
                     if part > 0 {

@@ -21,28 +21,31 @@
 //! If squares leave the range of f32, the channel's segment is summed again in lanes of f64: [`WideMomentsKernel`].
 
 use super::merge::Moments;
-use super::operands::{INPUTS, Lanes, Native, Operands, Sources, Variant, Wide, masked, scaled_weight};
+use super::operands::{
+    Any, INPUTS, Kind, Lanes, Native, Operands, Plain, Sources, Variant, Wide, masked, scaled_weight,
+};
 use super::reduce::{self, Accumulators, Interleave, MAX_COEFS, Reduce, Rows};
 use super::tile::{MAX_GROUP, PlaneRuns, Tile, padded, start};
 use super::weights::{Block, Weights};
 use crate::lanes::{Load, Storage};
 use crate::shape::Shape;
 use crate::simd::{Kernel, MAX_LANES, Real, Simd, Vector};
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::ptr::null;
 
-/// The terms d and d², times the weight if `FUSED` and there are weights.
-pub(super) struct Deviations<const FUSED: bool>;
+/// The terms d and d², times the weight if there are weights.
+pub(super) struct Deviations<K>(PhantomData<K>);
 
-impl<const FUSED: bool> Reduce for Deviations<FUSED> {
+impl<K: Kind> Reduce for Deviations<K> {
+    type Kind = K;
     const INPUTS: usize = 1;
     const COEFS: usize = 1;
-    const FUSED: bool = FUSED;
     #[inline(always)]
     fn terms<V: Vector>(coefs: &[V; MAX_COEFS], operands: &Operands<V>, variant: &Variant) -> [V; 2] {
         let d = operands.inputs[0].sub(coefs[0]);
-        if !FUSED {
+        if !K::ANY {
             return [d, d.mul(d)];
         }
         let d = masked(variant, operands.weight, d);
@@ -88,7 +91,7 @@ impl<V: Vector> Channel<V> {
     /// # Safety
     /// They can be read at `x`.
     #[inline(always)]
-    unsafe fn feed<L: Lanes<V = V>, const FUSED: bool>(
+    unsafe fn feed<L: Lanes<V = V>, K: Kind>(
         &mut self,
         mut x: Sources<L::E>,
         mut len: usize,
@@ -97,7 +100,7 @@ impl<V: Vector> Channel<V> {
         c: usize,
         interleaved: &mut impl Interleave,
     ) {
-        let (weighted, weight_scale) = (FUSED && !blocks.is_empty(), task.weights.scale);
+        let (weighted, weight_scale) = (K::ANY && !blocks.is_empty(), task.weights.scale);
         let variant = Variant { weighted, weight_scale, ..Variant::PLAIN };
         // The first block is summed twice if it has no weights: first about its first value, to find its mean. It may be
         // far from that value, and for a constant it is that value.
@@ -111,7 +114,7 @@ impl<V: Vector> Channel<V> {
             }
         }
         loop {
-            if FUSED
+            if K::ANY
                 && self.filled == 0
                 && let Some(&Block { pivot: Some(position), .. }) = blocks.get(self.blocks)
             {
@@ -121,8 +124,7 @@ impl<V: Vector> Channel<V> {
             let take = len.min(self.block - self.filled);
             let coefs = [V::splat(Real::from_wide(self.moments.pivot)); MAX_COEFS];
             // SAFETY: `take` is at most `len`.
-            self.acc =
-                unsafe { reduce::run::<Deviations<FUSED>, L, _>(&coefs, &x, &variant, take, self.acc, interleaved) };
+            self.acc = unsafe { reduce::run::<Deviations<K>, L, _>(&coefs, &x, &variant, take, self.acc, interleaved) };
             if finds_pivot {
                 finds_pivot = false;
                 self.add_block();
@@ -185,7 +187,8 @@ struct Signs;
 impl Reduce for Signs {
     const INPUTS: usize = 1;
     const COEFS: usize = 0;
-    const FUSED: bool = true;
+    // Little code, which dead channels alone run.
+    type Kind = Any;
     #[inline(always)]
     fn terms<V: Vector>(_: &[V; MAX_COEFS], operands: &Operands<V>, _: &Variant) -> [V; 2] {
         let [x, ..] = operands.inputs;
@@ -291,24 +294,20 @@ impl<E: Storage> MomentsTask<E> {
     /// # Safety
     /// The pointers cover the shape.
     #[inline(always)]
-    unsafe fn planes_of<L: Lanes<E = E>, const FUSED: bool, I: Interleave>(
-        &self,
-        channels: Range<usize>,
-        interleaved: &mut I,
-    ) {
+    unsafe fn planes_of<L: Lanes<E = E>, K: Kind, I: Interleave>(&self, channels: Range<usize>, interleaved: &mut I) {
         let next_plane = self.shape.channels() * self.shape.inner();
         let mut slots = [const { MaybeUninit::uninit() }; MAX_GROUP];
         let states = start(&mut slots, channels.len(), Channel::<L::V>::new());
         let mut blocks = [Block::EMPTY; Block::MOST];
         // SAFETY: runs and positions lie within the buffers, by the definition of the shape.
         unsafe {
-            let used = if FUSED { self.blocks(&mut blocks) } else { 0 };
+            let used = if K::ANY { self.blocks(&mut blocks) } else { 0 };
             let blocks = &blocks[..used];
             for run in PlaneRuns::new(self.shape, channels.clone(), self.tile.positions.clone()) {
                 let x = self.sources(run.element, run.position);
                 reduce::prefetch_plane::<L::V, E>(x.inputs[0].wrapping_add(next_plane), run.len);
                 interleaved.begin(&run);
-                states[run.k].feed::<L, FUSED>(x, run.len, blocks, self, run.c, interleaved);
+                states[run.k].feed::<L, K>(x, run.len, blocks, self, run.c, interleaved);
                 interleaved.end();
             }
             let mut k = 0;
@@ -366,7 +365,7 @@ impl<E: Storage> MomentsKernel<E> {
     #[inline(always)]
     pub(super) unsafe fn planes<S: Simd, I: Interleave>(&self, interleaved: &mut I) {
         // SAFETY: whoever made the kernel promised that its pointers cover the shape.
-        unsafe { self.0.planes_of::<Native<E, S>, false, I>(self.0.tile.channels.clone(), interleaved) };
+        unsafe { self.0.planes_of::<Native<E, S>, Plain, I>(self.0.tile.channels.clone(), interleaved) };
     }
 }
 
@@ -378,7 +377,7 @@ impl<E: Storage> Kernel for MomentsKernel<E> {
         // SAFETY: whoever made the kernel promised that its pointers cover the shape.
         unsafe {
             if self.0.shape.inner() == 1 {
-                self.0.rows_of::<Native<E, S>, false>(self.0.tile.channels.clone(), self.0.out, self.0.scratch);
+                self.0.rows_of::<Native<E, S>, Plain>(self.0.tile.channels.clone(), self.0.out, self.0.scratch);
             } else {
                 self.planes::<S, ()>(&mut ());
             }
@@ -437,7 +436,7 @@ impl<E: Storage> Kernel for WideMomentsKernel<E> {
                     continue;
                 }
                 if planes {
-                    task.planes_of::<Wide<E, S>, true, ()>(channels, &mut ());
+                    task.planes_of::<Wide<E, S>, Any, ()>(channels, &mut ());
                     continue;
                 }
                 // A channel keeps what is finite: its result must not depend on its neighbours.
@@ -449,7 +448,7 @@ impl<E: Storage> Kernel for WideMomentsKernel<E> {
                     out = [0, 1, 2].map(|k| first.wrapping_add(k * padded(MAX_LANES)));
                     room = scratch.as_mut_ptr();
                 }
-                task.rows_of::<Wide<E, S>, true>(channels.clone(), out, room);
+                task.rows_of::<Wide<E, S>, Any>(channels.clone(), out, room);
                 for c in channels.filter(|_| redoes) {
                     if task.is_lost(c) {
                         for (to, from) in task.out.iter().zip(out) {

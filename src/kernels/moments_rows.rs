@@ -2,7 +2,7 @@
 
 use super::merge::Moments;
 use super::moments::{Deviations, MomentsTask};
-use super::operands::{Lanes, Sources, Variant};
+use super::operands::{Kind, Lanes, Sources, Variant};
 use super::reduce::{self, CHUNK, Rows};
 use super::tile::padded;
 use crate::lanes::{Load, Storage};
@@ -21,7 +21,7 @@ impl<E: Storage> MomentsTask<E> {
     /// number of columns. Columns start at a whole vector of the tile, and what `out` has up to the next one after them
     /// is not used by others.
     #[inline(always)]
-    pub(super) unsafe fn rows_of<L: Lanes<E = E>, const FUSED: bool>(
+    pub(super) unsafe fn rows_of<L: Lanes<E = E>, K: Kind>(
         &self,
         columns: Range<usize>,
         out: [*mut f64; 3],
@@ -35,7 +35,7 @@ impl<E: Storage> MomentsTask<E> {
         };
         let Range { start, end } = self.tile.positions;
         let x = self.sources(start * stride + columns.start, start);
-        let weighted = FUSED && !weights.values.is_null();
+        let weighted = K::ANY && !weights.values.is_null();
         let variant = Variant { weighted, weight_scale: weights.scale, rows: true, ..Variant::PLAIN };
         let (mut row, mut block, mut count) = (0, FIRST_ROWS.min(end - start), 0.0);
         // The first block is summed twice if it has no weights, as in planes.
@@ -50,7 +50,7 @@ impl<E: Storage> MomentsTask<E> {
                 if weighted && let Some(heaviest) = weights.heaviest(row..row + rows, count) {
                     sums.pivots_from::<L>(&x.advance(heaviest * stride, 0), count);
                 }
-                sums.add_rows::<L, FUSED>(&x.advance(row * stride, row), &variant, rows);
+                sums.add_rows::<L, K>(&x.advance(row * stride, row), &variant, rows);
                 sums.add_rests();
                 if finds_pivots {
                     finds_pivots = false;
@@ -122,7 +122,7 @@ impl<P: Real> Columns<'_, P> {
     /// # Safety
     /// `rows` rows can be read at `x`.
     #[inline(always)]
-    unsafe fn add_rows<L: Lanes<V: Vector<Scalar = P>>, const FUSED: bool>(
+    unsafe fn add_rows<L: Lanes<V: Vector<Scalar = P>>, K: Kind>(
         &mut self,
         x: &Sources<L::E>,
         variant: &Variant,
@@ -137,7 +137,7 @@ impl<P: Real> Columns<'_, P> {
             row_stride: self.row_stride,
         };
         // SAFETY: the caller's promise; the arrays are padded.
-        unsafe { reduce::rows::<Deviations<FUSED>, L>(&r, x, variant, rows) };
+        unsafe { reduce::rows::<Deviations<K>, L>(&r, x, variant, rows) };
     }
 
     /// Takes the values of a row as pivots, for rows of weight `count`.

@@ -3,27 +3,34 @@
 
 use super::activation::activate;
 use super::map::{MAX_COEFS, Map};
-use super::operands::{Operands, RESIDUAL, Variant, masked};
+use super::operands::{Any, Kind, Operands, RESIDUAL, Variant, masked};
+use crate::activation::Activation;
 use crate::simd::Vector;
+use std::marker::PhantomData;
 
-/// How many coefficients this needs: mean_hi, scale, shift, prescale. The plain pass does without the last.
+/// How many coefficients this needs: mean_hi, scale, shift, prescale. Only kernels of any variant need the last.
 pub(crate) const COEFS: usize = 4;
 
 /// One input, x.
-pub(crate) struct Normalize<const FUSED: bool>;
+pub(crate) struct Normalize<K>(PhantomData<K>);
 
-impl<const FUSED: bool> Map for Normalize<FUSED> {
+impl<K: Kind> Map for Normalize<K> {
+    type Kind = K;
+    type Any = Normalize<Any>;
     const INPUTS: usize = 1;
-    const COEFS: usize = if FUSED { COEFS } else { COEFS - 1 };
+    const COEFS: usize = if K::ANY { COEFS } else { COEFS - 1 };
     const FACTORS: &'static [usize] = &[3];
-    const FUSED: bool = FUSED;
-    type Fused = Normalize<true>;
     #[inline(always)]
     fn apply<V: Vector>(coefs: &[V; MAX_COEFS], x: &Operands<V>, variant: &Variant) -> [V; 2] {
         let coefs = [coefs[0], coefs[1], coefs[2], coefs[3]];
-        if !FUSED {
+        if !K::ANY {
             let [mean_hi, scale, shift, _] = coefs;
-            return [x.inputs[0].sub(mean_hi).mul(scale).add(shift); 2];
+            let z = x.inputs[0].sub(mean_hi).mul(scale).add(shift);
+            if !K::RELU {
+                return [z; 2];
+            }
+            let z = if variant.residual { z.add(x.inputs[RESIDUAL]) } else { z };
+            return [activate(Activation::Relu, z); 2];
         }
         let y = activate(variant.activation, argument(&coefs, x.inputs[0], x, variant));
         [masked(variant, x.weight, y); 2]

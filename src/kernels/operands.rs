@@ -44,8 +44,36 @@ pub(crate) const RESIDUAL: usize = 3;
 /// The index of y, kept from the forward pass, in [`Inputs`].
 pub(crate) const OUTPUT: usize = 4;
 
-/// Which variant of a pass runs, decided once for all its elements. The plain pass is compiled on its own, without the
-/// branches that ask for it.
+/// Which variants of a pass a kernel is compiled for.
+pub(crate) trait Kind: 'static {
+    /// Whether it asks at run time what is fused, for each vector anew.
+    const ANY: bool;
+    /// Whether ReLU alone is fused: forward on top of a residual, if there is one; backward if y is known.
+    const RELU: bool;
+}
+
+/// Nothing is fused.
+pub(crate) struct Plain;
+/// Most networks have ReLU, alone or on top of a residual.
+pub(crate) struct Relu;
+pub(crate) struct Any;
+
+impl Kind for Plain {
+    const ANY: bool = false;
+    const RELU: bool = false;
+}
+
+impl Kind for Relu {
+    const ANY: bool = false;
+    const RELU: bool = true;
+}
+
+impl Kind for Any {
+    const ANY: bool = true;
+    const RELU: bool = false;
+}
+
+/// Which variant of a pass runs, decided once for all its elements.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Variant {
     pub(crate) activation: Activation,
@@ -88,13 +116,18 @@ impl Variant {
             || self.double_backward
     }
 
-    /// Whether an input is read by a pass that has `own` inputs, and others if it is `fused`.
+    /// Whether nothing but ReLU is fused, on top of a residual or not.
+    pub(crate) fn is_relu(&self) -> bool {
+        self.activation == Activation::Relu && !(self.weighted || self.rebuild || self.constant || self.double_backward)
+    }
+
+    /// Whether an input is read by a pass that has `own` inputs.
     #[inline(always)]
-    pub(crate) fn reads(&self, fused: bool, k: usize, own: usize) -> bool {
+    pub(crate) fn reads<K: Kind>(&self, k: usize, own: usize) -> bool {
         match k {
-            RESIDUAL => fused && self.residual,
-            OUTPUT => fused && self.output,
-            COTANGENT => fused && self.double_backward,
+            RESIDUAL => (K::ANY || K::RELU && own == 1) && self.residual,
+            OUTPUT => K::ANY && self.output || K::RELU && own == 2,
+            COTANGENT => K::ANY && self.double_backward,
             _ => k < own,
         }
     }
@@ -163,12 +196,11 @@ unsafe fn input<L: Load>(reads: bool, whole: bool, p: *const L::Element, n: usiz
 /// the one weight of a row.
 ///
 /// # Safety
-/// The lanes can be read in the first `own` inputs and, if the pass is `fused`, in those that `variant` names.
+/// The lanes can be read in the first `own` inputs and, unless the kernel is plain, in those that `variant` names.
 #[inline(always)]
-pub(crate) unsafe fn load<L: Lanes, const WHOLE: bool>(
+pub(crate) unsafe fn load<L: Lanes, K: Kind, const WHOLE: bool>(
     sources: &Sources<L::E>,
     own: usize,
-    fused: bool,
     variant: &Variant,
     n: usize,
 ) -> Operands<L::V> {
@@ -178,13 +210,13 @@ pub(crate) unsafe fn load<L: Lanes, const WHOLE: bool>(
     unsafe {
         Operands {
             inputs: [
-                input::<L::X>(variant.reads(fused, 0, own), WHOLE, a, n),
-                input::<L::X>(variant.reads(fused, 1, own), WHOLE, b, n),
-                input::<L::X>(variant.reads(fused, COTANGENT, own), WHOLE, cotangent, n),
-                input::<L::X>(variant.reads(fused, RESIDUAL, own), WHOLE, residual, n),
-                input::<L::X>(variant.reads(fused, OUTPUT, own), WHOLE, output, n),
+                input::<L::X>(variant.reads::<K>(0, own), WHOLE, a, n),
+                input::<L::X>(variant.reads::<K>(1, own), WHOLE, b, n),
+                input::<L::X>(variant.reads::<K>(COTANGENT, own), WHOLE, cotangent, n),
+                input::<L::X>(variant.reads::<K>(RESIDUAL, own), WHOLE, residual, n),
+                input::<L::X>(variant.reads::<K>(OUTPUT, own), WHOLE, output, n),
             ],
-            weight: if !(fused && variant.weighted) {
+            weight: if !(K::ANY && variant.weighted) {
                 L::V::splat(Real::from_wide(1.0))
             } else if variant.rows {
                 L::V::splat(Real::from_wide((*sources.weights).to_wide()))

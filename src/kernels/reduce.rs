@@ -5,7 +5,7 @@
 //! each lane is a channel. Chunks are counted from the start of the run or block of rows, so the order of all additions
 //! follows from the shape alone.
 
-use super::operands::{INPUTS, Lanes, Operands, Sources, Variant, load};
+use super::operands::{INPUTS, Kind, Lanes, Operands, Sources, Variant, load};
 use super::tile::PlaneRun;
 use crate::simd::{Real, Vector};
 
@@ -27,8 +27,10 @@ pub(crate) trait Reduce {
     /// activation.
     const COEFS: usize;
     const RECOMPUTE_COEFS: usize = 0;
-    /// Whether anything is fused.
-    const FUSED: bool;
+    /// The variants that it serves.
+    type Kind: Kind;
+    /// Whether these are any variants, whose body is much code.
+    const ANY: bool = <Self::Kind as Kind>::ANY;
     fn terms<V: Vector>(coefs: &[V; MAX_COEFS], x: &Operands<V>, variant: &Variant) -> [V; 2];
 }
 
@@ -83,7 +85,7 @@ unsafe fn terms<R: Reduce, L: Lanes, const WHOLE: bool>(
     n: usize,
 ) -> [L::V; 2] {
     // SAFETY: the caller's promise.
-    let operands = unsafe { load::<L, WHOLE>(x, R::INPUTS, R::FUSED, variant, n) };
+    let operands = unsafe { load::<L, R::Kind, WHOLE>(x, R::INPUTS, variant, n) };
     let [a, b] = R::terms(coefs, &operands, variant);
     if WHOLE { [a, b] } else { [a.first(n), b.first(n)] }
 }
@@ -143,7 +145,7 @@ unsafe fn add_few<R: Reduce, L: Lanes, const WHOLE: bool>(
         let mut j = 0;
         while j < alike {
             let v = terms::<R, L, WHOLE>(coefs, &vector(j), variant, n);
-            if R::FUSED && count == CHUNK {
+            if R::ANY && count == CHUNK {
                 t[j] = v;
             } else {
                 sums = add(sums, v);
@@ -154,7 +156,7 @@ unsafe fn add_few<R: Reduce, L: Lanes, const WHOLE: bool>(
             sums = add(sums, terms::<R, L, false>(coefs, &vector(alike), variant, n));
         }
     }
-    if R::FUSED && alike == CHUNK {
+    if R::ANY && alike == CHUNK {
         sums = pairwise(&t);
     }
     [sums[0].accumulate(acc[0]), sums[1].accumulate(acc[1])]
@@ -178,7 +180,7 @@ pub(crate) unsafe fn run<R: Reduce, L: Lanes, I: Interleave>(
     let mut at = 0;
     // SAFETY: every chunk lies within `len`; the caller's promise.
     unsafe {
-        while !R::FUSED && len - at >= CHUNK * lanes {
+        while !R::ANY && len - at >= CHUNK * lanes {
             acc = add_chunk::<R, L, true>(coefs, &x.advance(at, at), variant, step, lanes, acc);
             interleaved.chunk();
             at += CHUNK * lanes;
@@ -310,7 +312,7 @@ unsafe fn column_panel<R: Reduce, L: Lanes>(
             let count = if rows - row >= CHUNK { CHUNK } else { FEW.min(rows - row) };
             let mut k = 0;
             while k < INPUTS {
-                if variant.reads(R::FUSED, k, R::INPUTS) {
+                if variant.reads::<R::Kind>(k, R::INPUTS) {
                     prefetch::<L::V, L::E>(next.inputs[k], CHUNK * lanes);
                 }
                 k += 1;
@@ -318,8 +320,8 @@ unsafe fn column_panel<R: Reduce, L: Lanes>(
             *next = next.advance(CHUNK * lanes, 0);
             let x = x.advance(row * r.row_stride, row);
             acc = match (count == CHUNK, n == lanes) {
-                (_, true) if R::FUSED => add_few::<R, L, true>(&coefs, &x, variant, step, count, n, acc),
-                (_, false) if R::FUSED => add_few::<R, L, false>(&coefs, &x, variant, step, count, n, acc),
+                (_, true) if R::ANY => add_few::<R, L, true>(&coefs, &x, variant, step, count, n, acc),
+                (_, false) if R::ANY => add_few::<R, L, false>(&coefs, &x, variant, step, count, n, acc),
                 (true, true) => add_chunk::<R, L, true>(&coefs, &x, variant, step, n, acc),
                 (true, false) => add_chunk::<R, L, false>(&coefs, &x, variant, step, n, acc),
                 (false, true) => add_few::<R, L, true>(&coefs, &x, variant, step, count, n, acc),

@@ -20,6 +20,7 @@ use crate::kernels::coefficients::{
 use crate::kernels::gradient_sums::{self, GradientSumsKernel, GradientSumsTask};
 use crate::kernels::input_gradient::{self, InputGradient};
 use crate::kernels::normalize::{self, Normalize};
+use crate::kernels::operands::{Any, Plain, Relu};
 use crate::kernels::partials::{Partials, slot};
 use crate::kernels::tile::{Tile, padded};
 use crate::lanes::Storage;
@@ -205,6 +206,11 @@ impl<E: Storage> BackwardPass<'_, E> {
         Channels { rebuild: self.rebuild, ..self.channels(range) }
     }
 
+    /// Whether ReLU alone is fused, and its y is known.
+    fn is_relu(&self, inputs: &PassInputs<E>) -> bool {
+        self.needs.has_mask && inputs.variant.is_relu()
+    }
+
     fn arrays(&self, window: &Window) -> Arrays<E::Scalar> {
         let (walked, Needs { sums, recomputes, .. }) = (&self.map_inputs.walked, &self.needs);
         let (arrays, _) = Arrays::new(window, walked, self.counts.len(), *sums, *recomputes);
@@ -234,10 +240,12 @@ impl<E: Storage> BackwardPass<'_, E> {
         // SAFETY: the caller's promise; the scratch memory is the task's own, and groups of planes have few enough
         // channels.
         unsafe {
-            if self.fuses {
-                dispatch(isa, GradientSumsKernel::<E, true>::new(task));
+            if E::RELU_PASSES && self.is_relu(inputs) {
+                dispatch(isa, GradientSumsKernel::<Relu, E>::new(task));
+            } else if self.fuses {
+                dispatch(isa, GradientSumsKernel::<Any, E>::new(task));
             } else {
-                dispatch(isa, GradientSumsKernel::<E, false>::new(task));
+                dispatch(isa, GradientSumsKernel::<Plain, E>::new(task));
             }
         }
     }
@@ -364,13 +372,15 @@ impl<E: Storage> Steps for BackwardPass<'_, E> {
         let out = [self.out[0].ptr(), self.out[1].ptr()];
         // SAFETY: whoever ran the request promised the pointers; tiles are disjoint, and their channels are finished.
         unsafe {
-            if self.fuses {
-                inputs.map::<InputGradient<true>>(engine, tile, coefs, out);
+            if E::RELU_PASSES && self.is_relu(inputs) && !out[0].is_null() {
+                inputs.map::<InputGradient<Relu>>(engine, tile, coefs, out);
+            } else if self.fuses {
+                inputs.map::<InputGradient<Any>>(engine, tile, coefs, out);
             } else if self.needs.count.is_some() {
-                inputs.map::<InputGradient<false>>(engine, tile, coefs, out);
+                inputs.map::<InputGradient<Plain>>(engine, tile, coefs, out);
             } else {
                 // Constant statistics: just a scale, of dy, which is the first input.
-                inputs.map::<Normalize<false>>(engine, tile, coefs, out);
+                inputs.map::<Normalize<Plain>>(engine, tile, coefs, out);
             }
         }
     }

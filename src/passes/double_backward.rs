@@ -11,6 +11,7 @@ use super::walked::Walked;
 use crate::kernels::coefficients::plain_nan;
 use crate::kernels::double_backward::COEFS;
 use crate::kernels::input_gradient::InputGradient;
+use crate::kernels::operands::Any;
 use crate::kernels::scale::{gradient_prescale, inv_std, split};
 use crate::lanes::Storage;
 use crate::parallel::Shared;
@@ -173,7 +174,7 @@ impl<E: Storage> Steps for DoubleBackwardMap<'_, E> {
         let out = [self.out.ptr(), null_mut()];
         // SAFETY: whoever ran the request promised the pointers; tiles are disjoint, and the coefficients are computed.
         unsafe {
-            self.inputs.map::<InputGradient<true>>(self.engine, tile, self.coefs, out);
+            self.inputs.map::<InputGradient<Any>>(self.engine, tile, self.coefs, out);
         }
     }
 }

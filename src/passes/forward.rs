@@ -10,7 +10,8 @@ use super::tiling::{Grid, MOST_SEGMENTS, MapTile, Steps};
 use super::walked::Walked;
 use crate::kernels::interleave::InterleavedKernel;
 use crate::kernels::moments::{MomentsKernel, MomentsTask, WideMomentsKernel};
-use crate::kernels::normalize;
+use crate::kernels::normalize::{self, Normalize};
+use crate::kernels::operands::{Any, Plain, Relu};
 use crate::kernels::partials::{MomentsOfAll, Partials, slot};
 use crate::kernels::reduce::CHUNK;
 use crate::kernels::tile::{PREFETCH_BYTES, Tile, padded};
@@ -224,11 +225,14 @@ impl<E: Storage> Steps for ForwardPass<'_, E> {
         // SAFETY: as in `reduce` and in `map`; the walk gives two groups of one length, at the same positions.
         unsafe {
             let sums = MomentsKernel::new(task.clone());
-            if self.inputs.variant.fuses() {
-                let map = self.inputs.map_kernel::<normalize::Normalize<true>>(map, coefs, out);
+            if !self.inputs.variant.fuses() {
+                let map = self.inputs.map_kernel::<Normalize<Plain>>(map, coefs, out);
+                dispatch(engine.isa, InterleavedKernel::new(sums, map));
+            } else if E::RELU_PASSES && self.inputs.variant.is_relu() {
+                let map = self.inputs.map_kernel::<Normalize<Relu>>(map, coefs, out);
                 dispatch(engine.isa, InterleavedKernel::new(sums, map));
             } else {
-                let map = self.inputs.map_kernel::<normalize::Normalize<false>>(map, coefs, out);
+                let map = self.inputs.map_kernel::<Normalize<Any>>(map, coefs, out);
                 dispatch(engine.isa, InterleavedKernel::new(sums, map));
             }
         }

@@ -9,6 +9,7 @@ use super::tiling::{Grid, MapTile, Steps};
 use super::walked::Walked;
 use crate::kernels::coefficients::NormalizeCoefs;
 use crate::kernels::normalize;
+use crate::kernels::operands::{Any, Plain, Relu};
 use crate::lanes::Storage;
 use crate::parallel::Shared;
 use crate::shape::Shape;
@@ -90,10 +91,12 @@ impl<E: Storage> Output<'_, E> {
     ) {
         // SAFETY: the caller's promise.
         unsafe {
-            if inputs.variant.fuses() {
-                inputs.map::<normalize::Normalize<true>>(engine, tile, coefs, self.pointers());
+            if E::RELU_PASSES && inputs.variant.is_relu() {
+                inputs.map::<normalize::Normalize<Relu>>(engine, tile, coefs, self.pointers());
+            } else if inputs.variant.fuses() {
+                inputs.map::<normalize::Normalize<Any>>(engine, tile, coefs, self.pointers());
             } else {
-                inputs.map::<normalize::Normalize<false>>(engine, tile, coefs, self.pointers());
+                inputs.map::<normalize::Normalize<Plain>>(engine, tile, coefs, self.pointers());
             }
         }
     }
