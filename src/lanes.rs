@@ -19,9 +19,9 @@ pub trait Storage: Copy + Send + Sync + 'static {
     type Wide<S: Simd>: Load<Element = Self, V = S::F64>;
     /// Whether squares of differences of values can leave the range of `Native` lanes but not that of `Wide` ones.
     const LEAVES_RANGE: bool;
-    /// Whether passes with ReLU have code of their own. Those of other types run the code of any variant, which asks for
-    /// each vector what is fused: they are rarer, or their conversions take most of the time.
-    const RELU_PASSES: bool = false;
+    /// Whether kernels are compiled for ReLU. Other types run those of any variant: they are rarer, or their conversions
+    /// take most of the time.
+    const RELU_KIND: bool = false;
     /// Whether a forward pass is so close to the memory's limit that it gains from reducing one group of planes while
     /// it maps the one before. Conversions of 16-bit types take more time than memory does.
     const INTERLEAVES: bool;
@@ -34,7 +34,7 @@ impl Storage for f32 {
     type Native<S: Simd> = Same<S::F32>;
     type Wide<S: Simd> = Widened<S, Same<S::F32>>;
     const LEAVES_RANGE: bool = true;
-    const RELU_PASSES: bool = true;
+    const RELU_KIND: bool = true;
     const INTERLEAVES: bool = true;
 }
 

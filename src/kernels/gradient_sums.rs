@@ -1,13 +1,11 @@
 //! `Σ g` and `Σ g·(x − mean)`, a channel at a time or a block of rows, with `g = dy·act'`.
 
-use super::activation::gradient;
-use super::input_gradient::upstream;
+use super::input_gradient::{before_relu, upstream};
 use super::normalize::{self, center};
-use super::operands::{Any, Kind, Lanes, Native, OUTPUT, Operands, Sources, Variant, masked};
+use super::operands::{Any, Kind, Lanes, Native, Operands, Sources, Variant, masked};
 use super::reduce::{self, MAX_COEFS, Reduce, Rows};
 use super::scale::all_ones;
 use super::tile::{MAX_GROUP, PlaneRuns, Tile, padded, start};
-use crate::activation::Activation;
 use crate::lanes::Storage;
 use crate::shape::Shape;
 use crate::simd::{Kernel, MAX_LANES, Real, Simd, Vector, with_rest};
@@ -19,22 +17,23 @@ use std::slice;
 /// How many coefficients this needs: mean_hi, prescale. Only kernels of any variant need the second.
 pub(crate) const COEFS: usize = 2;
 
-/// The terms g and g·(x − mean_hi), the second times the prescale of the channel. Kernels of any variant have the
-/// coefficients of the forward pass after their own.
+/// The terms g and g·(x − mean_hi), the second times the prescale of the channel. Unless it is plain, the coefficients of
+/// the forward pass come after its own.
 struct Terms<K>(PhantomData<K>);
 
 impl<K: Kind> Reduce for Terms<K> {
     type Kind = K;
     const INPUTS: usize = 2;
-    const COEFS: usize = if K::ANY { COEFS + normalize::COEFS } else { COEFS - 1 };
-    const RECOMPUTE_COEFS: usize = if K::ANY { normalize::COEFS } else { 0 };
+    const COEFS: usize = if K::ANY || K::RELU { COEFS + normalize::COEFS } else { COEFS - 1 };
+    const RECOMPUTE_COEFS: usize = if K::ANY || K::RELU { normalize::COEFS } else { 0 };
     #[inline(always)]
     fn terms<V: Vector>(coefs: &[V; MAX_COEFS], operands: &Operands<V>, variant: &Variant) -> [V; 2] {
         let [mean_hi, prescale, forward @ ..] = *coefs;
         if !K::ANY {
             let [dy, x, ..] = operands.inputs;
-            let g = if K::RELU { gradient(Activation::Relu, operands.inputs[OUTPUT], dy) } else { dy };
-            return [g, g.mul(x.sub(mean_hi))];
+            let d = x.sub(mean_hi);
+            let g = if K::RELU { before_relu(&forward, d, operands, variant) } else { dy };
+            return [g, g.mul(d)];
         }
         let (g, x) = upstream(&forward, operands, variant);
         [g, masked(variant, operands.weight, g.mul(center(x, prescale, mean_hi)))]
@@ -77,7 +76,7 @@ impl<K: Kind, E: Storage> Kernel for GradientSumsKernel<K, E> {
     fn run<S: Simd>(self) {
         // SAFETY: whoever made the kernel promised that its pointers cover the shape, and this code runs in the tier.
         unsafe {
-            if !(K::ANY || S::PLAIN_PASSES && self.0.is_ordinary()) {
+            if !(K::ANY || S::ALL_KINDS && self.0.is_ordinary()) {
                 S::enter(GradientSumsKernel::<Any, E>::new(self.0));
             } else if self.0.shape.inner() == 1 {
                 self.0.rows::<Native<E, S>, K>();
@@ -100,9 +99,16 @@ impl<E: Storage> GradientSumsTask<E> {
     /// The coefficients are computed.
     #[inline(always)]
     unsafe fn is_ordinary(&self) -> bool {
-        let prescales = self.coefs.wrapping_add(self.coefs_stride + self.tile.channels.start);
-        // SAFETY: the caller's promise.
-        all_ones(unsafe { slice::from_raw_parts(prescales, self.tile.channels.len()) })
+        let channels = &self.tile.channels;
+        let mut ordinary = true;
+        for k in [COEFS - 1, COEFS + normalize::COEFS - 1] {
+            if k < COEFS || self.variant.recomputes() {
+                let prescales = self.coefs.wrapping_add(k * self.coefs_stride + channels.start);
+                // SAFETY: the caller's promise.
+                ordinary &= all_ones(unsafe { slice::from_raw_parts(prescales, channels.len()) });
+            }
+        }
+        ordinary
     }
 
     /// # Safety

@@ -93,7 +93,7 @@ impl<M: Map, E: Storage> Kernel for MapKernel<M, E> {
     fn run<S: Simd>(self) {
         let stream = S::STREAMS && self.task.stream;
         // SAFETY: whoever made the kernel promised that the coefficients are computed.
-        if !(M::ANY || S::PLAIN_PASSES && unsafe { self.is_ordinary() }) {
+        if !(M::ANY || S::ALL_KINDS && unsafe { self.is_ordinary() }) {
             // SAFETY: this code runs in the tier.
             unsafe { S::enter(self.any()) };
         } else if M::FUSED || !S::STREAMS || self.task.shape.inner() > 1 {

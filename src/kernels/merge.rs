@@ -110,7 +110,7 @@ fn two_quotient(a: f64, b: f64, inverse: f64) -> [f64; 2] {
 
 /// How K arrays of partial results, of parts with the given counts, are merged into the first of them.
 pub(crate) trait Merge<const K: usize> {
-    fn merge(a_count: f64, a: [&mut [f64]; K], b_count: f64, b: [&[f64]; K]);
+    fn merge(a_count: f64, a: &mut [&mut [f64]; K], b_count: f64, b: &[&mut [f64]; K]);
 }
 
 /// Pivots, S and Q of [`Moments`].
@@ -118,7 +118,7 @@ pub(crate) struct AllMoments;
 
 impl Merge<3> for AllMoments {
     #[inline(always)]
-    fn merge(a_count: f64, [pivot, s, q]: [&mut [f64]; 3], b_count: f64, b: [&[f64]; 3]) {
+    fn merge(a_count: f64, [pivot, s, q]: &mut [&mut [f64]; 3], b_count: f64, b: &[&mut [f64]; 3]) {
         if b_count == 0.0 {
             return;
         }
@@ -149,9 +149,9 @@ pub(crate) struct Sums;
 
 impl Merge<2> for Sums {
     #[inline(always)]
-    fn merge(_: f64, a: [&mut [f64]; 2], _: f64, b: [&[f64]; 2]) {
-        for (a, b) in a.into_iter().zip(b) {
-            for (a, b) in a.iter_mut().zip(b) {
+    fn merge(_: f64, a: &mut [&mut [f64]; 2], _: f64, b: &[&mut [f64]; 2]) {
+        for (a, b) in a.iter_mut().zip(b) {
+            for (a, b) in a.iter_mut().zip(&**b) {
                 *a += b;
             }
         }

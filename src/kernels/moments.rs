@@ -192,7 +192,7 @@ impl Reduce for Signs {
     #[inline(always)]
     fn terms<V: Vector>(_: &[V; MAX_COEFS], operands: &Operands<V>, _: &Variant) -> [V; 2] {
         let [x, ..] = operands.inputs;
-        let [zero, one] = [0.0, 1.0].map(|v| V::splat(Real::from_wide(v)));
+        let (zero, one) = (V::splat(Real::from_wide(0.0)), V::splat(Real::from_wide(1.0)));
         [x.if_positive(one, zero), zero.sub(x).if_positive(one, zero)]
     }
 }
@@ -229,7 +229,7 @@ impl<E: Storage> MomentsTask<E> {
     #[inline(always)]
     pub(crate) unsafe fn is_lost(&self, c: usize) -> bool {
         // SAFETY: the caller's promise.
-        let [pivot, _, q] = self.out.map(|p| unsafe { *p.wrapping_add(c) });
+        let (pivot, q) = unsafe { (*self.out[0].wrapping_add(c), *self.out[2].wrapping_add(c)) };
         let least = SMALL_SQUARE * self.tile.positions.len() as f64;
         !q.is_finite() || (q < least && pivot.abs() < SMALL_PIVOT)
     }
@@ -444,8 +444,9 @@ impl<E: Storage> Kernel for WideMomentsKernel<E> {
                 let mut scratch = [0.0; 3 * padded(MAX_LANES)];
                 let (mut out, mut room) = (task.out, task.scratch);
                 if redoes {
-                    let first = moments.as_mut_ptr().wrapping_sub(channels.start);
-                    out = [0, 1, 2].map(|k| first.wrapping_add(k * padded(MAX_LANES)));
+                    for (out, moments) in out.iter_mut().zip(moments.chunks_mut(padded(MAX_LANES))) {
+                        *out = moments.as_mut_ptr().wrapping_sub(channels.start);
+                    }
                     room = scratch.as_mut_ptr();
                 }
                 task.rows_of::<Wide<E, S>, Any>(channels.clone(), out, room);

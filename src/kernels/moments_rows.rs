@@ -28,11 +28,10 @@ impl<E: Storage> MomentsTask<E> {
         scratch: *mut f64,
     ) {
         let (width, stride, weights) = (columns.len(), self.shape.channels(), self.tile_weights());
+        let [pivot, s, q] = out;
+        let out = [pivot.wrapping_add(columns.start), s.wrapping_add(columns.start), q.wrapping_add(columns.start)];
         // SAFETY: the caller's promise; the outputs have the columns.
-        let mut sums = unsafe {
-            let out = out.map(|p| p.wrapping_add(columns.start));
-            Columns::<<L::V as Vector>::Scalar>::new(out, scratch, width, stride)
-        };
+        let mut sums = unsafe { Columns::<<L::V as Vector>::Scalar>::new(out, scratch, width, stride) };
         let Range { start, end } = self.tile.positions;
         let x = self.sources(start * stride + columns.start, start);
         let weighted = K::ANY && !weights.values.is_null();

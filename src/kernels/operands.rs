@@ -48,7 +48,7 @@ pub(crate) const OUTPUT: usize = 4;
 pub(crate) trait Kind: 'static {
     /// Whether it asks at run time what is fused, for each vector anew.
     const ANY: bool;
-    /// Whether ReLU alone is fused: forward on top of a residual, if there is one; backward if y is known.
+    /// Whether ReLU alone is fused, on top of a residual or not.
     const RELU: bool;
 }
 
@@ -125,8 +125,8 @@ impl Variant {
     #[inline(always)]
     pub(crate) fn reads<K: Kind>(&self, k: usize, own: usize) -> bool {
         match k {
-            RESIDUAL => (K::ANY || K::RELU && own == 1) && self.residual,
-            OUTPUT => K::ANY && self.output || K::RELU && own == 2,
+            RESIDUAL => (K::ANY || K::RELU) && self.residual,
+            OUTPUT => (K::ANY || K::RELU) && self.output,
             COTANGENT => K::ANY && self.double_backward,
             _ => k < own,
         }

@@ -3,6 +3,7 @@
 use super::merge::{AllMoments, Merge, Moments};
 use crate::parallel::Shared;
 use crate::simd::{Kernel, Simd};
+use std::mem::take;
 use std::ops::Range;
 
 /// Partial results of the segments, K arrays each, merged in a tree that follows from the number of segments alone:
@@ -65,8 +66,8 @@ impl<'a, const K: usize> Partials<'a, K> {
         let mut step = 1;
         while step < slots {
             for i in (0..slots - step).step_by(2 * step) {
-                let (a, b) = (self.slot(i), self.slot(i + step));
-                M::merge(count(i, step), a, count(i + step, step), b.map(|b| &*b));
+                let (mut a, b) = (self.slot(i), self.slot(i + step));
+                M::merge(count(i, step), &mut a, count(i + step, step), &b);
             }
             step *= 2;
         }
@@ -74,21 +75,16 @@ impl<'a, const K: usize> Partials<'a, K> {
         let mut count: f64 = self.counts.iter().sum();
         while parts > 1 {
             let middle = all[0].len() / 2;
-            let mut others = [const { &[] as &[f64] }; K];
-            let mut k = 0;
-            all = all.map(|array| {
-                let (first, second) = array.split_at_mut(middle);
-                others[k] = second;
-                k += 1;
-                first
-            });
-            M::merge(count, all.each_mut().map(|a| &mut **a), count, others);
+            let mut others: [&mut [f64]; K] = std::array::from_fn(|_| Default::default());
+            for (array, other) in all.iter_mut().zip(&mut others) {
+                (*array, *other) = take(array).split_at_mut(middle);
+            }
+            M::merge(count, &mut all, count, &others);
             count *= 2.0;
             parts /= 2;
         }
         if self.rest > 0.0 {
-            let rest = self.slot(slots).map(|rest| &rest[..all[0].len()]);
-            M::merge(count, all.each_mut().map(|a| &mut **a), self.rest, rest);
+            M::merge(count, &mut all, self.rest, &self.slot(slots));
         }
         all
     }

@@ -121,42 +121,42 @@ unsafe fn add_chunk<R: Reduce, L: Lanes, const WHOLE: bool>(
     [a.accumulate(acc[0]), b.accumulate(acc[1])]
 }
 
-/// Adds the terms of `count` vectors, as many as are summed at once, to the accumulators: those of the first `n` lanes
-/// of the last, and of the others too unless they are `WHOLE`. A loop, in which fused terms, much code, exist once.
+/// Adds the terms of `count` vectors, as many as are summed at once, to the accumulators: the first `whole` have all
+/// lanes, the others the first `n`. Loops, in which the terms of any variant, much code, exist once.
 ///
 /// # Safety
 /// As [`terms`].
 #[inline(always)]
-unsafe fn add_few<R: Reduce, L: Lanes, const WHOLE: bool>(
+unsafe fn add_few<R: Reduce, L: Lanes>(
     coefs: &[L::V; MAX_COEFS],
     x: &Sources<L::E>,
     variant: &Variant,
     step: Step,
-    count: usize,
+    [count, whole]: [usize; 2],
     n: usize,
     acc: Accumulators<L::V>,
 ) -> Accumulators<L::V> {
-    let vector = |j: usize| x.advance(j * step.elements, j * step.positions);
     let mut t = [[L::V::splat(Real::from_wide(0.0)); 2]; CHUNK];
     let mut sums = t[0];
-    let alike = if WHOLE && n < L::V::LANES { count - 1 } else { count };
-    // SAFETY: the caller's promise.
-    unsafe {
-        let mut j = 0;
-        while j < alike {
-            let v = terms::<R, L, WHOLE>(coefs, &vector(j), variant, n);
-            if R::ANY && count == CHUNK {
-                t[j] = v;
+    let mut j = 0;
+    while j < count {
+        let x = x.advance(j * step.elements, j * step.positions);
+        // SAFETY: the caller's promise.
+        let v = unsafe {
+            if j < whole {
+                terms::<R, L, true>(coefs, &x, variant, n)
             } else {
-                sums = add(sums, v);
+                terms::<R, L, false>(coefs, &x, variant, n)
             }
-            j += 1;
+        };
+        if R::ANY && count == CHUNK {
+            t[j] = v;
+        } else {
+            sums = add(sums, v);
         }
-        if alike < count {
-            sums = add(sums, terms::<R, L, false>(coefs, &vector(alike), variant, n));
-        }
+        j += 1;
     }
-    if R::ANY && alike == CHUNK {
+    if R::ANY && count == CHUNK {
         sums = pairwise(&t);
     }
     [sums[0].accumulate(acc[0]), sums[1].accumulate(acc[1])]
@@ -185,12 +185,13 @@ pub(crate) unsafe fn run<R: Reduce, L: Lanes, I: Interleave>(
             interleaved.chunk();
             at += CHUNK * lanes;
         }
-        // What is fused, much code, is there once, in a loop over all chunks. The last vector may have fewer lanes.
+        // The terms of any variant exist once, in a loop over all chunks. The last vector may have fewer lanes.
         while at < len {
             let (left, vectors) = (len - at, (len - at).div_ceil(lanes));
             let count = if left >= CHUNK * lanes { CHUNK } else { vectors.min(FEW) };
             let n = lanes.min(left - (count - 1) * lanes);
-            acc = add_few::<R, L, true>(coefs, &x.advance(at, at), variant, step, count, n, acc);
+            let whole = if n < lanes { count - 1 } else { count };
+            acc = add_few::<R, L>(coefs, &x.advance(at, at), variant, step, [count, whole], n, acc);
             at += (count - 1) * lanes + n;
         }
     }
@@ -319,13 +320,12 @@ unsafe fn column_panel<R: Reduce, L: Lanes>(
             }
             *next = next.advance(CHUNK * lanes, 0);
             let x = x.advance(row * r.row_stride, row);
+            let whole = if n < lanes { 0 } else { count };
             acc = match (count == CHUNK, n == lanes) {
-                (_, true) if R::ANY => add_few::<R, L, true>(&coefs, &x, variant, step, count, n, acc),
-                (_, false) if R::ANY => add_few::<R, L, false>(&coefs, &x, variant, step, count, n, acc),
+                _ if R::ANY => add_few::<R, L>(&coefs, &x, variant, step, [count, whole], n, acc),
                 (true, true) => add_chunk::<R, L, true>(&coefs, &x, variant, step, n, acc),
                 (true, false) => add_chunk::<R, L, false>(&coefs, &x, variant, step, n, acc),
-                (false, true) => add_few::<R, L, true>(&coefs, &x, variant, step, count, n, acc),
-                (false, false) => add_few::<R, L, false>(&coefs, &x, variant, step, count, n, acc),
+                (false, _) => add_few::<R, L>(&coefs, &x, variant, step, [count, whole], n, acc),
             };
             row += count;
         }

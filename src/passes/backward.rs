@@ -105,7 +105,7 @@ impl<P> Arrays<P> {
     /// In a window, and its length.
     fn new(window: &Window, walked: &Walked, segments: usize, sums: bool, recomputes: bool) -> (Self, usize) {
         let (columns, stride) = (window.columns, stride::<P>(walked.shape, window.columns));
-        // Over planes, whose windows are small, kernels read all arrays of the fused pass, whether it needs them or not.
+        // Over planes, whose windows are small, kernels of any variant read all arrays, whether they need them or not.
         let all = recomputes || walked.shape.inner() > 1;
         let [center, coefs] = if all { [CENTERED, MAPPED] } else { [gradient_sums::COEFS, input_gradient::COEFS] };
         let slots = if sums { SUMS * walked.slots(segments) } else { 0 };
@@ -206,11 +206,6 @@ impl<E: Storage> BackwardPass<'_, E> {
         Channels { rebuild: self.rebuild, ..self.channels(range) }
     }
 
-    /// Whether ReLU alone is fused, and its y is known.
-    fn is_relu(&self, inputs: &PassInputs<E>) -> bool {
-        self.needs.has_mask && inputs.variant.is_relu()
-    }
-
     fn arrays(&self, window: &Window) -> Arrays<E::Scalar> {
         let (walked, Needs { sums, recomputes, .. }) = (&self.map_inputs.walked, &self.needs);
         let (arrays, _) = Arrays::new(window, walked, self.counts.len(), *sums, *recomputes);
@@ -240,7 +235,7 @@ impl<E: Storage> BackwardPass<'_, E> {
         // SAFETY: the caller's promise; the scratch memory is the task's own, and groups of planes have few enough
         // channels.
         unsafe {
-            if E::RELU_PASSES && self.is_relu(inputs) {
+            if E::RELU_KIND && inputs.variant.is_relu() {
                 dispatch(isa, GradientSumsKernel::<Relu, E>::new(task));
             } else if self.fuses {
                 dispatch(isa, GradientSumsKernel::<Any, E>::new(task));
@@ -372,7 +367,7 @@ impl<E: Storage> Steps for BackwardPass<'_, E> {
         let out = [self.out[0].ptr(), self.out[1].ptr()];
         // SAFETY: whoever ran the request promised the pointers; tiles are disjoint, and their channels are finished.
         unsafe {
-            if E::RELU_PASSES && self.is_relu(inputs) && !out[0].is_null() {
+            if E::RELU_KIND && inputs.variant.is_relu() && !out[0].is_null() {
                 inputs.map::<InputGradient<Relu>>(engine, tile, coefs, out);
             } else if self.fuses {
                 inputs.map::<InputGradient<Any>>(engine, tile, coefs, out);

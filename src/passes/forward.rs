@@ -228,7 +228,7 @@ impl<E: Storage> Steps for ForwardPass<'_, E> {
             if !self.inputs.variant.fuses() {
                 let map = self.inputs.map_kernel::<Normalize<Plain>>(map, coefs, out);
                 dispatch(engine.isa, InterleavedKernel::new(sums, map));
-            } else if E::RELU_PASSES && self.inputs.variant.is_relu() {
+            } else if E::RELU_KIND && self.inputs.variant.is_relu() {
                 let map = self.inputs.map_kernel::<Normalize<Relu>>(map, coefs, out);
                 dispatch(engine.isa, InterleavedKernel::new(sums, map));
             } else {

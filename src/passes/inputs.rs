@@ -105,14 +105,16 @@ impl<E: Storage> PassInputs<E> {
         engine: &Engine,
         map: MapTile,
         coefs: &ChannelArrays<E::Scalar>,
-        out: [*mut E; 2],
+        mut out: [*mut E; 2],
     ) {
         let rest = self.rest_after(&map.tile);
         // SAFETY: the caller's promise.
         dispatch(engine.isa, unsafe { self.map_kernel::<M>(map, coefs, out) });
         if let Some(rest) = rest {
             let map = MapTile { tile: Tile::all(rest.walked.shape), prefetch_distance: None };
-            let out = out.map(|p| if p.is_null() { p } else { p.wrapping_add(self.walked.shape.len()) });
+            for out in out.iter_mut().filter(|out| !out.is_null()) {
+                *out = out.wrapping_add(self.walked.shape.len());
+            }
             // SAFETY: the caller's promise; the columns begin with the channels.
             dispatch(engine.isa, unsafe { rest.map_kernel::<M>(map, coefs, out) });
         }

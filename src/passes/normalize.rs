@@ -91,7 +91,7 @@ impl<E: Storage> Output<'_, E> {
     ) {
         // SAFETY: the caller's promise.
         unsafe {
-            if E::RELU_PASSES && inputs.variant.is_relu() {
+            if E::RELU_KIND && inputs.variant.is_relu() {
                 inputs.map::<normalize::Normalize<Relu>>(engine, tile, coefs, self.pointers());
             } else if inputs.variant.fuses() {
                 inputs.map::<normalize::Normalize<Any>>(engine, tile, coefs, self.pointers());

@@ -21,7 +21,7 @@ impl Simd for Avx2 {
     type F32 = F32;
     type F64 = F64;
     const STREAMS: bool = true;
-    const PLAIN_PASSES: bool = true;
+    const ALL_KINDS: bool = true;
 
     #[inline(always)]
     fn widen(v: F32) -> F64 {

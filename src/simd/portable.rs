@@ -15,7 +15,7 @@ impl Simd for Portable {
     type F64 = f64x8;
     const STREAMS: bool = false;
     // On x86-64 this tier serves CPUs older than AVX2, which are not worth the time to compile more.
-    const PLAIN_PASSES: bool = !cfg!(target_arch = "x86_64");
+    const ALL_KINDS: bool = !cfg!(target_arch = "x86_64");
 
     #[inline(always)]
     fn widen(v: f32x16) -> f64x8 {

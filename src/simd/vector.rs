@@ -100,9 +100,9 @@ pub trait Simd: Sized + 'static {
 
     /// Whether `stream` is more than a store.
     const STREAMS: bool;
-    /// Whether passes that fuse nothing have code of their own. Otherwise they run that of fused passes, which asks for
-    /// each vector what is fused, and is slower in cache.
-    const PLAIN_PASSES: bool;
+    /// Whether kernels are compiled plain and for ReLU. Otherwise passes run those of any variant, which ask for each
+    /// vector what is fused, and are slower in cache.
+    const ALL_KINDS: bool;
 
     /// The first 8 lanes as f64.
     fn widen(v: Self::F32) -> Self::F64;

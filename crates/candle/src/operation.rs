@@ -131,17 +131,20 @@ fn backward<E: bn::Element<Param = P::Param> + WithDType, P: bn::Element + WithD
 
     let [(x, x_layout), (second, second_layout), (y, y_layout), (dy, dy_layout)] =
         [x, second, y, dy].map(Tensor::storage_and_layout);
+    let (beta, beta_layout) = third.storage_and_layout();
     let (x, y, dy) = (on_cpu(&x, x_layout)?, on_cpu(&y, y_layout)?, on_cpu(&dy, dy_layout)?);
     let gamma = if op.affine { on_cpu(&second, second_layout)?.get(..channels) } else { None };
+    let beta = if op.affine && !op.residual { Some(on_cpu(&beta, beta_layout)?) } else { None };
     let source = match &op.source {
         Source::Batch(statistics) => statistics.get().map(bn::Source::from),
         Source::Running(running) => Some(bn::Source::from(running)),
     };
     let Some(source) = source else { bail!("batch-norm: expected a forward pass before the backward pass") };
-    // y tells where a ReLU was 0, so neither beta nor the residual is needed.
-    let extras = bn::Extras { output: Some(y), ..bn::Extras::default() };
+    // y tells where a ReLU was 0, so the residual is not needed. Without one, f32 takes less time to compute that again.
+    let computes = E::DTYPE == DType::F32 && !op.residual && matches!(op.source, Source::Batch(_));
+    let extras = bn::Extras { output: (!computes).then_some(y), ..bn::Extras::default() };
     let with = op.plan.with(extras).parameters_of::<P>().uninit();
-    with.backward(x, dy, source, bn::Affine { gamma, beta: None }, gradients).map_err(Error::wrap)?;
+    with.backward(x, dy, source, bn::Affine { gamma, beta }, gradients).map_err(Error::wrap)?;
 
     // SAFETY: a pass that returned Ok has written all of its outputs.
     let [dx, dresidual] = [dx, dresidual].map(|gradient| gradient.map(|gradient| unsafe { gradient.assume_init() }));

@@ -399,7 +399,8 @@ typedef struct bn_gradient_sums_args {
     // Input: the residual of the forward pass, or absent. Used only if the activation's argument is recomputed.
     struct bn_slice residual;
     // Input: y of the forward pass, or absent. ReLU and leaky ReLU take their derivative from its sign. Without it,
-    // and for SiLU, the activation's argument is recomputed from x, gamma, beta and the residual.
+    // and for SiLU, the activation's argument is recomputed from x, gamma, beta and the residual, which for ReLU and
+    // float without a residual takes less time than to read y.
     struct bn_slice output;
     // Input: the weights of the forward pass, or absent.
     struct bn_slice weights;
@@ -426,7 +427,8 @@ typedef struct bn_input_gradient_args {
     // Input: the residual of the forward pass, or absent. Used only if the activation's argument is recomputed.
     struct bn_slice residual;
     // Input: y of the forward pass, or absent. ReLU and leaky ReLU take their derivative from its sign. Without it,
-    // and for SiLU, the activation's argument is recomputed from x, gamma, beta and the residual.
+    // and for SiLU, the activation's argument is recomputed from x, gamma, beta and the residual, which for ReLU and
+    // float without a residual takes less time than to read y.
     struct bn_slice output;
     // Input: the weights of the forward pass, or absent.
     struct bn_slice weights;
@@ -471,7 +473,8 @@ typedef struct bn_backward_args {
     // Input: the residual of the forward pass, or absent. Used only if the activation's argument is recomputed.
     struct bn_slice residual;
     // Input: y of the forward pass, or absent. ReLU and leaky ReLU take their derivative from its sign. Without it,
-    // and for SiLU, the activation's argument is recomputed from x, gamma, beta and the residual.
+    // and for SiLU, the activation's argument is recomputed from x, gamma, beta and the residual, which for ReLU and
+    // float without a residual takes less time than to read y.
     struct bn_slice output;
     // Input: the weights of the forward pass, or absent.
     struct bn_slice weights;

@@ -86,7 +86,8 @@ pub struct bn_gradient_sums_args {
     /// Input: the residual of the forward pass, or absent. Used only if the activation's argument is recomputed.
     pub residual: bn_slice,
     /// Input: y of the forward pass, or absent. ReLU and leaky ReLU take their derivative from its sign. Without it,
-    /// and for SiLU, the activation's argument is recomputed from x, gamma, beta and the residual.
+    /// and for SiLU, the activation's argument is recomputed from x, gamma, beta and the residual, which for ReLU and
+    /// float without a residual takes less time than to read y.
     pub output: bn_slice,
     /// Input: the weights of the forward pass, or absent.
     pub weights: bn_slice,
@@ -115,7 +116,8 @@ pub struct bn_input_gradient_args {
     /// Input: the residual of the forward pass, or absent. Used only if the activation's argument is recomputed.
     pub residual: bn_slice,
     /// Input: y of the forward pass, or absent. ReLU and leaky ReLU take their derivative from its sign. Without it,
-    /// and for SiLU, the activation's argument is recomputed from x, gamma, beta and the residual.
+    /// and for SiLU, the activation's argument is recomputed from x, gamma, beta and the residual, which for ReLU and
+    /// float without a residual takes less time than to read y.
     pub output: bn_slice,
     /// Input: the weights of the forward pass, or absent.
     pub weights: bn_slice,
@@ -164,7 +166,8 @@ pub struct bn_backward_args {
     /// Input: the residual of the forward pass, or absent. Used only if the activation's argument is recomputed.
     pub residual: bn_slice,
     /// Input: y of the forward pass, or absent. ReLU and leaky ReLU take their derivative from its sign. Without it,
-    /// and for SiLU, the activation's argument is recomputed from x, gamma, beta and the residual.
+    /// and for SiLU, the activation's argument is recomputed from x, gamma, beta and the residual, which for ReLU and
+    /// float without a residual takes less time than to read y.
     pub output: bn_slice,
     /// Input: the weights of the forward pass, or absent.
     pub weights: bn_slice,
