@@ -11,6 +11,7 @@ mod elements;
 mod error;
 #[cfg(target_os = "linux")]
 mod openmp;
+mod pages;
 mod passes;
 mod plan;
 mod source;
@@ -271,11 +272,18 @@ fn use_openmp_of(library: &str) -> bool {
     return false;
 }
 
+/// Asks for huge pages in the memory of an output that is about to be written.
+#[pyfunction]
+fn want_huge_pages(address: usize, bytes: usize) {
+    pages::want_huge(address, bytes);
+}
+
 #[pymodule]
 mod _native {
     #[pymodule_export]
     use super::{
         backward, backward_from_output, double_backward, fold, forward_training, gradient_sums, input_gradient,
         merge_statistics, normalize, parameter_gradients, shape_of, statistics, update_running, use_openmp_of,
+        want_huge_pages,
     };
 }

@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,7 @@ from torch import nn  # noqa: E402
 from torch.autograd import gradcheck, gradgradcheck  # noqa: E402
 
 import batchnorm.torch as bt  # noqa: E402
+from batchnorm import _native  # noqa: E402
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -137,6 +139,32 @@ def test_autocast(dtype):
     with torch.autocast("cpu", torch.bfloat16):
         a, b = ours(x), theirs(x)
     assert_near(a, b, torch.bfloat16)
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_derivatives_of_arguments_with_gaps(activation):
+    x = tensor((3, 2, 2, 4), torch.float64)[..., ::2].requires_grad_()
+    both, one = (tensor(s, torch.float64, seed=3).requires_grad_() for s in ((2, 2), (1,)))
+
+    def function(x, both, one):
+        return bt.batch_norm(x, None, None, both[:, 0], one.expand(2), True, activation=activation)
+
+    assert gradcheck(function, (x, both, one))
+    assert gradgradcheck(function, (x, both, one))
+
+
+def test_second_derivatives_with_relu_computed_again():
+    x, cotangent = tensor((4, 3, 5, 6)).requires_grad_(), tensor((4, 3, 5, 6), seed=1)
+    weight, bias = (tensor((3,), seed=s).requires_grad_() for s in (3, 4))
+
+    def second(normalize):
+        dx, dweight = torch.autograd.grad((normalize() * cotangent).sum(), (x, weight), create_graph=True)
+        return torch.autograd.grad((dx * cotangent).sum() + (dweight * dweight).sum(), (x, weight))
+
+    ours = second(lambda: bt.batch_norm(x, None, None, weight, bias, True, activation="relu"))
+    theirs = second(lambda: nn.functional.batch_norm(x, None, None, weight, bias, True).relu())
+    for a, b in zip(ours, theirs, strict=True):
+        assert_near(a, b)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -506,3 +534,29 @@ def test_no_tensor_is_leaked():
     # One tensor of each step would be 140 MB.
     before = most(5)
     assert most(60) - before < 64 << 10
+
+
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(not HUGE_PAGES.exists(), reason="the system has no huge pages")
+def test_large_outputs_are_given_huge_pages():
+    # More than malloc keeps, so that the memory of y is new.
+    x = torch.ones(1, 1, 40 << 20, dtype=torch.float16)
+    y = bt.BatchNorm1d(1)(x)
+    middle, flags = y.data_ptr() + y.nbytes // 2, ""
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        key, _, rest = line.partition(" ")
+        if "-" in key:
+            start, end = (int(address, 16) for address in key.split("-"))
+        elif key == "VmFlags:" and start <= middle < end:
+            flags = rest
+    assert "hg" in flags.split()
+    assert y.count_nonzero() == 0
+
+
+def test_memory_that_cannot_have_huge_pages():
+    values = torch.ones(3)
+    for address, size in (0, 0), (0, 1 << 40), (values.data_ptr(), values.nbytes), (2**64 - 1, 2**64 - 1):
+        _native.want_huge_pages(address, size)
+    assert values.sum() == 3

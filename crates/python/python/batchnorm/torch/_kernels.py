@@ -21,9 +21,20 @@ _native.use_openmp_of(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so
 
 NO_OUTPUTS = None, None, None, None
 
+# The malloc of glibc maps new memory for more bytes than these, if none that large is left over.
+LARGE = 32 << 20
+
 
 def raw(tensor):
     return tensor.data_ptr(), tensor.numel()
+
+
+def empty_like(tensor):
+    """An output. Large ones are given huge pages where the system has them, as numpy does with its own arrays."""
+    output = torch.empty_like(tensor)
+    if output.nbytes >= LARGE:
+        _native.want_huge_pages(output.data_ptr(), output.nbytes)
+    return output
 
 
 def optional(tensor):
@@ -82,7 +93,7 @@ def forward_training(x, weight, bias, residual, settings, running=None):
     y, and mean and variance in float64, of an x that is dense in its memory format. `running` are averages that are
     updated, mean and variance, with the momentum.
     """
-    y, channels = torch.empty_like(x), settings[2][1]
+    y, channels = empty_like(x), settings[2][1]
     statistics = torch.empty(2, channels, dtype=torch.float64)
     address = statistics.data_ptr()
     given = optional(weight), optional(bias), optional(residual), None, None
@@ -100,22 +111,32 @@ def update_running(mean, var, statistics, count, momentum):
 
 
 def normalize(x, source, weight, bias, residual, settings):
-    y = torch.empty_like(x)
+    y = empty_like(x)
     _native.normalize(
         settings, raw(x), source, (optional(weight), optional(bias), optional(residual), None, None), raw(y)
     )
     return y
 
 
-def backward(x, dy, source, weight, output, settings, needs):
+def needs_output(dtype, activation, residual, training):
+    """
+    Whether the backward pass is given y, whose sign is the derivative of the activation. Where ReLU alone was on, its
+    argument is computed again from x, which takes less time than it takes to read y.
+    """
+    if activation == IDENTITY:
+        return False
+    return not (training and activation == RELU and residual is None and dtype == torch.float32)
+
+
+def backward(x, dy, source, weight, bias, output, settings, needs):
     """dx, dweight, dbias and dresidual, each if it is needed, or else None."""
     of_x, of_weight, of_bias, of_residual = needs
     channels, dtype = settings[2][1], TYPES[settings[1]]
-    dx = torch.empty_like(x) if of_x else None
-    dresidual = torch.empty_like(x) if of_residual else None
+    dx = empty_like(x) if of_x else None
+    dresidual = empty_like(x) if of_residual else None
     dweight = torch.empty(channels, dtype=dtype) if of_weight else None
     dbias = torch.empty(channels, dtype=dtype) if of_bias else None
-    given = optional(weight), None, None, optional(output), None
+    given = optional(weight), optional(bias), None, optional(output), None
     outputs = optional(dx), optional(dresidual), optional(dweight), optional(dbias)
     _native.backward(settings, (raw(x), raw(dy)), source, given, outputs)
     return dx, dweight, dbias, dresidual
@@ -134,7 +155,7 @@ def is_invertible(y, source, weight, bias, settings):
 def backward_from_output(y, dy, source, weight, bias, settings, needs):
     of_x, of_weight, of_bias, _ = needs
     channels, dtype = settings[2][1], TYPES[settings[1]]
-    dx = torch.empty_like(y) if of_x else None
+    dx = empty_like(y) if of_x else None
     dweight = torch.empty(channels, dtype=dtype) if of_weight else None
     dbias = torch.empty(channels, dtype=dtype) if of_bias else None
     given = optional(weight), optional(bias), None, None, None
@@ -148,9 +169,9 @@ def double_backward(x, dy, source, weight, cotangents, settings, needs):
     of_x, of_dy, of_weight = needs
     element, _, shape, *rest = settings
     lanes = torch.float64 if x.dtype == torch.float64 else torch.float32
-    widened = [None if v is None else v.to(lanes) for v in (weight, *cotangents[1:])]
-    gradient_x = torch.empty_like(x) if of_x else None
-    gradient_dy = torch.empty_like(x) if of_dy else None
+    widened = [None if v is None else v.to(lanes).contiguous() for v in (weight, *cotangents[1:])]
+    gradient_x = empty_like(x) if of_x else None
+    gradient_dy = empty_like(x) if of_dy else None
     gradient_weight = torch.empty(shape[1], dtype=lanes) if of_weight else None
     _native.double_backward(
         (element, ELEMENTS[lanes], shape, *rest),

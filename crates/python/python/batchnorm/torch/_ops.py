@@ -8,7 +8,6 @@ from torch.library import custom_op
 
 from . import _kernels
 from ._eager import dense
-from ._kernels import IDENTITY
 
 
 def batch_norm(x, mean, var, weight, bias, training, momentum, residual, eps, activation, slope):
@@ -102,10 +101,10 @@ def backward(
 ) -> list[Tensor]:
     """The gradients that are needed of x, weight, bias and the residual. A count of 0 stands for running statistics."""
     x, memory_format, settings = _prepare(x, weight, bias, eps, activation, slope)
-    mean, var, weight = _parameters(mean, var, weight)
+    mean, var, weight, bias = _parameters(mean, var, weight, bias)
     source = (count or None, _kernels.ELEMENTS[mean.dtype], _kernels.raw(mean), _kernels.raw(var))
     dy, output = dense(dy, memory_format), dense(output, memory_format)
-    gradients = _kernels.backward(x, dy, source, weight, output, settings, needs)
+    gradients = _kernels.backward(x, dy, source, weight, bias, output, settings, needs)
     return [gradient for gradient in gradients if gradient is not None]
 
 
@@ -126,10 +125,11 @@ def _gradients(needs, gradients):
 
 
 def _training_context(ctx, inputs, output):
-    x, weight, bias, _, ctx.eps, ctx.activation, ctx.slope = inputs
+    x, weight, bias, residual, ctx.eps, ctx.activation, ctx.slope = inputs
     y, statistics = output
     ctx.mark_non_differentiable(statistics)
-    ctx.save_for_backward(x, weight, bias, statistics, None if ctx.activation == IDENTITY else y)
+    needs_y = _kernels.needs_output(x.dtype, ctx.activation, residual, True)
+    ctx.save_for_backward(x, weight, bias, statistics, y if needs_y else None)
 
 
 def _training_backward(ctx, dy, _):
@@ -147,7 +147,8 @@ forward_training.register_autograd(_training_backward, setup_context=_training_c
 
 def _normalize_context(ctx, inputs, output):
     x, mean, var, weight, bias, _, ctx.eps, ctx.activation, ctx.slope = inputs
-    ctx.save_for_backward(x, mean, var, weight, bias, None if ctx.activation == IDENTITY else output)
+    needs_y = _kernels.needs_output(x.dtype, ctx.activation, None, False)
+    ctx.save_for_backward(x, mean, var, weight, bias, output if needs_y else None)
 
 
 def _normalize_backward(ctx, dy):

@@ -17,7 +17,7 @@ from . import _kernels, _modules
 from ._convert import _OURS, _THEIRS
 from ._eager import dense
 from ._functional import _is_eager, _suits
-from ._kernels import ACTIVATIONS, IDENTITY
+from ._kernels import ACTIVATIONS
 
 # What a process sends in place of its count if it fails, so that the others do not wait for it.
 _FAILED = float("nan")
@@ -87,18 +87,19 @@ class _Normalize(Function):
             _kernels.update_running(mean, var, merged[1:].view(2, channels), count, momentum)
             increment_version((mean, var))
         ctx.settings, ctx.memory_format, ctx.channels, ctx.group = settings, memory_format, channels, group
-        ctx.save_for_backward(x, weight, merged, None if activation == IDENTITY else y)
+        needs_y = _kernels.needs_output(x.dtype, activation, residual, True)
+        ctx.save_for_backward(x, weight, bias, merged, y if needs_y else None)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        x, weight, merged, output = ctx.saved_tensors
+        x, weight, bias, merged, output = ctx.saved_tensors
         settings, channels, dy = ctx.settings, ctx.channels, dense(dy, ctx.memory_format)
         of_x, of_weight, of_bias, of_residual = ctx.needs_input_grad[:4]
         source = merged[0].item(), 1, *_halves(merged, channels)
         x_and_dy = _kernels.raw(x), _kernels.raw(dy)
-        given = _kernels.optional(weight), None, None, _kernels.optional(output), None
+        given = *map(_kernels.optional, (weight, bias)), None, _kernels.optional(output), None
 
         def sums():
             row = torch.zeros(2 * channels + 1, dtype=torch.float64)
@@ -116,8 +117,8 @@ class _Normalize(Function):
         else:
             # dresidual alone does not depend on the sums.
             whole = sums()
-        dx = torch.empty_like(x) if of_x else None
-        dresidual = torch.empty_like(x) if of_residual else None
+        dx = _kernels.empty_like(x) if of_x else None
+        dresidual = _kernels.empty_like(x) if of_residual else None
         outputs = _kernels.optional(dx), _kernels.optional(dresidual), None, None
         _native.input_gradient(settings, x_and_dy, source, _halves(whole, channels), given, outputs)
         dweight, dbias = _own_gradients(settings, source, own[0], channels, of_weight, of_bias)
