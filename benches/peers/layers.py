@@ -178,9 +178,9 @@ class Ours:
             y, mean, var = forward()
             outputs = torch.empty_like(x), torch.empty(c), torch.empty(c)
             backward_args.dx, backward_args.dgamma, backward_args.dbeta = map(array, outputs)
-            if layer.relu:
-                backward_args.output = array(y)
             if layer.residual:
+                # Without a residual it takes less time to compute the mask of ReLU again.
+                backward_args.output = array(y)
                 outputs += (torch.empty_like(x),)
                 backward_args.dresidual = array(outputs[-1])
             ok(library, library.bn_backward(plan, ctypes.byref(backward_args)))

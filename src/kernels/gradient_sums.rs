@@ -24,8 +24,8 @@ struct Terms<K>(PhantomData<K>);
 impl<K: Kind> Reduce for Terms<K> {
     type Kind = K;
     const INPUTS: usize = 2;
-    const COEFS: usize = if K::ANY || K::RELU { COEFS + normalize::COEFS } else { COEFS - 1 };
-    const RECOMPUTE_COEFS: usize = if K::ANY || K::RELU { normalize::COEFS } else { 0 };
+    const COEFS: usize = if K::FUSED { COEFS + normalize::COEFS } else { COEFS - 1 };
+    const RECOMPUTE_COEFS: usize = if K::FUSED { normalize::COEFS } else { 0 };
     #[inline(always)]
     fn terms<V: Vector>(coefs: &[V; MAX_COEFS], operands: &Operands<V>, variant: &Variant) -> [V; 2] {
         let [mean_hi, prescale, forward @ ..] = *coefs;
@@ -62,8 +62,8 @@ pub(crate) struct GradientSumsKernel<K, E: Storage>(GradientSumsTask<E>, Phantom
 impl<K, E: Storage> GradientSumsKernel<K, E> {
     /// # Safety
     /// dy, x and what the variant names cover the shape, and nothing else uses the channels of the tile in `out` while
-    /// the kernel runs. There are as many arrays of coefficients as a kernel of any variant has, of which those that the pass
-    /// needs are filled. A tile of planes has at most [`MAX_GROUP`] channels.
+    /// the kernel runs. There are as many arrays of coefficients as a kernel of any variant has, of which those that the
+    /// pass needs are filled. A tile of planes has at most [`MAX_GROUP`] channels.
     pub(crate) unsafe fn new(task: GradientSumsTask<E>) -> Self {
         Self(task, PhantomData)
     }
@@ -100,15 +100,13 @@ impl<E: Storage> GradientSumsTask<E> {
     #[inline(always)]
     unsafe fn is_ordinary(&self) -> bool {
         let channels = &self.tile.channels;
-        let mut ordinary = true;
-        for k in [COEFS - 1, COEFS + normalize::COEFS - 1] {
-            if k < COEFS || self.variant.recomputes() {
-                let prescales = self.coefs.wrapping_add(k * self.coefs_stride + channels.start);
-                // SAFETY: the caller's promise.
-                ordinary &= all_ones(unsafe { slice::from_raw_parts(prescales, channels.len()) });
-            }
-        }
-        ordinary
+        let prescales = |k: usize| {
+            let first = self.coefs.wrapping_add(k * self.coefs_stride + channels.start);
+            // SAFETY: the caller's promise.
+            unsafe { slice::from_raw_parts(first, channels.len()) }
+        };
+        let (own, forward) = (COEFS - 1, COEFS + normalize::COEFS - 1);
+        all_ones(prescales(own)) && (!self.variant.recomputes() || all_ones(prescales(forward)))
     }
 
     /// # Safety

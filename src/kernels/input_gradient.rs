@@ -26,8 +26,8 @@ impl<K: Kind> Map for InputGradient<K> {
     type Kind = K;
     type Any = InputGradient<Any>;
     const INPUTS: usize = 2;
-    const COEFS: usize = if K::ANY || K::RELU { COEFS + normalize::COEFS } else { COEFS - 2 };
-    const RECOMPUTE_COEFS: usize = if K::ANY || K::RELU { normalize::COEFS } else { 0 };
+    const COEFS: usize = if K::FUSED { COEFS + normalize::COEFS } else { COEFS - 2 };
+    const RECOMPUTE_COEFS: usize = if K::FUSED { normalize::COEFS } else { 0 };
     const FACTORS: &'static [usize] = &[4, 5, 9];
     #[inline(always)]
     fn apply<V: Vector>(coefs: &[V; MAX_COEFS], operands: &Operands<V>, variant: &Variant) -> [V; 2] {

@@ -30,7 +30,7 @@ pub(crate) trait Map {
     /// Whether these are any variants, whose body is much code.
     const ANY: bool = <Self::Kind as Kind>::ANY;
     /// Whether anything is fused; without, there is one output.
-    const FUSED: bool = Self::ANY || <Self::Kind as Kind>::RELU;
+    const FUSED: bool = <Self::Kind as Kind>::FUSED;
     /// The body of the same pass for any variant.
     type Any: Map;
     fn apply<V: Vector>(coefs: &[V; MAX_COEFS], x: &Operands<V>, variant: &Variant) -> [V; 2];

@@ -50,12 +50,15 @@ pub(crate) trait Kind: 'static {
     const ANY: bool;
     /// Whether ReLU alone is fused, on top of a residual or not.
     const RELU: bool;
+    /// Whether anything is fused.
+    const FUSED: bool = Self::ANY || Self::RELU;
 }
 
 /// Nothing is fused.
 pub(crate) struct Plain;
-/// Most networks have ReLU, alone or on top of a residual.
+/// What most networks have: ReLU, alone or on top of a residual.
 pub(crate) struct Relu;
+/// Whatever the variant says.
 pub(crate) struct Any;
 
 impl Kind for Plain {
@@ -125,8 +128,8 @@ impl Variant {
     #[inline(always)]
     pub(crate) fn reads<K: Kind>(&self, k: usize, own: usize) -> bool {
         match k {
-            RESIDUAL => (K::ANY || K::RELU) && self.residual,
-            OUTPUT => (K::ANY || K::RELU) && self.output,
+            RESIDUAL => K::FUSED && self.residual,
+            OUTPUT => K::FUSED && self.output,
             COTANGENT => K::ANY && self.double_backward,
             _ => k < own,
         }
