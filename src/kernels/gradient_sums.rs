@@ -17,22 +17,21 @@ use std::slice;
 /// How many coefficients this needs: mean_hi, prescale. Only kernels of any variant need the second.
 pub(crate) const COEFS: usize = 2;
 
-/// The terms g and g·(x − mean_hi), the second times the prescale of the channel. Unless it is plain, the coefficients of
-/// the forward pass come after its own.
+/// The terms g and g·(x − mean_hi), the second times the prescale of the channel. If the argument of
+/// the activation is computed again, the coefficients of the forward pass come after its own.
 struct Terms<K>(PhantomData<K>);
 
 impl<K: Kind> Reduce for Terms<K> {
     type Kind = K;
     const INPUTS: usize = 2;
-    const COEFS: usize = if K::FUSED { COEFS + normalize::COEFS } else { COEFS - 1 };
-    const RECOMPUTE_COEFS: usize = if K::FUSED { normalize::COEFS } else { 0 };
+    const COEFS: usize = if K::ANY || K::RELU { COEFS + normalize::COEFS } else { COEFS - 1 };
+    const RECOMPUTE_COEFS: usize = if K::ANY { normalize::COEFS } else { 0 };
     #[inline(always)]
     fn terms<V: Vector>(coefs: &[V; MAX_COEFS], operands: &Operands<V>, variant: &Variant) -> [V; 2] {
         let [mean_hi, prescale, forward @ ..] = *coefs;
         if !K::ANY {
-            let [dy, x, ..] = operands.inputs;
-            let d = x.sub(mean_hi);
-            let g = if K::RELU { before_relu(&forward, d, operands, variant) } else { dy };
+            let d = operands.inputs[1].sub(mean_hi);
+            let g = before_relu::<V, K>(&forward, d, operands);
             return [g, g.mul(d)];
         }
         let (g, x) = upstream(&forward, operands, variant);

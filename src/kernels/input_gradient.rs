@@ -9,7 +9,7 @@ use super::activation::{gradient, inverse};
 use super::double_backward::double_backward;
 use super::map::{MAX_COEFS, Map};
 use super::normalize::{self, argument, center};
-use super::operands::{Any, Kind, OUTPUT, Operands, RESIDUAL, Variant, masked, scaled_weight};
+use super::operands::{Any, Kind, OUTPUT, Operands, Variant, masked, scaled_weight};
 use crate::activation::Activation;
 use crate::simd::Vector;
 use std::marker::PhantomData;
@@ -18,24 +18,23 @@ use std::marker::PhantomData;
 /// the last two.
 pub(crate) const COEFS: usize = 6;
 
-/// Two inputs, dy and x; two outputs, dx and g. Unless it is plain, the coefficients of the forward pass come after its
-/// own.
+/// Two inputs, dy and x; two outputs, dx and g. If the argument of the activation is computed again, the coefficients of
+/// the forward pass come after its own.
 pub(crate) struct InputGradient<K>(PhantomData<K>);
 
 impl<K: Kind> Map for InputGradient<K> {
     type Kind = K;
     type Any = InputGradient<Any>;
     const INPUTS: usize = 2;
-    const COEFS: usize = if K::FUSED { COEFS + normalize::COEFS } else { COEFS - 2 };
-    const RECOMPUTE_COEFS: usize = if K::FUSED { normalize::COEFS } else { 0 };
+    const COEFS: usize = if K::ANY || K::RELU { COEFS + normalize::COEFS } else { COEFS - 2 };
+    const RECOMPUTE_COEFS: usize = if K::ANY { normalize::COEFS } else { 0 };
     const FACTORS: &'static [usize] = &[4, 5, 9];
     #[inline(always)]
     fn apply<V: Vector>(coefs: &[V; MAX_COEFS], operands: &Operands<V>, variant: &Variant) -> [V; 2] {
         let [mean_hi, scale, slope, constant, prescale, boost, forward @ ..] = *coefs;
-        let [dy, x, ..] = operands.inputs;
         if !K::ANY {
-            let d = x.sub(mean_hi);
-            let g = if K::RELU { before_relu(&forward, d, operands, variant) } else { dy };
+            let d = operands.inputs[1].sub(mean_hi);
+            let g = before_relu::<V, K>(&forward, d, operands);
             return [g.add(d.mul(slope).add(constant)).mul(scale), g];
         }
         if variant.double_backward {
@@ -53,23 +52,19 @@ impl<K: Kind> Map for InputGradient<K> {
     }
 }
 
-/// The gradient before ReLU, from `d = x − mean_hi`, which is the same forward and backward if no factors are applied.
+/// The gradient before ReLU, if there is one, from `d = x − mean_hi`, which is the same forward and backward if no
+/// factors are applied.
 #[inline(always)]
-pub(super) fn before_relu<V: Vector>(
-    forward: &[V; normalize::COEFS],
-    d: V,
-    operands: &Operands<V>,
-    variant: &Variant,
-) -> V {
+pub(super) fn before_relu<V: Vector, K: Kind>(forward: &[V; normalize::COEFS], d: V, operands: &Operands<V>) -> V {
     let [_, scale, shift, _] = *forward;
-    let z = if variant.output {
-        operands.inputs[OUTPUT]
-    } else if variant.residual {
-        d.mul(scale).add(shift).add(operands.inputs[RESIDUAL])
+    let dy = operands.inputs[0];
+    if K::MASK {
+        gradient(Activation::Relu, operands.inputs[OUTPUT], dy)
+    } else if K::RELU {
+        gradient(Activation::Relu, d.mul(scale).add(shift), dy)
     } else {
-        d.mul(scale).add(shift)
-    };
-    gradient(Activation::Relu, z, operands.inputs[0])
+        dy
+    }
 }
 
 /// The gradient before the activation, and x.

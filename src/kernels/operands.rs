@@ -48,16 +48,20 @@ pub(crate) const OUTPUT: usize = 4;
 pub(crate) trait Kind: 'static {
     /// Whether it asks at run time what is fused, for each vector anew.
     const ANY: bool;
-    /// Whether ReLU alone is fused, on top of a residual or not.
+    /// Whether ReLU alone is fused: forward, on top of a residual or not; backward, without one.
     const RELU: bool;
+    /// Whether ReLU alone is fused, backward, and y tells where it was on.
+    const MASK: bool = false;
     /// Whether anything is fused.
-    const FUSED: bool = Self::ANY || Self::RELU;
+    const FUSED: bool = Self::ANY || Self::RELU || Self::MASK;
 }
 
 /// Nothing is fused.
 pub(crate) struct Plain;
-/// What most networks have: ReLU, alone or on top of a residual.
+/// What most networks have: ReLU.
 pub(crate) struct Relu;
+/// The gradient of ReLU by its mask, which y has: on top of a residual.
+pub(crate) struct Mask;
 /// Whatever the variant says.
 pub(crate) struct Any;
 
@@ -69,6 +73,12 @@ impl Kind for Plain {
 impl Kind for Relu {
     const ANY: bool = false;
     const RELU: bool = true;
+}
+
+impl Kind for Mask {
+    const ANY: bool = false;
+    const RELU: bool = false;
+    const MASK: bool = true;
 }
 
 impl Kind for Any {
@@ -128,8 +138,8 @@ impl Variant {
     #[inline(always)]
     pub(crate) fn reads<K: Kind>(&self, k: usize, own: usize) -> bool {
         match k {
-            RESIDUAL => K::FUSED && self.residual,
-            OUTPUT => K::FUSED && self.output,
+            RESIDUAL => (K::ANY || K::RELU && own == 1) && self.residual,
+            OUTPUT => K::ANY && self.output || K::MASK,
             COTANGENT => K::ANY && self.double_backward,
             _ => k < own,
         }

@@ -136,25 +136,30 @@ unsafe fn add_few<R: Reduce, L: Lanes>(
     n: usize,
     acc: Accumulators<L::V>,
 ) -> Accumulators<L::V> {
+    let vector = |j: usize| x.advance(j * step.elements, j * step.positions);
     let mut t = [[L::V::splat(Real::from_wide(0.0)); 2]; CHUNK];
     let mut sums = t[0];
     let mut j = 0;
-    while j < count {
-        let x = x.advance(j * step.elements, j * step.positions);
-        // SAFETY: the caller's promise.
-        let v = unsafe {
-            if j < whole {
-                terms::<R, L, true>(coefs, &x, variant, n)
+    // SAFETY: the caller's promise.
+    unsafe {
+        while j < whole {
+            let v = terms::<R, L, true>(coefs, &vector(j), variant, n);
+            if R::ANY && count == CHUNK {
+                t[j] = v;
             } else {
-                terms::<R, L, false>(coefs, &x, variant, n)
+                sums = add(sums, v);
             }
-        };
-        if R::ANY && count == CHUNK {
-            t[j] = v;
-        } else {
-            sums = add(sums, v);
+            j += 1;
         }
-        j += 1;
+        while j < count {
+            let v = terms::<R, L, false>(coefs, &vector(j), variant, n);
+            if R::ANY && count == CHUNK {
+                t[j] = v;
+            } else {
+                sums = add(sums, v);
+            }
+            j += 1;
+        }
     }
     if R::ANY && count == CHUNK {
         sums = pairwise(&t);

@@ -20,7 +20,7 @@ use crate::kernels::coefficients::{
 use crate::kernels::gradient_sums::{self, GradientSumsKernel, GradientSumsTask};
 use crate::kernels::input_gradient::{self, InputGradient};
 use crate::kernels::normalize::{self, Normalize};
-use crate::kernels::operands::{Any, Plain, Relu};
+use crate::kernels::operands::{Any, Mask, Plain, Relu};
 use crate::kernels::partials::{Partials, slot};
 use crate::kernels::tile::{Tile, padded};
 use crate::lanes::Storage;
@@ -206,6 +206,16 @@ impl<E: Storage> BackwardPass<'_, E> {
         Channels { rebuild: self.rebuild, ..self.channels(range) }
     }
 
+    /// Whether ReLU alone is fused, and its mask is known.
+    fn is_masked(&self) -> bool {
+        self.map_inputs.variant.is_relu() && self.needs.has_mask
+    }
+
+    /// Whether ReLU alone is fused, and its argument follows from x.
+    fn is_relu(&self) -> bool {
+        self.map_inputs.variant.is_relu() && !self.needs.has_mask && !self.map_inputs.variant.residual
+    }
+
     fn arrays(&self, window: &Window) -> Arrays<E::Scalar> {
         let (walked, Needs { sums, recomputes, .. }) = (&self.map_inputs.walked, &self.needs);
         let (arrays, _) = Arrays::new(window, walked, self.counts.len(), *sums, *recomputes);
@@ -235,7 +245,9 @@ impl<E: Storage> BackwardPass<'_, E> {
         // SAFETY: the caller's promise; the scratch memory is the task's own, and groups of planes have few enough
         // channels.
         unsafe {
-            if E::RELU_KIND && inputs.variant.is_relu() {
+            if E::RELU_KIND && self.is_masked() {
+                dispatch(isa, GradientSumsKernel::<Mask, E>::new(task));
+            } else if E::RELU_KIND && self.is_relu() {
                 dispatch(isa, GradientSumsKernel::<Relu, E>::new(task));
             } else if self.fuses {
                 dispatch(isa, GradientSumsKernel::<Any, E>::new(task));
@@ -367,7 +379,9 @@ impl<E: Storage> Steps for BackwardPass<'_, E> {
         let out = [self.out[0].ptr(), self.out[1].ptr()];
         // SAFETY: whoever ran the request promised the pointers; tiles are disjoint, and their channels are finished.
         unsafe {
-            if E::RELU_KIND && inputs.variant.is_relu() && !out[0].is_null() {
+            if E::RELU_KIND && self.is_masked() && !out[0].is_null() {
+                inputs.map::<InputGradient<Mask>>(engine, tile, coefs, out);
+            } else if E::RELU_KIND && self.is_relu() && !out[0].is_null() {
                 inputs.map::<InputGradient<Relu>>(engine, tile, coefs, out);
             } else if self.fuses {
                 inputs.map::<InputGradient<Any>>(engine, tile, coefs, out);
