@@ -21,8 +21,9 @@ _native.use_openmp_of(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so
 
 NO_OUTPUTS = None, None, None, None
 
-# The malloc of glibc maps new memory for more bytes than these, if none that large is left over.
-LARGE = 32 << 20
+# The malloc of glibc maps new memory for each tensor of more than 32 MB, and often for somewhat smaller ones. Tensors far
+# below are mostly given memory that was used before, and in new memory lose as much to huge pages as they gain.
+LARGE = 24 << 20
 
 
 def raw(tensor):
