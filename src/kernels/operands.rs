@@ -58,9 +58,9 @@ pub(crate) trait Kind: 'static {
 
 /// Nothing is fused.
 pub(crate) struct Plain;
-/// What most networks have: ReLU.
+/// ReLU, which most networks have.
 pub(crate) struct Relu;
-/// The gradient of ReLU by its mask, which y has: on top of a residual.
+/// The gradient of ReLU, alone or on top of a residual, by its mask, which y has.
 pub(crate) struct Mask;
 /// Whatever the variant says.
 pub(crate) struct Any;

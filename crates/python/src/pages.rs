@@ -5,9 +5,9 @@
 /// has no huge pages ignores the advice.
 #[cfg(target_os = "linux")]
 pub(crate) fn want_huge(address: usize, bytes: usize) {
-    // The advice is given for whole pages.
+    // A multiple of all sizes of small pages: the advice is given for whole ones.
     const PAGE: usize = 1 << 16;
-    let start = address.next_multiple_of(PAGE);
+    let Some(start) = address.checked_next_multiple_of(PAGE) else { return };
     let len = address.saturating_add(bytes).saturating_sub(start) / PAGE * PAGE;
     if len > 0 && !is_resident(start) && !is_resident(start + len - PAGE) {
         // SAFETY: the advice changes neither contents nor permissions, and is refused for a range that is not mapped.
